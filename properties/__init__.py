@@ -1,0 +1,1 @@
+"""Default settings and presets, read by the package."""
