@@ -1,0 +1,205 @@
+"""RecBole's atomic files, read as they are written: no quoting rules and no words for «missing»."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+
+_BLOCK_BYTES = 1 << 24  # no line may be longer
+
+
+class AtomicFileError(ValueError):
+    """An atomic file that cannot be read; the message names file, line and what was expected."""
+
+
+class Column(NamedTuple):
+    """One column of an atomic file, as its header ``name:type`` declares it."""
+
+    name: str
+    type: str
+
+
+def read_header(path: str | Path) -> list[Column]:
+    """Columns of an atomic file in file order.
+
+    Args:
+        path: the file.
+
+    Raises:
+        AtomicFileError: if the file is missing or empty, or its first line is no header.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _parse_header(path, file.readline())
+    except OSError as error:
+        raise AtomicFileError(f"{path}: {error.strerror}") from error
+
+
+def read_atomic(
+    path: str | Path, columns: Collection[str] | None = None, as_text: bool = False
+) -> pd.DataFrame:
+    r"""Read an atomic file: UTF-8, one tab between fields, one row a line, blank lines skipped.
+
+    ``\r\n`` ends a line as ``\n`` does; any other ``\r`` is a space.
+
+    Args:
+        path: the file.
+        columns: names to read; all by default. The result is in file order.
+        as_text: keep ``float`` columns as written, too.
+
+    Returns:
+        One column per name: ``float`` as float64 with NaN for an empty field, every other type as
+        the string that stands in the file ("" when empty).
+
+    Raises:
+        AtomicFileError: naming file, line and what was expected.
+    """
+    header = read_header(path)
+    names = [column.name for column in header]
+    for name in columns or ():
+        if name not in names:
+            raise AtomicFileError(f"{path}: no column {name!r} (there are: {', '.join(names)})")
+    wanted = [column for column in header if columns is None or column.name in columns]
+    numbers = {column.name for column in header if column.type == "float" and not as_text}
+    body = _read_body(path)
+    if not body.strip(b"\n"):
+        return pd.DataFrame({c.name: [] for c in wanted}).astype(
+            {c.name: np.float64 if c.name in numbers else object for c in wanted}
+        )
+    try:
+        table = _parse_body(body, names, [column.name for column in wanted], numbers)
+    except pa.ArrowInvalid as error:
+        _raise_first_fault(path, header, numbers, body, error)
+    return pd.DataFrame({name: _to_numpy(table[name]) for name in table.column_names})
+
+
+def line_number(path: str | Path, row: int) -> int:
+    """Line of the file, counted from 1, that holds a row of ``read_atomic``, counted from 0."""
+    for index, (number, _) in enumerate(_lines(_read_body(path))):
+        if index == row:
+            return number
+    raise IndexError(f"{path} has no row {row}")
+
+
+def refuse_rows(path: str | Path, faulty: pd.Series, expected: str) -> None:
+    """Raise an ``AtomicFileError`` for the first faulty row of what ``read_atomic`` returned.
+
+    Args:
+        path: the file that was read.
+        faulty: whether a row is faulty, one bool per row.
+        expected: what each row must have.
+    """
+    if faulty.any():
+        line = line_number(path, int(faulty.to_numpy().argmax()))
+        raise AtomicFileError(f"{path}, line {line}: expected {expected}")
+
+
+def refuse_repeated(path: str | Path, ids: pd.Series) -> None:
+    """Raise an ``AtomicFileError`` if a column of ids that ``read_atomic`` returned repeats one."""
+    repeated = ids.duplicated().to_numpy()
+    if repeated.any():
+        second = int(repeated.argmax())
+        first = int((ids == ids.iloc[second]).to_numpy().argmax())
+        lines = line_number(path, first), line_number(path, second)
+        raise AtomicFileError(
+            f"{path}, lines {lines[0]} and {lines[1]}: both have {ids.name} {ids.iloc[second]!r}"
+        )
+
+
+def is_number(field: str) -> bool:
+    """Tell whether the fast reader takes a field for a number."""
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return not field.lstrip().startswith("+") and "_" not in field
+
+
+def _parse_header(path: str | Path, line: bytes) -> list[Column]:
+    if not line.strip():
+        raise AtomicFileError(f"{path}, line 1: expected a header of name:type columns, found none")
+    try:
+        fields = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise AtomicFileError(f"{path}, line 1: not UTF-8 text") from error
+    columns: list[Column] = []
+    for field in fields:
+        name, _, kind = field.rpartition(":")
+        if not name:
+            raise AtomicFileError(f"{path}, line 1: expected name:type, found {field[:80]!r}")
+        if kind not in TYPES:
+            allowed = ", ".join(TYPES)
+            raise AtomicFileError(f"{path}, line 1: type {kind!r} of {name!r} is not in {allowed}")
+        if any(name == column.name for column in columns):
+            raise AtomicFileError(f"{path}, line 1: column {name!r} stands there twice")
+        columns.append(Column(name, kind))
+    return columns
+
+
+def _read_body(path: str | Path) -> bytes:
+    """Everything below the header, every line ending in a bare newline."""
+    with open(path, "rb") as file:
+        file.readline()
+        body = file.read()
+    if b"\r" in body:
+        body = body.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+    return body
+
+
+def _lines(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each line that is not blank."""
+    return ((n, line) for n, line in enumerate(body.split(b"\n"), start=2) if line)
+
+
+def _parse_body(body: bytes, names: list[str], wanted: list[str], numbers: set[str]) -> pa.Table:
+    types = {name: pa.float64() if name in numbers else pa.string() for name in names}
+    return csv.read_csv(
+        pa.BufferReader(body),
+        read_options=csv.ReadOptions(column_names=names, block_size=_BLOCK_BYTES),
+        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False),
+        convert_options=csv.ConvertOptions(
+            column_types=types,
+            include_columns=wanted,
+            null_values=[""],
+            strings_can_be_null=False,
+        ),
+    )
+
+
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """Values of a column; strings that occur often become one object."""
+    if column.type != pa.string():
+        return column.to_numpy()
+    encoded = column.dictionary_encode().combine_chunks()
+    return encoded.dictionary.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
+
+
+def _raise_first_fault(
+    path: str | Path, header: list[Column], numbers: set[str], body: bytes, error: pa.ArrowInvalid
+) -> NoReturn:
+    """Find the first line that is not as the header says; the fast reader cannot name it."""
+    for number, line in _lines(body):
+        where = f"{path}, line {number}"
+        try:
+            fields = line.decode().split("\t")
+        except UnicodeDecodeError:
+            raise AtomicFileError(f"{where}: not UTF-8 text") from error
+        if len(fields) != len(header):
+            names = ", ".join(column.name for column in header)
+            raise AtomicFileError(
+                f"{where}: expected {len(header)} columns ({names}), found {len(fields)}"
+            ) from error
+        for column, field in zip(header, fields, strict=True):
+            if column.name in numbers and field and not is_number(field):
+                raise AtomicFileError(
+                    f"{where}: expected a number for {column.name!r}, found {field[:80]!r}"
+                ) from error
+    raise AtomicFileError(f"{path}: {str(error).splitlines()[0][:200]}") from error

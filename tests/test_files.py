@@ -1,0 +1,58 @@
+"""A file is whole or not there."""
+
+import os
+
+import pytest
+
+from recbole_jepa4rec.files import atomic_write
+
+
+def test_the_file_appears_only_at_the_end(tmp_path):
+    path = tmp_path / "result.json"
+    with atomic_write(path, "w") as file:
+        file.write("größe 🔪")
+        file.flush()
+        assert not path.exists()
+    assert path.read_text(encoding="utf-8") == "größe 🔪"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, failure):
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+
+    def write_half():
+        with atomic_write(path) as file:
+            file.write(b"half of the ne")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_a_failing_flush_leaves_no_file(tmp_path, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"), atomic_write(tmp_path / "weights") as file:
+        file.write(b"all of it")
+    assert os.listdir(tmp_path) == []
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "shared") as file:
+            file.write(b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o640
+
+
+def test_other_modes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="mode 'ab'"), atomic_write(tmp_path / "log", "ab"):
+        pass
