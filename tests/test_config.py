@@ -1,0 +1,266 @@
+"""Layers, spellings, and what is refused before anything runs."""
+
+import copy
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import recbole
+import yaml
+
+from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.registry import MODELS, find_properties
+from recbole_jepa4rec.settings import Loader, known_keys, parse_command_line, parse_value
+from tests.conftest import ROOT
+
+RECBOLE = Path(recbole.__file__).parent / "properties"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Config may set CUDA_VISIBLE_DEVICES; it is put back."""
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
+
+
+def config(*command_line, model="SASRec", dataset="ml-100k", files=None, **settings):
+    return Config(model, dataset, files, settings, command_line)
+
+
+def refusal(*command_line, **arguments):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        config(*command_line, **arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def written(folder, text, name="given.yaml"):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+class TestLayers:
+    def test_later_layers_win(self, tmp_path):
+        one = written(tmp_path, "epochs: 1\nseed: 1\nlearning_rate: 1e-3\nstopping_step: 1\n")
+        two = written(tmp_path, "seed: 2\nlearning_rate: 2e-3\n", "two.yaml")
+        made = config("--learning_rate=4e-3", f"--config_files={two}", files=[one], stopping_step=3)
+        keys = ("epochs", "seed", "stopping_step", "learning_rate", "n_layers")
+        assert [made[key] for key in keys] == [1, 2, 3, 0.004, 2]
+
+    def test_our_overall_is_the_protocol(self):
+        made = config()
+        assert made["metrics"] == ["Recall", "NDCG", "MRR"]
+        assert made["valid_metric"] == "NDCG@10"
+        assert made["eval_args"]["mode"] == {"valid": "full", "test": "full"}
+        assert made["filter_history"] is False
+
+    def test_our_overall_names_no_key_of_a_recbole_model(self):
+        ours = set(yaml.load((find_properties() / "overall.yaml").read_text(), Loader))
+        for file in RECBOLE.glob("model/*.yaml"):
+            assert not ours & set(yaml.load(file.read_text(), Loader) or {}), file.name
+
+    def test_one_entry_of_eval_args_leaves_the_others(self):
+        for made in (config("--eval_args.mode=full"), config(eval_args={"mode": "full"})):
+            assert made["eval_args"] == config()["eval_args"]
+
+    def test_a_dotted_key_changes_one_entry(self):
+        made = config("--load_col.item=[item_id, class]", "--clip_grad_norm.max_norm=5")
+        assert made["load_col"]["item"] == ["item_id", "class"]
+        assert made["load_col"]["inter"] == config()["load_col"]["inter"]
+        assert made["clip_grad_norm"] == {"max_norm": 5}
+
+    def test_full_softmax_needs_no_negatives(self):
+        assert config()["train_neg_sample_args"]["distribution"] == "none"
+        assert config(loss_type="BPR")["train_neg_sample_args"]["distribution"] == "uniform"
+
+    def test_model_and_data_set_may_stand_in_any_layer(self):
+        made = Config(config_dict={"model": "GRU4Rec"}, command_line=["--dataset=ml-100k"])
+        assert (made["model"], made["dataset"]) == ("GRU4Rec", "ml-100k")
+
+    def test_arguments_of_the_process_are_not_read(self, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["script", "--epochs=77", "--tb=short"])
+        assert config()["epochs"] == 300
+
+    def test_the_callers_dict_stays(self):
+        settings = {"topk": "[5]", "valid_metric": "MRR@5", "eval_args": {"mode": "full"}}
+        before = copy.deepcopy(settings)
+        assert config(**settings)["topk"] == [5]
+        assert settings == before
+
+    def test_a_saved_config_gives_an_equal_one(self, tmp_path):
+        made = config("--topk=5,10", "--loss_type=BPR", "--load_col.item=[item_id]", run_dir="x")
+        made.save(tmp_path / "config.yaml")
+        again = Config(config_file_list=[tmp_path / "config.yaml"])
+        assert again.external() == made.external()
+        differing = {
+            key
+            for key in {*made.final_config_dict, *again.final_config_dict}
+            if made[key] != again[key]
+        }
+        assert differing == {"run_dir"}
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("key", "text", "value"),
+        [
+            ("epochs", "3", 3),
+            ("learning_rate", "1e-3", 0.001),
+            ("topk", "[5, 10]", [5, 10]),
+            ("topk", "5,10", [5, 10]),
+            ("metrics", "[Recall,NDCG]", ["Recall", "NDCG"]),
+            ("filter_history", "true", True),
+            ("filter_history", "False", False),
+            ("checkpoint", "null", None),
+            ("checkpoint", "2024", "2024"),
+            ("checkpoint", "runs/a=b/x", "runs/a=b/x"),
+            ("gpu_id", "0,1", "0,1"),
+            ("gpu_id", "", ""),
+            ("user_inter_num_interval", "[5,inf)", "[5,inf)"),
+            ("seed", "3-4", "3-4"),
+            ("seed", "re.sub", "re.sub"),
+            ("seed", "__import__('os').getpid()", "__import__('os').getpid()"),
+            ("clip_grad_norm", "{'max_norm': 1}", {"max_norm": 1}),
+        ],
+    )
+    def test_texts_are_literals_and_never_run(self, key, text, value):
+        parsed = parse_value(key, text)
+        assert parsed == value
+        assert type(parsed) is type(value)
+
+    def test_both_forms_of_the_command_line(self):
+        words = ["--epochs=3", "--seed", "-1", "--checkpoint=a=b", "--gpu_id="]
+        found = {"epochs": "3", "seed": "-1", "checkpoint": "a=b", "gpu_id": ""}
+        assert parse_command_line(words) == found
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["epochs=3"], "stray word 'epochs=3'"),
+            (["--epochs=3", "4"], "stray word '4'"),
+            (["-epochs=3"], "stray word '-epochs=3'"),
+            (["--=3"], "stray word '--=3'"),
+            (["--epochs"], "--epochs has no value"),
+            (["--epochs", "--seed=1"], "--epochs has no value"),
+            (["--seed=1", "--seed=2"], "--seed is given twice: '1' and '2'"),
+        ],
+    )
+    def test_a_malformed_command_line_is_refused(self, words, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_command_line(words)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("--learnin_rate=1", "unknown key 'learnin_rate' (did you mean 'learning_rate'?)"),
+            ("--eval_args.mod=full", "unknown key 'eval_args.mod' (did you mean 'mode'?)"),
+            ("--nproc=2", "unknown key 'nproc'"),
+            ("--epochs=abc", "epochs 'abc' must be a number"),
+            ("--epochs=1.5", "epochs 1.5 must be a whole number"),
+            ("--epochs=-1", "epochs -1 must be a whole number"),
+            ("--train_batch_size=0", "train_batch_size 0 must be a whole number from 1"),
+            ("--filter_history=perhaps", "filter_history 'perhaps' must be True or False"),
+            ("--max_train_seconds=0", "max_train_seconds 0 must be a positive number"),
+            ("--state=loud", "state 'loud' must be one of debug"),
+            ("--metrics=[AUC]", "metric 'auc' is no function of the target's rank"),
+            ("--metrics=[ItemCoverage]", "metric 'itemcoverage' is no function"),
+            ("--topk=[0]", "topk 0 is below 1"),
+            ("--topk=many", "topk ['many'] and metrics"),
+            ("--valid_metric=NDCG@5", "valid_metric 'NDCG@5' is not measured (measured: recall@10"),
+            ("--eval_args.mode=uni100", "eval_args.mode 'uni100'"),
+            ("--eval_args.order=RO", "eval_args.order 'RO'"),
+            ("--eval_args.split={'RS': [8, 1, 1]}", "eval_args.split {'RS': [8, 1, 1]}"),
+            ("--eval_args=3", "eval_args 3 must be a mapping"),
+            ("--seed.x=3", "key 'seed.x': 'seed' is 2020, which holds no keys"),
+            ("--save_dataset=True", "save_dataset is not supported"),
+            ("--benchmark_filename=[a,b,c]", "benchmark_filename is not supported"),
+        ],
+    )
+    def test_by_name(self, word, message):
+        assert message in refusal(word)
+
+    @pytest.mark.parametrize("name", ["a,a", "../a", "", "a,", "a+b", ".."])
+    def test_names_that_are_no_folder(self, name):
+        assert "data" in refusal(dataset=name)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "holds no `key: value` lines"),
+            (b"# nothing\n", "holds no `key: value` lines"),
+            (b"- a\n", "holds no `key: value` lines"),
+            (b"seed: 1\nepochs: [1\n", "line 3: "),
+            (b"seed: \xff\n", "is not UTF-8 at byte 6"),
+            (b"seed: !!python/object/apply:os.getpid []\n", "line 1: "),
+            (b"sed: 1\n", "unknown key 'sed' (did you mean 'seed'?) in "),
+        ],
+    )
+    def test_a_file_is_named(self, tmp_path, content, message):
+        path = tmp_path / "given.yaml"
+        path.write_bytes(content)
+        text = refusal(files=[path])
+        assert message in text
+        assert str(path) in text
+
+    def test_a_missing_file_is_named(self):
+        assert refusal("--config_files=/no/such.yaml").startswith(
+            "cannot read config file /no/such"
+        )
+
+    def test_keys_of_other_models_are_told(self):
+        assert config("--num_layers=2", "--n_layers=1").unread_keys() == ["num_layers"]
+
+
+class TestSources:
+    def test_ones_own_ml_100k_beats_the_bundled_one(self, tmp_path):
+        assert "dataset_example" in config(data_path=str(tmp_path))["data_path"]
+        (tmp_path / "ml-100k").mkdir()
+        assert config(data_path=str(tmp_path))["data_path"] == str(tmp_path / "ml-100k")
+
+    @pytest.mark.parametrize("names", ["a,b", ["a", "b"]])
+    def test_several(self, names):
+        made = config(dataset=names)
+        assert (made["dataset"], made["source_datasets"]) == ("a+b", ["a", "b"])
+        assert made.external()["dataset"] == ["a", "b"]
+        assert config()["source_datasets"] is None
+
+
+class TestDevice:
+    def test_the_environment_wins(self, monkeypatch):
+        monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "3")
+        config("--gpu_id=1")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+    def test_a_given_gpu_is_set_and_a_default_is_not(self, monkeypatch):
+        monkeypatch.delitem(os.environ, "CUDA_VISIBLE_DEVICES")
+        config()
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+        config("--gpu_id=1,2")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
+
+    def test_the_cpu_can_be_asked_for(self):
+        assert config("--use_gpu=False")["device"].type == "cpu"
+        assert config("--gpu_id=")["device"].type == "cpu"
+
+
+class TestOurFiles:
+    def test_every_key_of_a_preset_is_known(self):
+        for file in find_properties().glob("preset/*.yaml"):
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+            assert set(content) <= known_keys(), file.name
+
+    def test_every_key_is_read_by_some_code(self):
+        code = "\n".join(
+            path.read_text(encoding="utf-8")
+            for folder in (ROOT / "recbole_jepa4rec", RECBOLE.parent)
+            for path in folder.rglob("*.py")
+        )
+        files = [find_properties() / "overall.yaml"]
+        files += [find_properties() / "model" / f"{model}.yaml" for model in MODELS]
+        for file in files:
+            for key in yaml.load(file.read_text(encoding="utf-8"), Loader) or {}:
+                assert re.search(rf"\b{key}\b", code), f"{key} of {file.name}"

@@ -1,0 +1,204 @@
+"""What we add to RecBole's tables, and that its own models do not notice."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import recbole.data.dataset
+import recbole.trainer
+import recbole.trainer.trainer
+from recbole.config import Config as RecBoleConfig
+from recbole.data import create_dataset
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.evaluator import register as metric_tables
+from recbole.model.sequential_recommender import SASRec
+from recbole.trainer import PretrainTrainer, Trainer
+from recbole.utils import ModelType, get_model, get_trainer
+
+import recbole_jepa4rec
+from recbole_jepa4rec import registry
+from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
+from tests.conftest import ROOT
+
+SIGNATURES = {
+    RecBoleConfig.__init__: "self model dataset config_file_list config_dict",
+    RecBoleConfig._load_config_files: "self file_list",
+    RecBoleConfig._load_variable_config_dict: "self config_dict",
+    RecBoleConfig._load_cmd_line: "self",
+    RecBoleConfig._get_model_and_dataset: "self model dataset",
+    RecBoleConfig._load_internal_config_dict: "self model model_class dataset",
+    RecBoleConfig._update_internal_config_dict: "self file",
+    RecBoleConfig._get_final_config_dict: "self",
+    RecBoleConfig._set_default_parameters: "self",
+    RecBoleConfig._init_device: "self",
+    RecBoleConfig._build_yaml_loader: "self",
+    Trainer.__init__: "self config model",
+    Trainer.fit: "self train_data valid_data verbose saved show_progress callback_fn",
+    Trainer.evaluate: "self eval_data load_best_model model_file show_progress",
+    Trainer.resume_checkpoint: "self resume_file",
+    Trainer._train_epoch: "self train_data epoch_idx loss_func show_progress",
+    Trainer._save_checkpoint: "self epoch verbose kwargs",
+    Trainer._full_sort_batch_eval: "self batched_data",
+    Trainer._check_nan: "self loss",
+    Trainer._add_hparam_to_tensorboard: "self best_valid_result",
+    PretrainTrainer.save_pretrained_model: "self epoch saved_model_file",
+    recbole.trainer.trainer.get_tensorboard: "logger",
+    get_model: "model_name",
+    get_trainer: "model_type model_name",
+    create_dataset: "config",
+    create_samplers: "config dataset built_datasets",
+    get_dataloader: "config phase",
+}
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_upstream_has_not_moved(function):
+    assert " ".join(inspect.signature(function).parameters) == SIGNATURES[function]
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_every_entry_imports_and_has_a_yaml(name):
+    assert recbole_jepa4rec.find_model(name).__name__ == name
+    assert (registry.find_properties() / "model" / f"{name}.yaml").is_file()
+    trainer = registry.find_trainer(
+        recbole_jepa4rec.find_model(name), {"MODEL_TYPE": ModelType.SEQUENTIAL}
+    )
+    assert issubclass(trainer, ProtocolTrainer)
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_recboles_look_ups_find_ours(name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script"])
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
+    assert get_model(name) is recbole_jepa4rec.find_model(name)
+    assert issubclass(get_trainer(ModelType.SEQUENTIAL, name), ProtocolTrainer)
+    assert hasattr(recbole.data.dataset, f"{name}Dataset")
+    config = RecBoleConfig(model=name, dataset="ml-100k")
+    assert config["MODEL_INPUT_TYPE"]
+    assert config["train_neg_sample_args"]["distribution"] == "none"  # our yaml says so
+
+
+def test_recboles_data_set_look_up_gives_ours(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script"])
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
+    dataset = create_dataset(RecBoleConfig(model="Markov", dataset="ml-100k"))
+    assert type(dataset).__name__ == "SequentialTextDataset"
+
+
+def test_the_metric_is_in_recboles_tables():
+    assert "fullmrr" in metric_tables.metrics_dict
+    assert metric_tables.metric_information["fullmrr"] == ["rec.meanrank"]
+    assert "fullmrr" not in metric_tables.smaller_metrics
+
+
+def test_recboles_own_names_stay():
+    assert get_trainer(ModelType.SEQUENTIAL, "SASRec") is Trainer
+    assert get_model("SASRec") is SASRec is recbole_jepa4rec.find_model("SASRec")
+    assert not hasattr(recbole.trainer, "NoSuchTrainer")
+    assert not hasattr(recbole.data.dataset, "SASRecDataset")
+
+
+def test_registering_twice_wraps_once():
+    load = RecBoleConfig._load_internal_config_dict
+    registry.register()
+    assert RecBoleConfig._load_internal_config_dict is load
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("SASrec", "unknown model 'SASrec' (did you mean 'SASRec'?)"),
+        ("jepa4rec", "unknown model 'jepa4rec' (did you mean 'JEPA4Rec'?)"),
+        ("qqqqqq", "unknown model 'qqqqqq'"),
+        ("LightGCN", "model 'LightGCN' is not sequential; only sequential models can run here"),
+    ],
+)
+def test_an_unknown_model_is_refused(name, message):
+    with pytest.raises(ValueError, match="model") as error:
+        recbole_jepa4rec.find_model(name)
+    assert str(error.value) == message
+
+
+def test_a_model_with_a_data_set_class_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="'DIEN' needs RecBole's own DIENDataset"):
+        registry.find_dataset(recbole_jepa4rec.find_model("DIEN"))
+
+
+def test_importing_is_light():
+    heavy = python(
+        "import recbole_jepa4rec, sys; heavy = {'ray', 'transformers', 'recbole.quick_start'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert heavy == "[]"
+
+
+def test_without_recbole_one_command_is_named():
+    message = python(
+        "import sys; sys.modules['recbole'] = None\n"
+        "try:\n import recbole_jepa4rec\n"
+        "except ImportError as error:\n print(error)"
+    )
+    assert message.endswith("pip install --no-deps recbole==1.2.1")
+
+
+COMPARE = """
+import json, logging, sys
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
+sys.argv = ["script"]
+settings = dict(data_path=sys.path[0], load_col={"inter": ["user_id", "item_id", "timestamp"]},
+    epochs=1, train_neg_sample_args=None, hidden_size=8,
+    n_heads=1, n_layers=1, show_progress=False, MAX_ITEM_LIST_LENGTH=5, train_batch_size=16)
+config = Config("SASRec", "made", config_dict=settings)
+init_seed(1, True)
+train, valid, test = data_preparation(config, create_dataset(config))
+model = get_model("SASRec")(config, train._dataset)
+trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
+trainer.fit(train, valid, saved=False, verbose=False)
+settings = {key: str(value) for key, value in config.final_config_dict.items()}
+print(json.dumps([settings, trainer.evaluate(test, load_best_model=False)]))
+"""
+
+
+def test_recboles_models_are_the_same_with_and_without_the_import(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    rows = [f"u{u}\ti{(u * 3 + n) % 11}\t{n}" for u in range(12) for n in range(7)]
+    header = "user_id:token\titem_id:token\ttimestamp:float"
+    (folder / "made.inter").write_text("\n".join([header, *rows]) + "\n")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{COMPARE}"
+    without = python(script, tmp_path)
+    assert json.loads(without.splitlines()[-1])[1]["recall@10"] > 0
+    assert python(f"import recbole_jepa4rec\n{script}", tmp_path) == without
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(find_spec("ray") is None, reason="RecBole's quick_start imports ray")
+def test_recboles_quick_start_runs_ours(tmp_path):
+    script = (
+        "import recbole_jepa4rec, json; from recbole.quick_start import run_recbole\n"
+        "r = run_recbole('Markov', 'ml-100k', config_dict={'show_progress': False})\n"
+        "print(json.dumps(r['test_result']))"
+    )
+    result = json.loads(python(script, tmp_path).splitlines()[-1])
+    assert round(result["ndcg@10"], 4) == 0.0514
+
+
+def python(script, folder=None):
+    """Standard output of a fresh interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
