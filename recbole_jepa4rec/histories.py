@@ -1,0 +1,196 @@
+"""Histories as offsets into one sorted array, cut into windows when rows are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """Every user's interactions in time order.
+
+    Attributes:
+        items: internal item ids, sorted by user, then time, ``[M]``.
+        offsets: user ``u`` owns ``items[offsets[u] : offsets[u + 1]]``, ``[U + 1]`` for the ``U``
+            internal user ids; user 0 is padding and owns nothing.
+    """
+
+    items: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, users: Tensor, items: Tensor, num_users: int) -> Histories:
+        """Histories of interactions that are sorted by user already.
+
+        Args:
+            users: internal user ids, ``[M]``.
+            items: internal item ids, ``[M]``.
+            num_users: of all internal user ids, padding included.
+        """
+        lengths = torch.bincount(users, minlength=num_users)
+        return cls(items, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Interactions of each user, ``[U]``."""
+        return self.offsets.diff()
+
+    @cached_property
+    def users(self) -> Tensor:
+        """Owner of each interaction, ``[M]``."""
+        return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def train_end(self) -> Tensor:
+        """Position after each user's training part, ``[U]``.
+
+        The last two interactions validate and test; users with fewer than three only train.
+        """
+        return self.offsets[1:] - 2 * (self.lengths >= 3)
+
+    @cached_property
+    def in_training(self) -> Tensor:
+        """Which interactions belong to a training part, bool ``[M]``."""
+        return torch.arange(len(self.items)) < self.train_end[self.users]
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Positions of all interactions that have a history, sorted by user, ``[R]``."""
+        return torch.nonzero(torch.arange(len(self.items)) > self.offsets[self.users])[:, 0]
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Target positions for training ``[R]``, validation and test ``[U']``, sorted by user."""
+        train = self.targets[self.in_training[self.targets]]
+        test = self.offsets[1:][self.lengths >= 3] - 1
+        return train, test - 1, test
+
+
+class HistoryRows(Interaction):
+    """Rows of one target and the window of interactions before it; cut only when fetched.
+
+    Indexing with positions, a slice or a mask gives RecBole's ``Interaction`` with the columns and
+    values that its own data set would have unrolled; indexing with a name gives the column of all
+    rows. ``[R]`` stands for the rows.
+
+    Args:
+        histories: of the interactions.
+        source: one tensor per field, ``[M, ...]`` in the order of ``histories``.
+        target: position of each row's target, ``[R]``.
+        list_fields: name of each window column and the field it is cut from.
+        length_field: name of the column that counts the interactions in the window.
+        max_length: longest window, in interactions.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        source: Mapping[str, Tensor],
+        target: Tensor,
+        list_fields: Mapping[str, str],
+        length_field: str,
+        max_length: int,
+    ) -> None:
+        self.histories = histories
+        self.target = target
+        self.length = len(target)
+        self.interaction = _Columns(self, [*source, length_field, *list_fields])
+        self._source, self._list_fields = source, list_fields
+        self._length_field, self._max_length = length_field, max_length
+
+    @property
+    def user_id(self) -> Tensor:
+        """Internal user id of each row, ``[R]``."""
+        return self.histories.users[self.target]
+
+    @property
+    def history_length(self) -> Tensor:
+        """Interactions before each row's target, uncut, ``[R]``."""
+        return self.target - self.histories.offsets[self.user_id]
+
+    def with_targets(self, target: Tensor) -> HistoryRows:
+        """The same columns for other target positions, ``[R']``."""
+        rows = HistoryRows(
+            self.histories,
+            self._source,
+            target,
+            self._list_fields,
+            self._length_field,
+            self._max_length,
+        )
+        rows.interaction.names = list(self.interaction.names)
+        return rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            return self.interaction[index]
+        if not isinstance(index, (int, slice)):
+            index = torch.as_tensor(np.asarray(index))
+            index = index if index.dtype == torch.bool else index.long()
+        return Interaction(self._cut(self.target[index], self.interaction.names))
+
+    def _reindex(self, index: Any) -> None:
+        """Reorder the rows, for RecBole's ``sort`` and ``shuffle``."""
+        self.target = self.target[torch.as_tensor(index)]
+        self.interaction.whole.clear()
+
+    def _cut(self, target: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """Values of the named columns at the targets, ``[..., ]`` or ``[..., L]``."""
+        columns = {name: self._source[name][target] for name in names if name in self._source}
+        if len(columns) == len(names):
+            return columns
+        first = self.histories.offsets[self.histories.users[target]]
+        start = torch.maximum(first, target - self._max_length)
+        columns_of_window = [name for name in names if name in self._list_fields]
+        if self._length_field in names:
+            columns[self._length_field] = target - start
+        if columns_of_window:
+            position = start[..., None] + torch.arange(self._max_length)
+            outside = position >= target[..., None]
+            position = position.masked_fill_(outside, 0)
+        for name in columns_of_window:
+            values = self._source[self._list_fields[name]][position]
+            inner = (1,) * (values.dim() - outside.dim())
+            columns[name] = values.masked_fill_(outside.reshape(outside.shape + inner), 0)
+        return columns
+
+
+class _Columns(Mapping[str, Tensor]):
+    """What ``Interaction`` takes for its dictionary: columns of all rows, made when one is read.
+
+    A window column that was read stays, since RecBole's FEARec reads it again for every row.
+    """
+
+    def __init__(self, rows: HistoryRows, names: list[str]) -> None:
+        self.rows = rows
+        self.names = names
+        self.whole: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        if name not in self.whole:
+            column = self.rows._cut(self.rows.target, [name])[name]
+            if column.dim() == 1:
+                return column
+            self.whole[name] = column
+        return self.whole[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __delitem__(self, name: str) -> None:
+        self.names.remove(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
