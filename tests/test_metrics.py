@@ -1,0 +1,140 @@
+"""Ranks by counting, and metrics as functions of the rank."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_jepa4rec.metrics import (
+    RANK_METRICS,
+    FullMRR,
+    mean_metrics,
+    metric_values,
+    target_ranks,
+)
+
+few_scores = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 0.5000001, 2.0, math.inf])
+
+
+def slow_rank(scores: list[float], target: int) -> float:
+    others = [score for item, score in enumerate(scores) if item not in (0, target)]
+    greater = sum(score > scores[target] for score in others)
+    ties = sum(score == scores[target] for score in others)
+    return 1 + greater + ties / 2
+
+
+@given(st.lists(few_scores, min_size=2, max_size=9), st.data())
+def test_rank_equals_the_slow_count(row, data):
+    target = data.draw(st.integers(1, len(row) - 1))
+    ranks = target_ranks(torch.tensor([row], dtype=torch.float32), torch.tensor([target]))
+    row32 = torch.tensor(row).tolist()
+    assert ranks.dtype == torch.float64
+    assert ranks.item() == slow_rank(row32, target)
+
+
+def test_a_constant_model_gets_the_mean_rank():
+    ranks = target_ranks(torch.zeros(3, 11), torch.tensor([1, 5, 10]))
+    assert ranks.tolist() == [5.5, 5.5, 5.5]
+
+
+def test_the_padding_column_is_not_looked_at():
+    scores = torch.randn(4, 7)
+    target = torch.tensor([1, 2, 3, 6])
+    expected = target_ranks(scores, target)
+    for value in (math.inf, -math.inf, math.nan):
+        scores[:, 0] = value
+        assert torch.equal(target_ranks(scores, target), expected)
+
+
+def test_filtered_items_do_not_compete():
+    scores = torch.tensor([[0.0, 5.0, 4.0, 3.0]])
+    scores[0, 1] = -math.inf
+    assert target_ranks(scores, torch.tensor([3])).item() == 2
+
+
+def test_what_cannot_be_ranked_is_refused():
+    scores = torch.zeros(3, 4)
+    scores[1, 2] = math.nan
+    with pytest.raises(ValueError, match="NaN in 1 of 3 rows"):
+        target_ranks(scores, torch.tensor([1, 1, 1]))
+    for target in (0, 4):
+        with pytest.raises(ValueError, match=r"targets must lie in 1 \.\. 3"):
+            target_ranks(torch.zeros(1, 4), torch.tensor([target]))
+
+
+def test_values_by_hand():
+    values = metric_values(np.array([1, 2.5, 10, 11]), ["Recall", "ndcg", "MRR"], [2, 10])
+    assert set(values) == {f"{m}@{k}" for m in ("recall", "ndcg", "mrr") for k in (2, 10)} | {"mrr"}
+    assert values["recall@2"].tolist() == [1, 0, 0, 0]
+    assert values["recall@10"].tolist() == [1, 1, 1, 0]
+    np.testing.assert_allclose(values["ndcg@10"], [1, 1 / math.log2(3.5), 1 / math.log2(11), 0])
+    np.testing.assert_allclose(values["mrr@10"], [1, 0.4, 0.1, 0])
+    np.testing.assert_allclose(values["mrr"], [1, 0.4, 0.1, 1 / 11])
+
+
+def test_means_of_values():
+    ranks = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    assert mean_metrics(ranks, ["hit", "precision"], [2]) == {
+        "hit@2": 0.5,
+        "precision@2": 0.25,
+        "mrr": 0.625,
+    }
+    with pytest.raises(ValueError, match="at least three interactions"):
+        mean_metrics(ranks[:0], ["hit"], [2])
+
+
+@pytest.mark.parametrize("name", ["AUC", "gauc", "ItemCoverage", "recal"])
+def test_other_metrics_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name.lower()!r}.*recall, hit, ndcg"):
+        metric_values(np.ones(1), ["recall", name], [10])
+
+
+def test_a_cut_off_below_one_is_refused():
+    with pytest.raises(ValueError, match="topk 0"):
+        metric_values(np.ones(1), ["recall"], [0])
+
+
+def recbole_evaluator(metrics, topk):
+    from recbole.evaluator import register
+    from recbole.evaluator.collector import Collector
+
+    config = {
+        "metrics": metrics,
+        "topk": topk,
+        "eval_args": {"mode": {"valid": "full", "test": "full"}},
+        "device": torch.device("cpu"),
+        "metric_decimal_place": 12,
+    }
+    return Collector(config), {name: register.metrics_dict[name](config) for name in metrics}
+
+
+def test_metrics_equal_recboles_where_nothing_ties(monkeypatch):
+    from recbole.evaluator import register
+
+    monkeypatch.setattr(np, "float", float, raising=False)
+    for table, value in (
+        (register.metrics_dict, FullMRR),
+        (register.metric_information, FullMRR.metric_need),
+    ):
+        monkeypatch.setitem(table, "fullmrr", value)
+    names, topk = [*RANK_METRICS, "fullmrr"], [1, 3, 10]
+    scores = torch.stack([torch.randperm(40) for _ in range(64)]).float()
+    scores[:, 0] = -math.inf
+    target = torch.randint(1, 40, (64,))
+
+    collector, metrics = recbole_evaluator(names, topk)
+    collector.eval_batch_collect(scores, None, torch.arange(64), target)
+    collected = collector.get_data_struct()
+    theirs = {}
+    for metric in metrics.values():
+        theirs.update(metric.calculate_metric(collected))
+    assert mean_metrics(target_ranks(scores, target), names, topk) == pytest.approx(theirs)
+
+
+def test_full_mrr_refuses_rows_with_several_targets():
+    collected = {"rec.meanrank": torch.tensor([[3.0, 10.0, 2.0]])}
+    with pytest.raises(ValueError, match="exactly one target"):
+        FullMRR({"metric_decimal_place": 4}).calculate_metric(collected)
