@@ -1,0 +1,265 @@
+"""The runner and its script: what a run writes, says and refuses."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from recbole_jepa4rec import quick_start
+from recbole_jepa4rec.checkpoint import load_state, read_weights
+from recbole_jepa4rec.metrics import mean_metrics
+from recbole_jepa4rec.quick_start import main, run
+from tests.conftest import ROOT, TINY
+
+KEYS = {
+    "model",
+    "dataset",
+    "seed",
+    "stage",
+    "status",
+    "protocol",
+    "data_fingerprint",
+    "checkpoint_from",
+    "pretrain_datasets",
+    "statistics",
+    "valid",
+    "test",
+    "epochs",
+    "best_epoch",
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_gib",
+    "parameters",
+    "hardware",
+    "versions",
+    "command",
+}
+METRICS = ["recall@10", "ndcg@10", "mrr@10", "mrr"]
+
+
+@pytest.fixture
+def words(toy):
+    """A command line that trains SASRec on the toy set in a moment."""
+    settings = {"model": "SASRec", "epochs": 2, **toy, **TINY}
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+class TestResult:
+    @pytest.fixture
+    def done(self, workplace, toy):
+        return run("SASRec", config_dict={**toy, **TINY, "epochs": 2, "topk": [1, 5, 10]})
+
+    def test_a_run_writes_one_folder(self, done, workplace):
+        assert [path.name for path in workplace.iterdir()] == ["runs"]
+        folder = workplace / "runs" / "toy" / "SASRec"
+        (folder,) = folder.iterdir()
+        assert done["path"] == str((folder / "result.json").relative_to(workplace))
+        names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+        whole = {"config.yaml", "run.log", "model.safetensors", "state.pt", "result.json"}
+        assert names == whole | {"per_user.parquet"}
+        assert any("tfevents" in path.name for path in folder.iterdir())
+        assert read_weights(folder / "model.safetensors")[1]["model"] == "SASRec"
+        assert load_state(folder / "state.pt")["model"] == "SASRec"
+        log = (folder / "run.log").read_text()
+        assert "epoch 0 training" in log
+        assert "\x1b" not in log
+
+    def test_the_result_has_every_key(self, done, workplace):
+        result = json.loads((workplace / done["path"]).read_text())
+        assert {**result, "path": done["path"]} == done
+        assert set(result) == KEYS
+        keys = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (1, 5, 10)]
+        assert list(result["valid"]) == list(result["test"]) == [*keys, "mrr"]
+        assert list(result["seconds"]) == ["load", "pretrain", "finetune", "evaluate", "total"]
+        assert result["status"] == "finished"
+        assert result["epochs"] == 2
+        assert result["best_epoch"] in (0, 1)
+        assert result["protocol"]["filter_history"] is False
+        assert result["parameters"] > 0
+        assert 0 < result["peak_memory_gib"] < 64
+        assert set(result["statistics"]) == {
+            "users",
+            "items",
+            "interactions",
+            "average_length",
+            "density",
+        }
+
+    def test_the_metrics_are_those_of_the_ranks_of_the_users(self, done, workplace):
+        rows = pd.read_parquet((workplace / done["path"]).with_name("per_user.parquet"))
+        assert list(rows) == [
+            "user_id",
+            "target_item",
+            "history_length",
+            "rank",
+            "target_train_count",
+        ]
+        assert rows["rank"].dtype == "float64"
+        metrics = mean_metrics(rows["rank"].to_numpy(), ["Recall", "NDCG", "MRR"], [1, 5, 10])
+        assert metrics == done["test"]
+
+    def test_the_rows_are_the_raw_ids_of_the_test_split(self, done, workplace):
+        rows = pd.read_parquet((workplace / done["path"]).with_name("per_user.parquet"))
+        options = {"sep": "\t", "quoting": 3, "keep_default_na": False, "dtype": str}
+        raw = pd.read_csv(ROOT / "dataset" / "toy" / "toy.inter", **options)
+        raw.columns = ["user_id", "item_id", "time"]
+        raw = raw.assign(time=raw["time"].astype(float)).sort_values("time", kind="stable")
+        users = {user: list(part["item_id"]) for user, part in raw.groupby("user_id")}
+        tested = {user: items for user, items in users.items() if len(items) >= 3}
+        training = [i for u, items in users.items() for i in (items[:-2] if u in tested else items)]
+        expected = {
+            user: (items[-1], len(items) - 1, training.count(items[-1]))
+            for user, items in tested.items()
+        }
+        columns = ["target_item", "history_length", "target_train_count"]
+        found = zip(rows["user_id"], rows[columns].itertuples(index=False, name=None), strict=True)
+        assert dict(found) == expected
+
+    def test_a_saved_config_repeats_the_run(self, done, workplace):
+        config = (workplace / done["path"]).with_name("config.yaml")
+        assert "run_dir" not in yaml.safe_load(config.read_text())
+        again = run(config_files=[config])
+        assert again["path"] != done["path"]
+        assert (again["test"], again["valid"]) == (done["test"], done["valid"])
+        assert again["data_fingerprint"] == done["data_fingerprint"]
+
+    def test_the_command_asks_for_the_same_run(self, done):
+        assert done["command"].startswith("python run_recbole.py --model=SASRec --dataset=toy ")
+        assert "'--topk=[1, 5, 10]'" in done["command"]
+
+
+@pytest.mark.parametrize("model", ["Popularity", "Markov", "GRU4Rec", "BERT4Rec"])
+def test_models_run(model, workplace, toy):
+    settings = {**toy, **TINY, "embedding_size": 8, "epochs": 0 if model[0] in "PM" else 1}
+    result = run(model, config_dict=settings)
+    assert list(result["test"]) == METRICS
+    assert 0 < result["test"]["mrr"] < 1
+
+
+def test_a_run_folder_can_be_chosen_and_is_not_overwritten(workplace, words, capsys):
+    assert main([*words, "--run_dir=here/it/is"]) == 0
+    assert capsys.readouterr().out == "here/it/is/result.json\n"
+    before = (workplace / "here/it/is/result.json").read_text()
+    assert main([*words, "--run_dir=here/it/is"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: run_dir 'here/it/is' already holds result.json\n"
+    assert (workplace / "here/it/is/result.json").read_text() == before
+
+
+def test_weights_of_another_run_are_a_start(workplace, words):
+    assert main([*words, "--run_dir=first"]) == 0
+    words = without(words, "epochs")
+    assert main([*words, "--run_dir=second", "--epochs=0", "--checkpoint=first"]) == 0
+    first, second = (
+        json.loads((workplace / name / "result.json").read_text()) for name in ("first", "second")
+    )
+    assert second["test"] == first["test"]
+    assert second["checkpoint_from"] == os.path.join("first", "model.safetensors")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("--model=SASRek", "unknown model 'SASRek' (did you mean 'SASRec'?)"),
+            ("--dataset=ml-100", "no data set 'ml-100'"),
+            ("--dataset=tow", "did you mean 'toy'?"),
+            ("--epoch=3", "unknown key 'epoch' (did you mean 'epochs'?) on the command line"),
+            ("--config_files=no.yaml", "cannot read config file no.yaml"),
+            ("--checkpoint=nowhere", "checkpoint 'nowhere'"),
+            ("--USER_ID_FIELD=who", "'who'"),
+            ("--model=SASRecF", "model 'SASRecF' needs 'class', which data set 'toy' lacks"),
+            ("--learning_rate=1e30", "try a learning_rate below 1e+30"),
+        ],
+    )
+    def test_one_line_and_status_2(self, workplace, words, word, message, capsys):
+        words = without(words, word[2:].partition("=")[0])
+        assert main([*words, word, "--state=error"]) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert message in error
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert not list(workplace.rglob("result.json"))
+
+    def test_what_ended_a_run_is_in_its_log(self, workplace, words, capsys):
+        assert main([*words, "--learning_rate=1e30"]) == 2
+        (log,) = workplace.rglob("run.log")
+        assert "Traceback" in log.read_text()
+        assert "Traceback" not in capsys.readouterr().err
+
+    def test_nobody_to_test(self, workplace, words, capsys):
+        header = "user_id:token\titem_id:token\ttimestamp:float\n"
+        (workplace / "short").mkdir()
+        (workplace / "short" / "short.inter").write_text(f"{header}u\ti\t1\nu\tj\t2\nv\ti\t3\n")
+        words = without(words, "dataset", "data_path")
+        assert main([*words, "--dataset=short", "--data_path=."]) == 2
+        assert "no user has at least 3 interactions" in capsys.readouterr().err
+        assert not (workplace / "runs").exists()
+
+    def test_an_interrupted_run_says_so(self, monkeypatch, capsys):
+        def interrupt(**_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(quick_start, "run", interrupt)
+        assert main([]) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+
+    def test_a_full_disk_leaves_no_half_file(self, workplace, words):
+        limit = 20_000  # bytes: the log and the settings fit, the weights do not
+        done = script(
+            *without(words, "hidden_size", "inner_size"),
+            "--hidden_size=64",
+            "--inner_size=64",
+            "--run_dir=full",
+            folder=workplace,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )
+        assert done.returncode == 1
+        assert done.stdout == ""
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert "cannot write" in last
+        assert os.path.join("full", "state.pt") in last
+        left = {path.name for path in (workplace / "full").iterdir()}
+        assert {name for name in left if "tfevents" not in name} == {"config.yaml", "run.log"}
+
+
+def test_the_script(workplace, words):
+    done = script(*words, "--run_dir=out", folder=workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out/result.json\n"
+    assert "epoch 1 training" in done.stderr
+    assert "it/s" not in done.stderr  # no progress bars where standard error is no terminal
+
+
+def test_the_doctor_names_versions_and_what_is_missing(workplace):
+    command = [sys.executable, "-m", "recbole_jepa4rec", "doctor"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "recbole " in done.stdout
+    assert "threads " in done.stdout
+    assert "nothing is missing" in done.stdout
+
+
+def without(words, *keys):
+    """A command line less some keys."""
+    return [word for word in words if word[2:].partition("=")[0] not in keys]
+
+
+def script(*words, folder, **options):
+    """Run ``run_recbole.py`` as a user does."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_recbole.py"), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
