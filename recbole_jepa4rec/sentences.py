@@ -1,0 +1,267 @@
+"""Item sentences and the token sequences made of them (JEPA4Rec, sections 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from recbole_jepa4rec.sentence_cache import SentenceCache, content_key
+from recbole_jepa4rec.token_batch import TokenBatch, ragged_range
+from recbole_jepa4rec.tokenizer import SpecialIds, encode_texts, encode_values, unlimited
+
+CLS, ATTRIBUTE, VALUE = 0, 1, 2  # token types
+
+
+class ItemSentences(nn.Module):
+    """Token sequences of all items, each different one stored once.
+
+    An item's sentence is its attributes flattened to name tokens and value tokens. Item 0 is the
+    padding item; its sentence (0), like that of any item without text, is empty.
+
+    Buffers (none is saved with a model): ``input_ids`` int32 and ``token_types`` uint8 hold one
+    ``[CLS]`` and then all sentences end to end, sentence ``s`` at ``offsets[s]:offsets[s + 1]``;
+    ``sentence_of_item`` int64 ``[N]``.
+
+    Args:
+        attributes: column names of the item text, in the order they appear in a sentence.
+        tokenizer: turns names and values into tokens; the instance keeps a copy of its own.
+        max_attribute_tokens: tokens an attribute may have, its name included.
+
+    Raises:
+        ValueError: if an attribute's name leaves no room for its value.
+    """
+
+    input_ids: Tensor
+    token_types: Tensor
+    offsets: Tensor
+    sentence_of_item: Tensor
+
+    def __init__(
+        self, attributes: Sequence[str], tokenizer: Tokenizer, max_attribute_tokens: int = 32
+    ) -> None:
+        super().__init__()
+        self.tokenizer = unlimited(tokenizer)
+        self.special = SpecialIds.of(self.tokenizer)
+        self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
+        self.max_attribute_tokens = max_attribute_tokens
+        self.names = {str(a): self._name_tokens(str(a)) for a in attributes}
+        no_items = torch.empty(0, dtype=torch.int64)
+        self.register_buffer("input_ids", torch.tensor([self.special.cls]).int(), persistent=False)
+        self.register_buffer("token_types", torch.tensor([CLS]).byte(), persistent=False)
+        self.register_buffer("offsets", torch.tensor([1, 1]), persistent=False)
+        self.register_buffer("sentence_of_item", no_items, persistent=False)
+
+    @classmethod
+    def build(
+        cls,
+        item_text: pd.DataFrame,
+        tokenizer: Tokenizer,
+        max_attribute_tokens: int = 32,
+        cache_dir: Path | None = None,
+    ) -> ItemSentences:
+        """Tokenise a catalogue, or read its tokens from the cache.
+
+        Args:
+            item_text: one row an item, row 0 (the padding item) empty; one text column an
+                attribute; "" where an item lacks it.
+            tokenizer: as for the class.
+            max_attribute_tokens: as for the class.
+            cache_dir: folder of the token cache; none is used without it.
+
+        Raises:
+            ValueError: if row 0 is missing or has text, or a name leaves no room for its value.
+        """
+        if len(item_text) == 0 or any(item_text.iloc[0]):
+            raise ValueError("row 0 of the item text is the padding item and must be there, empty")
+        sentences = cls(list(item_text.columns), tokenizer, max_attribute_tokens)
+        if cache_dir is None:
+            sentences._fill(item_text)
+            return sentences
+        key = content_key(item_text, sentences.tokenizer, max_attribute_tokens)
+        cache = SentenceCache(cache_dir, key)
+        stored = cache.read()
+        if stored is None:
+            sentences._fill(item_text)
+            cache.write(dict(sentences.named_buffers()))
+        else:
+            for name, tensor in stored.items():
+                setattr(sentences, name, tensor)
+        return sentences
+
+    @property
+    def num_items(self) -> int:
+        """Number of items ``N``, the padding item included."""
+        return self.sentence_of_item.numel()
+
+    @property
+    def num_sentences(self) -> int:
+        """Number of different sentences, the empty one included."""
+        return self.offsets.numel() - 1
+
+    @property
+    def sentence_lengths(self) -> Tensor:
+        """Tokens of each sentence without ``[CLS]``, ``[S]``."""
+        return self.offsets.diff()
+
+    def single(self, sentence_ids: Tensor, max_tokens: int | None = None) -> TokenBatch:
+        """``[CLS] S_i`` for each sentence.
+
+        Args:
+            sentence_ids: ids of sentences (``sentence_of_item[item_ids]``), ``[M]``.
+            max_tokens: tokens a sequence may have, ``[CLS]`` included; the last ones are cut.
+        """
+        return self._pack(sentence_ids, torch.ones_like(sentence_ids), max_tokens)
+
+    def histories(self, item_ids: Tensor, lengths: Tensor, max_tokens: int) -> TokenBatch:
+        """``[CLS] S_n ... S_1`` for each history; tokens past ``max_tokens``, the oldest, are cut.
+
+        Args:
+            item_ids: items of all histories end to end, newest first in each, ``[M]``.
+            lengths: items of each history, 0 allowed, ``[B]``, sum ``M``.
+            max_tokens: tokens a sequence may have, ``[CLS]`` included.
+        """
+        return self._pack(self.sentence_of_item[item_ids], lengths, max_tokens)
+
+    def append(self, item_text: pd.DataFrame) -> Tensor:
+        """Add items at the end of the catalogue, reusing the sentences it has already.
+
+        Args:
+            item_text: one row an item; a missing column or value counts as empty.
+
+        Returns:
+            Ids of the new items, ``[rows]``.
+
+        Raises:
+            ValueError: if a column is none of the catalogue's.
+        """
+        for column in item_text.columns.difference(list(self.names)):
+            near = difflib.get_close_matches(str(column), self.names, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else f"; have {', '.join(self.names)}"
+            raise ValueError(f"unknown item attribute {column!r}{hint}")
+        tokens, types, offsets = self._encode(item_text)
+        ids, new_rows = self._intern(tokens, types, offsets)
+        starts, sizes = offsets[new_rows], offsets.diff()[new_rows]
+        picked = ragged_range(starts, sizes)
+        ends = self.offsets[-1] + sizes.cumsum(0).to(self.offsets)
+        first = self.num_items
+        self.input_ids = torch.cat([self.input_ids, tokens[picked].to(self.input_ids)])
+        self.token_types = torch.cat([self.token_types, types[picked].to(self.token_types)])
+        self.offsets = torch.cat([self.offsets, ends])
+        self.sentence_of_item = torch.cat([self.sentence_of_item, ids.to(self.sentence_of_item)])
+        return torch.arange(first, self.num_items, device=self.sentence_of_item.device)
+
+    def _fill(self, item_text: pd.DataFrame) -> None:
+        self.append(item_text)
+        del self._sentence_ids  # as large as the sentences themselves, and seldom needed again
+
+    def _pack(self, sentences: Tensor, lengths: Tensor, max_tokens: int | None) -> TokenBatch:
+        """Sequences of consecutive sentences, ``lengths`` sentences each, ``[CLS]`` before each.
+
+        A segment is a ``[CLS]`` or a sentence; the arrays over segments are ``[B + M]``.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; at least 1 ([CLS]) is needed")
+        count = lengths.numel() + sentences.numel()
+        sequence = torch.arange(lengths.numel(), device=lengths.device)
+        last = (lengths + 1).cumsum(0) - 1
+        cls = last - lengths
+        sequence_of_segment = sequence.repeat_interleave(lengths + 1, output_size=count)
+        item_positions = torch.arange(count, device=lengths.device) - cls[sequence_of_segment]
+
+        is_item = item_positions.nonzero().squeeze(1)
+        starts = torch.zeros_like(item_positions)  # where [CLS] is stored
+        sizes = torch.ones_like(item_positions)
+        starts[is_item] = self.offsets[sentences]
+        sizes[is_item] = self.offsets[sentences + 1] - self.offsets[sentences]
+
+        ends = sizes.cumsum(0)
+        sequence_starts = ends[cls] - 1
+        positions = ends - sizes - sequence_starts[sequence_of_segment]
+        sequence_lengths = ends[last] - sequence_starts
+        if max_tokens is not None:
+            sizes = sizes.minimum((max_tokens - positions).clamp(min=0))
+            sequence_lengths = sequence_lengths.clamp(max=max_tokens)
+
+        offsets = torch.cat([sequence_lengths.new_zeros(1), sequence_lengths.cumsum(0)])
+        total = int(offsets[-1])
+        stored = ragged_range(starts, sizes, total)
+        return TokenBatch(
+            input_ids=self.input_ids[stored].long(),
+            token_types=self.token_types[stored].long(),
+            token_positions=ragged_range(positions, sizes, total),
+            item_positions=item_positions.repeat_interleave(sizes, output_size=total),
+            offsets=offsets,
+        )
+
+    def _name_tokens(self, attribute: str) -> list[int]:
+        tokens = encode_texts(self.tokenizer, [attribute.replace("_", " ")])[0]
+        if len(tokens) >= self.max_attribute_tokens:
+            raise ValueError(
+                f"max_attribute_tokens is {self.max_attribute_tokens}; the name {attribute!r} alone"
+                f" takes {len(tokens)} tokens and leaves no room for a value"
+            )
+        return tokens
+
+    def _encode(self, item_text: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor]:
+        """Sentences of the rows end to end: ``input_ids``, ``token_types``, ``offsets``."""
+        tokens: list[int] = []
+        types: list[int] = []
+        starts, sizes = [], []
+        for attribute, name in self.names.items():
+            if attribute not in item_text:
+                continue
+            texts: dict[str, int] = {}  # text -> row; pandas.factorize stops at "\0"
+            values = ("" if pd.isna(value) else str(value) for value in item_text[attribute])
+            codes = [texts.setdefault(value, len(texts)) for value in values]
+            room = self.max_attribute_tokens - len(name)
+            text_sizes = []
+            begin = len(tokens)
+            for value in encode_values(self.tokenizer, list(texts), room):
+                pair = name + value if value else []
+                tokens += pair
+                types += [ATTRIBUTE] * (len(pair) - len(value)) + [VALUE] * len(value)
+                text_sizes.append(len(pair))
+            size = torch.tensor(text_sizes, dtype=torch.int64)
+            row = torch.tensor(codes, dtype=torch.int64)
+            starts.append((begin + size.cumsum(0) - size)[row])
+            sizes.append(size[row])
+        if not starts:
+            empty = torch.empty(0, dtype=torch.int64)
+            return empty, empty, torch.zeros(len(item_text) + 1, dtype=torch.int64)
+        size_table = torch.stack(sizes, dim=1)  # [rows, A]
+        stored = ragged_range(torch.stack(starts, dim=1).flatten(), size_table.flatten())
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), size_table.sum(1).cumsum(0)])
+        ids = torch.tensor(tokens, dtype=torch.int32)[stored]
+        return ids, torch.tensor(types, dtype=torch.uint8)[stored], offsets
+
+    def _intern(self, tokens: Tensor, types: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Sentence id of each row, and the rows that bring a sentence not seen before."""
+        known = self._sentence_ids
+        ids: list[int] = []
+        new_rows: list[int] = []
+        for row, key in enumerate(sentence_keys(tokens, types, offsets)):
+            sentence = known.setdefault(key, len(known))
+            if sentence == self.num_sentences + len(new_rows):
+                new_rows.append(row)
+            ids.append(sentence)
+        return torch.tensor(ids, dtype=torch.int64), torch.tensor(new_rows, dtype=torch.int64)
+
+    @cached_property
+    def _sentence_ids(self) -> dict[bytes, int]:
+        keys = sentence_keys(self.input_ids.cpu(), self.token_types.cpu(), self.offsets.cpu())
+        return {key: sentence for sentence, key in enumerate(keys)}
+
+
+def sentence_keys(tokens: Tensor, types: Tensor, offsets: Tensor) -> list[bytes]:
+    """For each sentence, bytes that are equal exactly where its tokens and types are."""
+    data = (tokens.long() * 4 + types.long()).numpy().tobytes()
+    bounds = (offsets * 8).tolist()
+    return [data[begin:end] for begin, end in pairwise(bounds)]
