@@ -1,0 +1,184 @@
+"""How packed sequences are laid out for attention: whole in padded buckets, or in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_FILL = 0.85
+"""Sequences share a bucket if the shortest has at least this share of the longest one's tokens."""
+
+DENSE_WINDOWS = 3
+"""Up to this many windows, one masked matrix a sequence is cheaper than blocks (measured, AVX2)."""
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Where each token of a packed batch stands in its group's slots; shared by all layers.
+
+    Attributes:
+        token_of_slot: token in each slot of all groups, ``[P]``; padding repeats a [CLS].
+        slot_of_token: slot of each token, ``[T]``; a global [CLS] stands behind the slots.
+        place_of_sequence: place of each sequence when groups stand one after the other, ``[B]``.
+        sizes: slots of each group.
+        groups: sequences attended together.
+    """
+
+    token_of_slot: Tensor
+    slot_of_token: Tensor
+    place_of_sequence: Tensor
+    sizes: list[int]
+    groups: list[SlotGroup]
+
+    @classmethod
+    def of(cls, lengths: Tensor, window: int | None) -> AttentionLayout:
+        """Lay out sequences that stand one behind the other in a packed batch.
+
+        Args:
+            lengths: tokens of each sequence, ``[B]``, at least 1.
+            window: local attention window in tokens, or None for dense attention.
+
+        Returns:
+            The layout, on the device of ``lengths``.
+        """
+        device, lengths = lengths.device, lengths.cpu()
+        starts = lengths.cumsum(0) - lengths
+        buckets = list(_buckets(lengths, window))
+        groups, tokens = [], []
+        for sequences in buckets:
+            group, positions = _slots(lengths[sequences], window)
+            groups.append(group)
+            tokens.append((starts[sequences][group.sequence, None] + positions).flatten())
+        token_of_slot = torch.cat(tokens)
+        seen = torch.cat([group.seen.flatten() for group in groups])
+        slot_of_token = torch.empty(int(lengths.sum()), dtype=torch.long)
+        slot_of_token[token_of_slot[seen]] = seen.nonzero().flatten()
+        place = torch.cat(buckets).argsort()
+        if window:
+            slot_of_token[starts] = len(token_of_slot) + place
+        return cls(
+            token_of_slot.to(device),
+            slot_of_token.to(device),
+            place.to(device),
+            [len(slots) for slots in tokens],
+            [group.to(device) for group in groups],
+        )
+
+
+@dataclass(frozen=True)
+class SlotGroup:
+    """Sequences attended in one call: ``R`` rows of ``C`` slots, some of them padding.
+
+    A row is a whole sequence, or (``halo``) a block of one that also sees the rows before and
+    after. Slot 0 of every row holds its sequence's [CLS], so a block finds it without copying keys.
+
+    Attributes:
+        mask: what a slot attends to, bool, broadcasts to ``[R, 1, C, keys]``; None: everything.
+        seen: slots that the global [CLS] attends to (each token once), bool ``[R, C]``.
+        sequence: sequence of each row within the group, ``[R]``.
+        first_row: first row of each sequence, ``[S]``.
+        halo: whether a row sees its neighbours.
+    """
+
+    mask: Tensor | None
+    seen: Tensor
+    sequence: Tensor
+    first_row: Tensor
+    halo: bool
+
+    def queries(self, slots: Tensor) -> Tensor:
+        """Slots ``[R * C, H, d]`` as ``[R, H, C, d]``."""
+        return slots.unflatten(0, self.seen.shape).transpose(1, 2)
+
+    def keys(self, slots: Tensor) -> Tensor:
+        """What each row sees: ``[R, H, C, d]``, with halo ``[R, H, 3 C, d]`` (a view)."""
+        if not self.halo:
+            return self.queries(slots)
+        width = self.seen.shape[1]
+        slots = F.pad(slots, (0, 0, 0, 0, width, width))
+        return slots.unfold(0, 3 * width, width).transpose(-1, -2)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Softmax of ``[R, H, C]`` over all rows of a sequence."""
+        if not self.halo:
+            return scores.softmax(-1)
+        of_row = scores.detach().amax(-1)  # [R, H]
+        peak = of_row.new_full((len(self.first_row), of_row.shape[1]), float("-inf"))
+        peak.scatter_reduce_(0, self.sequence[:, None].expand_as(of_row), of_row, "amax")
+        exponential = (scores - peak[self.sequence, :, None]).exp()
+        return exponential / self.total(exponential.sum(-1))[self.sequence, :, None]
+
+    def total(self, rows: Tensor) -> Tensor:
+        """Sum of rows ``[R, ...]`` over each sequence, ``[S, ...]``."""
+        if not self.halo:
+            return rows
+        total = rows.new_zeros(len(self.first_row), *rows.shape[1:])
+        return total.index_add(0, self.sequence, rows)
+
+    def to(self, device: torch.device) -> SlotGroup:
+        """The same group on ``device``."""
+        mask = None if self.mask is None else self.mask.to(device)
+        tensors = (self.seen.to(device), self.sequence.to(device), self.first_row.to(device))
+        return SlotGroup(mask, *tensors, self.halo)
+
+
+def _buckets(lengths: Tensor, window: int | None) -> Iterator[Tensor]:
+    """Sequences of similar length, those for blocks apart."""
+    longest = DENSE_WINDOWS * window if window else int(lengths.max())
+    if (lengths > longest).any():
+        yield (lengths > longest).nonzero().flatten()
+    order = lengths.argsort(stable=True)
+    ascending = lengths[order]
+    end = int((ascending <= longest).sum())
+    while end:
+        begin = int(torch.searchsorted(ascending, MIN_FILL * ascending[end - 1].double()))
+        yield order[begin:end]
+        end = begin
+
+
+def _slots(lengths: Tensor, window: int | None) -> tuple[SlotGroup, Tensor]:
+    """A bucket's slots; and the position within its sequence of each slot's token, ``[R, C]``."""
+    if window and lengths.max() > DENSE_WINDOWS * window:
+        return _blocks(lengths, window)
+    return _rows(lengths, window)
+
+
+def _rows(lengths: Tensor, window: int | None) -> tuple[SlotGroup, Tensor]:
+    """One row a sequence, padded to the longest; and each slot's position in its sequence."""
+    position = torch.arange(int(lengths.max()))
+    real = position < lengths[:, None]  # [R, C]
+    mask = None if real.all() else real[:, None, None]
+    if window and len(position) > window // 2 + 1:
+        near = (position[:, None] - position).abs() <= window // 2
+        near[:, 0] = True
+        mask = real[:, None, None] & near
+    every = torch.arange(len(lengths))
+    return SlotGroup(mask, real, every, every, halo=False), position * real
+
+
+def _blocks(lengths: Tensor, window: int) -> tuple[SlotGroup, Tensor]:
+    """Rows of [CLS] and ``window // 2`` tokens; and each slot's position in its sequence."""
+    half = window // 2
+    count = (lengths - 1 + half - 1) // half
+    sequence = torch.arange(len(lengths)).repeat_interleave(count)
+    first_row = count.cumsum(0) - count
+    block = torch.arange(len(sequence)) - first_row[sequence]
+    slot = torch.arange(half + 1)
+    position = block[:, None] * half + slot
+    token = (slot > 0) & (position < lengths[sequence, None])  # [R, C]
+    is_cls = (slot == 0).expand_as(token)
+
+    last = block + 1 == count[sequence]
+    before = token.roll(1, 0) & (block > 0)[:, None]
+    after = token.roll(-1, 0) & ~last[:, None]
+    exists = torch.cat([before, token | is_cls, after], 1)  # [R, 3 C]
+    offset = torch.cat([slot - half, slot, slot + half])
+    near = (offset - slot[:, None]).abs() <= half
+    near[:, half + 1] = True
+    mask = (exists[:, None] & near)[:, None]
+    seen = token | is_cls & (block == 0)[:, None]
+    return SlotGroup(mask, seen, sequence, first_row, halo=True), position * token

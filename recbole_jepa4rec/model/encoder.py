@@ -1,0 +1,163 @@
+"""The sentence encoder: four embeddings and a bidirectional Transformer (JEPA4Rec, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recbole_jepa4rec.model.attention import SelfAttention
+from recbole_jepa4rec.model.attention_layout import AttentionLayout
+from recbole_jepa4rec.model.encoder_config import ACTIVATIONS, EncoderConfig
+from recbole_jepa4rec.token_batch import TokenBatch
+
+TOKEN_TYPES = 3
+"""[CLS], attribute name, attribute value."""
+
+
+class SentenceEncoder(nn.Module):
+    """Contextual vectors of the tokens of item sentences; the one at [CLS] stands for them all.
+
+    Args:
+        config: the encoder's shape.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = SentenceEmbedding(config)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.apply(initialise)
+
+    def forward(self, batch: TokenBatch, tokens: Tensor | None = None) -> Tensor:
+        """Encode every token.
+
+        Args:
+            batch: ``B`` packed sequences, ``T`` tokens in all.
+            tokens: indices of the tokens wanted, ``[M]``, which saves most of the last layer for
+                the others; None: all.
+
+        Returns:
+            Hidden states ``[T, D]`` in the order of the batch, or ``[M, D]`` in that of ``tokens``.
+
+        Raises:
+            ValueError: if a position lies beyond its table.
+        """
+        return self._encode(batch, tokens)
+
+    def cls(self, batch: TokenBatch) -> Tensor:
+        """Hidden states at [CLS], ``[B, D]``; the last layer is computed there alone."""
+        return self._encode(batch, batch.cls_index, only_cls=True)
+
+    def _encode(self, batch: TokenBatch, tokens: Tensor | None, only_cls: bool = False) -> Tensor:
+        """Hidden states at ``tokens``; ``only_cls`` says that these are exactly the [CLS]."""
+        hidden = self.embedding(batch)
+        if batch.sequences == 0:
+            return hidden
+        layout = AttentionLayout.of(batch.lengths, self.config.attention_window)
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, layout)
+        return self.layers[-1](hidden, layout, tokens, only_cls)
+
+
+class SentenceEmbedding(nn.Module):
+    """LayerNorm(token + token position + token type + item position)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.tokens = nn.Embedding(config.vocab_size, size)
+        self.token_positions = nn.Embedding(config.max_token_positions, size)
+        self.token_types = nn.Embedding(TOKEN_TYPES, size) if config.use_token_type else None
+        self.item_positions = nn.Embedding(config.max_item_positions, size)
+        self.norm = nn.LayerNorm(size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Embed a packed batch, ``[T, D]``."""
+        _check_positions("token", batch.token_positions, self.token_positions)
+        _check_positions("item", batch.item_positions, self.item_positions)
+        total = self.tokens(batch.input_ids) + self.token_positions(batch.token_positions)
+        total = total + self.item_positions(batch.item_positions)
+        if self.token_types is not None:
+            total = total + self.token_types(batch.token_types)
+        return self.dropout(self.norm(total))
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward network, each with dropout, residual and LayerNorm behind it."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.attention = SelfAttention(
+            size, config.num_heads, config.attention_window, config.attention_dropout
+        )
+        self.attention_norm = nn.LayerNorm(size, config.layer_norm_eps)
+        self.expand = nn.Linear(size, config.intermediate_size)
+        self.contract = nn.Linear(config.intermediate_size, size)
+        self.output_norm = nn.LayerNorm(size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(
+        self,
+        hidden: Tensor,
+        layout: AttentionLayout,
+        tokens: Tensor | None = None,
+        only_cls: bool = False,
+    ) -> Tensor:
+        """Packed tokens ``[T, D]`` to ``[T, D]``, or to ``[M, D]`` at ``tokens``."""
+        if only_cls:
+            attended = self.attention.cls(hidden, layout)
+        else:
+            attended = self.attention(hidden, layout, tokens)
+        if tokens is not None:
+            hidden = hidden.index_select(0, tokens)
+        hidden = self.attention_norm(hidden + self.dropout(attended))
+        expanded = self.activation(self.expand(hidden))
+        return self.output_norm(hidden + self.dropout(self.contract(expanded)))
+
+
+class MLMHead(nn.Module):
+    """Scores of every vocabulary entry; the token embeddings serve as output weights.
+
+    Args:
+        config: the encoder's shape.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.apply(initialise)
+
+    def forward(self, hidden: Tensor, token_weight: Tensor) -> Tensor:
+        """Hidden states ``[M, D]`` and token embeddings ``[V, D]`` to logits ``[M, V]``."""
+        return F.linear(self.norm(F.gelu(self.transform(hidden))), token_weight, self.bias)
+
+
+def initialise(module: nn.Module) -> None:
+    """Initial values of an encoder from nothing; item positions start at zero.
+
+    Departs from BERT's N(0, 0.02²) for linear maps: their variance is 1 / inputs, so that narrow
+    encoders pass on as much of a token as wide ones do. At 64 dimensions BERT's values leave the
+    vectors of all items almost equal, and the contrastive losses learn nothing for epochs.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, SentenceEmbedding):
+        nn.init.zeros_(module.item_positions.weight)
+
+
+def _check_positions(kind: str, positions: Tensor, table: nn.Embedding) -> None:
+    """Refuse positions that ``table`` does not hold."""
+    largest = int(positions.max()) if len(positions) else 0
+    if largest >= table.num_embeddings:
+        raise ValueError(
+            f"{kind} position {largest} is beyond the encoder's {table.num_embeddings} positions"
+        )
