@@ -1,0 +1,56 @@
+"""Random numbers keyed by what they are drawn for (seed, epoch, user, ...), never by batch order.
+
+A number is a pure function of its key, so that neither the composition of a batch nor the number
+of processes changes what a user's sequence is masked with or which target it is given.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:
+    """Fold ``parts`` into ``key``: the key of one draw among those made under ``key``.
+
+    Args:
+        key: integers, any shape (a plain int is a key too).
+        *parts: integers that broadcast with ``key``.
+
+    Returns:
+        int64 tensor of the broadcast shape.
+    """
+    state = _mix(torch.as_tensor(key, dtype=torch.int64))
+    for part in parts:
+        state = _mix(state ^ _mix(torch.as_tensor(part, dtype=torch.int64) + _signed(_GOLDEN)))
+    return state
+
+
+def uniform(key: Tensor) -> Tensor:
+    """One float32 in ``[0, 1)`` for each key, of the key's shape."""
+    return _shift(_mix(key), 40).to(torch.float32) * 2.0**-24
+
+
+def below(key: Tensor, bound: Tensor | int) -> Tensor:
+    """One integer in ``[0, bound)`` for each key; ``bound >= 1`` broadcasts with the key."""
+    return _shift(_mix(key), 1) % bound
+
+
+def _mix(state: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014); int64 products wrap as wanted."""
+    state = (state ^ _shift(state, 30)) * _signed(_MIX_1)
+    state = (state ^ _shift(state, 27)) * _signed(_MIX_2)
+    return state ^ _shift(state, 31)
+
+
+def _shift(state: Tensor, bits: int) -> Tensor:
+    """Logical right shift, which torch lacks for signed integers."""
+    return (state >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,0 +1,90 @@
+"""The losses of pre-training and finetuning, functions of tensors (paper 3.3.2, 3.4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the masked tokens (L_MLM).
+
+    Args:
+        logits: over the vocabulary, at masked tokens only, ``[M, V]``.
+        labels: the tokens that stood there, ``[M]``.
+
+    Returns:
+        Mean over the masked tokens; zero when there is none.
+
+    Raises:
+        ValueError: if the numbers of tokens differ.
+    """
+    if len(logits) != len(labels):
+        raise ValueError(f"{len(logits)} rows of logits for {len(labels)} labels")
+    if len(labels) == 0:
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits.float(), labels)
+
+
+def mapping_loss(predicted: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """Squared Euclidean distance of predicted and target item vectors (L_map, one term).
+
+    Args:
+        predicted: predictor output, ``[B, D]``.
+        target: target-encoder output, ``[B, D]``; receives no gradient.
+        reduction: over ``D``: ``"sum"``, the formula's letter, or ``"mean"``.
+
+    Returns:
+        Mean over ``B``; scalar >= 0; zero for an empty batch.
+
+    Raises:
+        ValueError: if the shapes differ or the reduction is unknown.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(f"predicted {tuple(predicted.shape)} and target {tuple(target.shape)}")
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction is {reduction!r}; allowed: 'sum', 'mean'")
+    if len(predicted) == 0:
+        return predicted.sum() * 0.0
+    squares = (predicted.float() - target.detach().float()).square()
+    return (squares.sum(dim=1) if reduction == "sum" else squares.mean(dim=1)).mean()
+
+
+def contrastive_loss(
+    sequences: Tensor,
+    items: Tensor,
+    positive: Tensor,
+    temperature: float,
+    log_weights: Tensor | None = None,
+) -> Tensor:
+    """Softmax over candidate items by cosine similarity (L_S-I in a batch, L_FT over all items).
+
+    Args:
+        sequences: sequence vectors h_CLS, ``[B, D]``.
+        items: vectors of the candidates, each item once, ``[C, D]``. In a batch these are the
+            distinct next items, so that an item met twice is never its own negative.
+        positive: index of each sequence's next item among the candidates, ``[B]``.
+        temperature: tau > 0, unitless.
+        log_weights: logarithm of how many items each candidate stands for, ``[C]``: in a sampled
+            softmax (Jean et al. 2015); by default each stands for itself.
+
+    Returns:
+        Mean over the batch; scalar >= 0.
+
+    Raises:
+        ValueError: if the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}; allowed: > 0")
+    logits = cosine_similarity(sequences, items) / temperature
+    if log_weights is not None:
+        logits = logits + log_weights
+    return F.cross_entropy(logits, positive)
+
+
+def cosine_similarity(sequences: Tensor, items: Tensor) -> Tensor:
+    """Cosine of every sequence with every item, ``[B, D] x [C, D] -> [B, C]``, in float32."""
+    with torch.autocast(device_type=sequences.device.type, enabled=False):
+        normed = F.normalize(sequences.float(), dim=1)
+        return normed @ F.normalize(items.float(), dim=1).T

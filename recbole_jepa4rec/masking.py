@@ -1,0 +1,75 @@
+"""Token masking of histories and next items, and the draw of one masked item (paper 3.3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recbole_jepa4rec.keyed_random import below, derive, uniform
+from recbole_jepa4rec.sentences import TokenBatch
+
+MASKED_SHARE = 0.8  # of the selected tokens: replaced with [MASK]
+RANDOM_SHARE = 0.1  # replaced with a random token; the rest keeps its token
+
+
+def mask_tokens(
+    batch: TokenBatch, rate: float, keys: Tensor, mask_id: int, ordinary_ids: Tensor
+) -> tuple[TokenBatch, Tensor]:
+    """BERT's masking: select tokens at ``rate``, then replace 80 % by [MASK], 10 % at random.
+
+    Args:
+        batch: packed sequences of ``T`` tokens; ``[CLS]`` is never selected.
+        rate: share of tokens to select, in ``[0, 1]``.
+        keys: one random key for each sequence, ``[B]``.
+        mask_id: id of [MASK].
+        ordinary_ids: token ids to draw replacements from (the special ones left out), ``[V']``.
+
+    Returns:
+        The batch with its tokens replaced, and which tokens were selected, bool ``[T]``.
+    """
+    token_keys = derive(keys[batch.sequence_of_token], batch.token_positions)
+    selected = (uniform(derive(token_keys, 0)) < rate) & (batch.token_types != 0)
+    fate = uniform(derive(token_keys, 1))
+    drawn = ordinary_ids[below(derive(token_keys, 2), len(ordinary_ids))]
+    replaced = torch.where(fate < MASKED_SHARE, torch.full_like(drawn, mask_id), drawn)
+    changed = selected & (fate < MASKED_SHARE + RANDOM_SHARE)
+    return batch.replace(input_ids=torch.where(changed, replaced, batch.input_ids)), selected
+
+
+def draw_masked_item(
+    batch: TokenBatch, selected: Tensor, keys: Tensor, unmasked_target: str
+) -> tuple[Tensor, Tensor]:
+    """Draw one history item with a selected token for each sequence, else an unmasked one.
+
+    Args:
+        batch: packed histories.
+        selected: tokens chosen by :func:`mask_tokens`, bool ``[T]``.
+        keys: one random key for each sequence, ``[B]``.
+        unmasked_target: which item serves where no token was selected: ``"uniform"``, any item
+            of the history, or ``"newest"``.
+
+    Returns:
+        Item positions ``[B]`` (1 = newest; 0 where the sequence holds no item's token), and
+        whether the item has a selected token, bool ``[B]``.
+    """
+    width = int(batch.item_positions.max()) + 1
+    present = _items_where(batch, torch.ones_like(selected), width)
+    masked = _items_where(batch, selected, width)
+    was_masked = masked.any(dim=1)
+    if unmasked_target == "newest":
+        present = present & (present.cumsum(dim=1) == 1)
+    candidates = torch.where(was_masked[:, None], masked, present)
+    count = candidates.sum(dim=1)
+    nth = below(derive(keys, 3), count.clamp(min=1)) + 1
+    reached = (candidates.cumsum(dim=1) == nth[:, None]) & candidates
+    return reached.to(torch.uint8).argmax(dim=1), was_masked
+
+
+def _items_where(batch: TokenBatch, tokens: Tensor, width: int) -> Tensor:
+    """Which item positions have one of ``tokens``, bool ``[B, width]``; position 0 is [CLS]."""
+    cells = batch.sequence_of_token * width + batch.item_positions
+    found = torch.zeros(batch.sequences * width, dtype=torch.bool, device=tokens.device)
+    found[cells[tokens]] = True
+    found = found.view(batch.sequences, width)
+    found[:, 0] = False
+    return found

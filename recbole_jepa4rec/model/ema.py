@@ -1,0 +1,79 @@
+"""The target encoder: an exponential moving average of the context encoder (paper 3.2)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Followed = TypeVar("Followed", bound=nn.Module)
+
+
+class ExponentialMovingAverage(nn.Module, Generic[Followed]):
+    """A copy of a module whose weights follow it slowly; no gradient, always in eval mode.
+
+    ``average <- m * average + (1 - m) * source``, with the momentum ``m`` rising from
+    ``momentum`` to ``final_momentum`` on a half cosine over ``steps`` updates (the schedule of
+    I-JEPA and BYOL; the paper names none).
+
+    Args:
+        source: the module to follow.
+        momentum: m at the first update, in ``[0, 1]``.
+        final_momentum: m from update ``steps`` on, in ``[0, 1]``.
+
+    Raises:
+        ValueError: if a momentum lies outside ``[0, 1]``.
+    """
+
+    average: Followed
+    step: Tensor
+
+    def __init__(self, source: Followed, momentum: float, final_momentum: float = 1.0) -> None:
+        super().__init__()
+        for name, value in (("ema_momentum", momentum), ("ema_final_momentum", final_momentum)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is {value}; allowed: 0 to 1")
+        self.average = copy.deepcopy(source).requires_grad_(False)
+        self.momentum, self.final_momentum = momentum, final_momentum
+        self.steps = 1
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.eval()
+
+    def begin(self, steps: int) -> None:
+        """Start a schedule of so many updates."""
+        self.steps = steps
+        self.step.zero_()
+
+    def train(self, mode: bool = True) -> ExponentialMovingAverage[Followed]:
+        """Stay in eval mode whatever ``mode`` says."""
+        return super().train(False)
+
+    def current_momentum(self) -> float:
+        """The momentum of the next update."""
+        progress = min(int(self.step) / max(self.steps, 1), 1.0)
+        rise = (1.0 - math.cos(math.pi * progress)) / 2.0
+        return self.momentum + (self.final_momentum - self.momentum) * rise
+
+    @torch.no_grad()
+    def update(self, source: Followed) -> None:
+        """Move the average towards ``source`` by one step.
+
+        Raises:
+            ValueError: if the two modules do not have the same parameters and buffers.
+        """
+        momentum = self.current_momentum()
+        followed = source.state_dict()
+        mine = self.average.state_dict()
+        if followed.keys() != mine.keys():
+            raise ValueError(f"not in both modules: {sorted(followed.keys() ^ mine.keys())[:3]}")
+        names = [name for name, value in mine.items() if value.is_floating_point()]
+        torch._foreach_lerp_([mine[n] for n in names], [followed[n] for n in names], 1 - momentum)
+        self.step += 1
+
+    @torch.no_grad()
+    def copy_from(self, source: Followed) -> None:
+        """Take over the weights of ``source`` as they are."""
+        self.average.load_state_dict(source.state_dict())

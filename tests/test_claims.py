@@ -1,0 +1,368 @@
+"""The claims of the paper, as tests: what is masked, what is predicted, what gets a gradient."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from recbole_jepa4rec.candidates import draw_candidates
+from recbole_jepa4rec.keyed_random import below, derive, uniform
+from recbole_jepa4rec.masking import draw_masked_item, mask_tokens
+from recbole_jepa4rec.metrics import target_ranks
+from recbole_jepa4rec.model.ema import ExponentialMovingAverage
+from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective
+from recbole_jepa4rec.model.predictor import Predictor
+from recbole_jepa4rec.sentences import ItemSentences
+from recbole_jepa4rec.tokenizer import train_wordpiece
+
+ITEMS = 60
+
+
+@pytest.fixture(scope="module")
+def sentences():
+    words = [f"w{i}x" for i in range(40)]
+    titles = [" ".join(words[(7 * i + j) % 40] for j in range(1 + i % 9)) for i in range(1, ITEMS)]
+    brands = ["" if i % 5 == 0 else f"brand{i % 7}" for i in range(1, ITEMS)]
+    text = pd.DataFrame({"title": ["", *titles], "brand_name": ["", *brands]})
+    corpus = [*titles, *brands, *["title", "brand name"] * 50]
+    return ItemSentences.build(text, train_wordpiece(corpus, 400), max_attribute_tokens=32)
+
+
+def build(sentences, **aims):
+    torch.manual_seed(11)
+    config = EncoderConfig(
+        vocab_size=sentences.vocab_size,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=32,
+        max_token_positions=256,
+        max_item_positions=21,
+        attention_window=None,
+        dropout=0.0,
+    )
+    encoder = SentenceEncoder(config)
+    return JointEmbeddingModel(
+        sentences=sentences,
+        context_encoder=encoder,
+        target_encoder=ExponentialMovingAverage(encoder, 0.9),
+        predictor=Predictor(16),
+        mlm_head=MLMHead(config),
+        objective=Objective(**aims),
+        max_sequence_tokens=256,
+        tokens_per_batch=200,
+    )
+
+
+@pytest.fixture
+def histories():
+    """Item ids packed newest first, lengths, next items and keys of 8 users."""
+    lengths = torch.tensor([3, 1, 5, 2, 8, 4, 2, 6])
+    generator = torch.Generator().manual_seed(5)
+    item_ids = torch.randint(1, ITEMS, (int(lengths.sum()),), generator=generator)
+    next_items = torch.tensor([4, 9, 9, 17, 30, 41, 52, 4])
+    return item_ids, lengths, next_items, derive(1, torch.arange(8))
+
+
+@pytest.fixture(scope="module")
+def many(sentences):
+    """A batch large enough for rates: 2,000 histories of 10 items."""
+    generator = torch.Generator().manual_seed(9)
+    item_ids = torch.randint(1, ITEMS, (20_000,), generator=generator)
+    batch = sentences.histories(item_ids, torch.full((2_000,), 10), 1024)
+    return batch, derive(2, torch.arange(2_000))
+
+
+# --- masking (3.3.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.15, 0.5, 1.0])
+def test_tokens_are_selected_at_the_rate_and_cls_never(many, sentences, rate):
+    batch, keys = many
+    ordinary = torch.arange(5, sentences.vocab_size)
+    _, selected = mask_tokens(batch, rate, keys, sentences.special.mask, ordinary)
+    is_cls = batch.token_types == 0
+    assert not selected[is_cls].any()
+    assert selected[~is_cls].float().mean() == pytest.approx(rate, abs=0.005)
+
+
+def test_selected_tokens_are_replaced_80_10_10(many, sentences):
+    batch, keys = many
+    mask, ordinary = sentences.special.mask, torch.arange(5, sentences.vocab_size)
+    masked, selected = mask_tokens(batch, 0.5, keys, mask, ordinary)
+    before, after = batch.input_ids[selected], masked.input_ids[selected]
+    by_chance = 0.1 / len(ordinary)  # a random token that happens to be the old one
+    assert (after == mask).float().mean() == pytest.approx(0.8, abs=0.01)
+    assert (after == before).float().mean() == pytest.approx(0.1 + by_chance, abs=0.01)
+    assert torch.equal(masked.input_ids[~selected], batch.input_ids[~selected])
+    drawn = after[(after != mask) & (after != before)]
+    assert drawn.min() >= 5 and drawn.unique().numel() > 0.5 * len(ordinary)
+
+
+def test_masking_depends_on_the_key_and_not_on_the_batch(sentences, histories):
+    item_ids, lengths, _, keys = histories
+    ordinary = torch.arange(5, sentences.vocab_size)
+    whole = sentences.histories(item_ids, lengths, 256)
+    _, together = mask_tokens(whole, 0.3, keys, sentences.special.mask, ordinary)
+    alone = sentences.histories(item_ids[4:9], lengths[2:3], 256)
+    _, single = mask_tokens(alone, 0.3, keys[2:3], sentences.special.mask, ordinary)
+    assert torch.equal(single, together[whole.offsets[2] : whole.offsets[3]])
+    _, other_key = mask_tokens(alone, 0.3, keys[3:4], sentences.special.mask, ordinary)
+    assert not torch.equal(single, other_key)
+
+
+def test_the_drawn_item_has_a_masked_token_and_all_such_are_drawn(many, sentences):
+    batch, keys = many
+    ordinary = torch.arange(5, sentences.vocab_size)
+    _, selected = mask_tokens(batch, 0.05, keys, sentences.special.mask, ordinary)
+    place, was_masked = draw_masked_item(batch, selected, keys, "uniform")
+    masked_items = {
+        (s, p)
+        for s, p in zip(
+            batch.sequence_of_token[selected].tolist(),
+            batch.item_positions[selected].tolist(),
+            strict=True,
+        )
+    }
+    users_with = {s for s, _ in masked_items}
+    for user, (position, masked) in enumerate(
+        zip(place.tolist(), was_masked.tolist(), strict=True)
+    ):
+        assert masked == (user in users_with)
+        assert ((user, position) in masked_items) if masked else 1 <= position <= 10
+    shares = torch.bincount(place, minlength=11)[1:].float() / len(place)
+    assert shares.min() > 0.07 and shares.max() < 0.13  # uniform over ten positions
+
+
+def test_newest_item_stands_in_when_asked(sentences, histories):
+    item_ids, lengths, _, keys = histories
+    batch = sentences.histories(item_ids, lengths, 256)
+    nothing = torch.zeros(batch.num_tokens, dtype=torch.bool)
+    place, was_masked = draw_masked_item(batch, nothing, keys, "newest")
+    assert place.tolist() == [1] * 8 and not was_masked.any()
+
+
+def test_history_without_tokens_has_no_item_to_draw(sentences):
+    batch = sentences.histories(torch.zeros(0, dtype=torch.int64), torch.tensor([0, 0]), 256)
+    nothing = torch.zeros(2, dtype=torch.bool)
+    place, was_masked = draw_masked_item(batch, nothing, derive(1, torch.arange(2)), "uniform")
+    assert place.tolist() == [0, 0] and not was_masked.any()
+
+
+def test_zero_vector_is_used_exactly_when_nothing_was_masked(sentences):
+    predictor = build(sentences).predictor
+    assert torch.equal(predictor.unmasked, torch.zeros(16))
+    sequence, position = torch.randn(2, 16), torch.randn(2, 16)
+    was_masked = torch.tensor([True, False])
+    out = predictor.predict_history(sequence, position, was_masked)
+    torch.testing.assert_close(out[0], predictor.history(torch.cat([sequence[0], position[0]])))
+    torch.testing.assert_close(out[1], predictor.history(torch.cat([sequence[1], torch.zeros(16)])))
+    out.sum().backward()
+    assert predictor.unmasked.grad.abs().sum() > 0  # learnable
+
+
+# --- sentences (3.1, 3.2)
+
+
+def test_sequences_read_newest_item_first_with_types_and_positions(sentences):
+    batch = sentences.histories(torch.tensor([3, 5]), torch.tensor([2]), 256)
+    three, five = (sentences.single(sentences.sentence_of_item[torch.tensor([i])]) for i in (3, 5))
+    assert batch.input_ids[0] == sentences.special.cls
+    assert batch.input_ids.tolist() == three.input_ids.tolist() + five.input_ids.tolist()[1:]
+    cut = three.num_tokens
+    assert batch.item_positions.tolist() == [0] + [1] * (cut - 1) + [2] * (five.num_tokens - 1)
+    assert batch.token_positions.tolist() == list(range(batch.num_tokens))
+    assert batch.token_types[0] == 0 and set(batch.token_types[1:].tolist()) == {1, 2}
+
+
+def test_item_5_lacks_a_brand_and_leaves_its_name_out(sentences):
+    name = sentences.tokenizer.encode("brand name", add_special_tokens=False).ids
+    with_brand, without = (
+        sentences.single(sentences.sentence_of_item[torch.tensor([i])]) for i in (4, 5)
+    )
+    assert without.token_types.tolist().count(1) == 1  # "title"
+    assert with_brand.token_types.tolist().count(1) == 1 + len(name)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 17, 1024])
+def test_oldest_tokens_are_cut(sentences, limit):
+    item_ids, lengths = torch.arange(1, 51), torch.tensor([50])
+    whole = sentences.histories(item_ids, lengths, 100_000)
+    cut = sentences.histories(item_ids, lengths, limit)
+    assert cut.num_tokens == min(limit, whole.num_tokens)
+    assert torch.equal(cut.input_ids, whole.input_ids[: cut.num_tokens])
+
+
+# --- losses and gradients (3.3.2, 3.4)
+
+
+def test_terms_of_the_pretraining_loss(sentences, histories):
+    losses = build(sentences).pretrain_losses(*histories)
+    assert set(losses) == {"sequence_item", "mlm", "mapping"}
+    assert all(math.isfinite(loss.item()) and loss.item() >= 0 for loss in losses.values())
+    without = build(sentences, mlm_weight=0.0, mapping_weight=0.0).pretrain_losses(*histories)
+    assert set(without) == {"sequence_item"}
+    torch.testing.assert_close(without["sequence_item"], losses["sequence_item"])
+
+
+@pytest.mark.parametrize("positive_encoder", ["context", "target"])
+def test_target_encoder_gets_no_gradient_and_all_else_does(sentences, histories, positive_encoder):
+    model = build(sentences, positive_encoder=positive_encoder)
+    sum(model.pretrain_losses(*histories).values()).backward()
+    assert all(p.grad is None for p in model.target_encoder.parameters())
+    for part in (model.context_encoder, model.predictor, model.mlm_head):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None, name
+
+
+def test_mapping_loss_alone_trains_predictor_and_context_encoder(sentences, histories):
+    model = build(sentences)
+    model.pretrain_losses(*histories)["mapping"].backward()
+    assert model.predictor.history[0].weight.grad.abs().sum() > 0
+    assert model.predictor.next_item[0].weight.grad.abs().sum() > 0
+    assert model.context_encoder.embedding.item_positions.weight.grad.abs().sum() > 0
+
+
+def test_sequence_item_loss_equals_a_slow_batch(sentences, histories):
+    """Users 1 and 2 share next item 9, users 0 and 7 share item 4: one candidate each."""
+    model = build(sentences, history_mask_ratio=0.0)
+    item_ids, lengths, next_items, _ = histories
+    loss = model.pretrain_losses(*histories)["sequence_item"]
+    candidates = sorted(set(next_items.tolist()))
+    sequences = model.encode_histories(item_ids, lengths)
+    single = sentences.single(sentences.sentence_of_item[torch.tensor(candidates)])
+    vectors = model.context_encoder(single)[single.cls_index]
+    total = 0.0
+    for row, target in zip(sequences, next_items.tolist(), strict=True):
+        similar = torch.cosine_similarity(row[None], vectors) / 0.05
+        total -= torch.log_softmax(similar, 0)[candidates.index(target)].item()
+    assert loss.item() == pytest.approx(total / 8, rel=1e-4)
+
+
+def test_the_same_item_twice_in_a_batch_is_no_negative(sentences, histories):
+    model = build(sentences)
+    item_ids, lengths, _, keys = histories
+    same = torch.full_like(lengths, 9)
+    assert model.pretrain_losses(item_ids, lengths, same, keys)["sequence_item"].item() == 0.0
+
+
+def finetune_by_hand(model, sentences, item_ids, lengths, next_items):
+    every = sentences.single(torch.arange(sentences.num_sentences))
+    table = model.context_encoder(every)[every.cls_index]
+    similarity = torch.cosine_similarity(
+        model.encode_histories(item_ids, lengths)[:, None], table[None], dim=2
+    )
+    wanted = sentences.sentence_of_item[next_items]
+    total = 0.0
+    for row, right in zip((similarity / 0.05).tolist(), wanted.tolist(), strict=True):
+        total -= math.log(math.exp(row[right]) / sum(map(math.exp, row)))
+    return total / len(lengths)
+
+
+@pytest.mark.parametrize("items_per_step", [0, 1000])
+def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_per_step):
+    model = build(sentences, items_per_step=items_per_step)
+    model.item_vectors()
+    loss = model.finetune_loss(*histories)
+    assert loss.item() == pytest.approx(
+        finetune_by_hand(model, sentences, *histories[:3]), rel=1e-4
+    )
+    loss.backward()
+    positions = model.context_encoder.embedding.item_positions.weight.grad
+    assert (positions[2:].abs().sum() > 0) and torch.isfinite(positions).all()
+
+
+def test_a_sample_of_the_items_estimates_the_softmax_over_all(sentences, histories):
+    exact = build(sentences, items_per_step=1000).finetune_loss(*histories).item()
+    sampled = build(sentences, items_per_step=20)
+    keys = histories[3]
+    estimates = torch.tensor(
+        [sampled.finetune_loss(*histories[:3], derive(keys, n)).item() for n in range(200)]
+    )
+    assert estimates.std() > 0
+    assert estimates.mean().item() == pytest.approx(exact, rel=0.02)
+
+
+def test_candidates_hold_every_wanted_sentence_once():
+    wanted = torch.tensor([7, 3, 3, 90])
+    candidates, positive, log_weights = draw_candidates(wanted, 100, 10, derive(1, 2))
+    assert len(candidates) == len(set(candidates.tolist())) == 10
+    assert torch.equal(candidates[positive], wanted)
+    assert log_weights[positive].tolist() == [0, 0, 0, 0]
+    assert log_weights.exp().sum().item() == pytest.approx(100, rel=1e-5)
+    for size in (100, 5000):
+        everything, positive, log_weights = draw_candidates(wanted, 100, size, derive(1, 2))
+        assert sorted(everything.tolist()) == list(range(100)) and not log_weights.any()
+        assert torch.equal(everything[positive], wanted)
+    few, positive, _ = draw_candidates(wanted, 100, 1, derive(1, 2))
+    assert len(few) == 4 and torch.equal(few[positive], wanted)
+
+
+def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentences, histories):
+    model = build(sentences)
+    model.freeze_items(True)
+    before = model.item_vectors().clone()
+    optimizer = torch.optim.SGD(model.context_encoder.parameters(), lr=0.5)
+    model.finetune_loss(*histories).backward()
+    optimizer.step()
+    model.weights_moved()
+    assert torch.equal(model.item_vectors(), before)
+    model.freeze_items(False)
+    model.item_table_is_old = True
+    assert not torch.equal(model.item_vectors(), before)
+
+
+def test_other_weights_age_the_item_table(sentences):
+    model, other = build(sentences), build(sentences)
+    with torch.no_grad():
+        other.context_encoder.embedding.tokens.weight.add_(1)
+    stale = model.item_vectors().clone()
+    model.load_state_dict(other.state_dict())
+    assert not torch.equal(model.item_vectors(), stale)
+    assert torch.equal(model.item_vectors(), other.item_vectors())
+
+
+def test_next_item_prediction_sees_half_of_the_next_item_only(sentences, histories):
+    """What the model is told of the next item differs from the item in about half its tokens."""
+    model = build(sentences)
+    seen = []
+    original = model._mask
+    model._mask = lambda batch, rate, keys: (
+        seen.append((rate, batch)) or original(batch, rate, keys)
+    )
+    model.pretrain_losses(*histories)
+    assert [rate for rate, _ in seen] == [0.15, 0.5]
+    assert seen[1][1].sequences == 8
+
+
+# --- ranking (4.1)
+
+
+def test_tied_ranks_are_mean_ranks():
+    scores = torch.tensor([[-9.0, 1.0, 1.0, 1.0, 0.0], [-9.0, 0.0, 3.0, 2.0, 2.0]])
+    assert target_ranks(scores, torch.tensor([2, 3])).tolist() == [2.0, 2.5]
+
+
+def test_items_of_one_sentence_tie_exactly(histories):
+    text = pd.DataFrame({"title": ["", *[f"thing {i % 30}" for i in range(1, ITEMS)]]})
+    twins = ItemSentences.build(text, train_wordpiece(text["title"], 200))
+    scores = build(twins).eval().scores(*histories[:2])
+    assert torch.equal(scores[:, 1:30], scores[:, 31:60])
+
+
+# --- random numbers
+
+
+def test_keyed_numbers_are_uniform_and_independent_of_neighbours():
+    keys = derive(2020, 3, torch.arange(50_000))
+    values = uniform(keys)
+    assert values.min() >= 0 and values.max() < 1
+    counts = torch.histc(values, bins=20, min=0, max=1)
+    assert (counts - 2500).abs().max() < 5 * math.sqrt(2500)
+    assert abs(torch.corrcoef(torch.stack([values[1:], values[:-1]]))[0, 1].item()) < 0.02
+    drawn = below(keys, 7)
+    assert drawn.min() == 0 and drawn.max() == 6
+    assert torch.equal(uniform(keys[100:200]), values[100:200])
+    assert not torch.equal(uniform(derive(2021, 3, torch.arange(50_000))), values)

@@ -1,0 +1,121 @@
+"""Every loss against a slow reference written out here."""
+
+import math
+
+import pytest
+import torch
+
+from recbole_jepa4rec.loss import contrastive_loss, cosine_similarity, mapping_loss, mlm_loss
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(7)
+
+
+def slow_cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (
+        math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+    )
+
+
+def slow_contrastive(sequences, items, positive, temperature):
+    total = 0.0
+    for row, right in zip(sequences.tolist(), positive.tolist(), strict=True):
+        powers = [math.exp(slow_cosine(row, item) / temperature) for item in items.tolist()]
+        total -= math.log(powers[right] / sum(powers))
+    return total / len(sequences)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_contrastive_equals_the_formula(rng, temperature):
+    sequences, items = torch.randn(5, 8, generator=rng), torch.randn(4, 8, generator=rng)
+    positive = torch.tensor([0, 3, 3, 1, 2])
+    expected = slow_contrastive(sequences, items, positive, temperature)
+    assert float(contrastive_loss(sequences, items, positive, temperature)) == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+def test_contrastive_of_one_candidate_is_zero(rng):
+    sequence, item = torch.randn(1, 8, generator=rng), torch.randn(1, 8, generator=rng)
+    assert float(contrastive_loss(sequence, item, torch.tensor([0]), 0.05)) == pytest.approx(0)
+
+
+def test_contrastive_of_identical_vectors_is_log_of_candidates():
+    loss = contrastive_loss(torch.ones(3, 4), torch.ones(6, 4), torch.tensor([0, 1, 2]), 0.05)
+    assert float(loss) == pytest.approx(math.log(6), rel=1e-5)
+
+
+def test_contrastive_ignores_the_length_of_vectors(rng):
+    sequences, items = torch.randn(3, 8, generator=rng), torch.randn(4, 8, generator=rng)
+    positive = torch.tensor([0, 1, 2])
+    torch.testing.assert_close(
+        contrastive_loss(sequences, items, positive, 0.05),
+        contrastive_loss(sequences * 7, items * 0.1, positive, 0.05),
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_contrastive_refuses_a_temperature_that_is_not_positive(temperature):
+    with pytest.raises(ValueError, match="temperature"):
+        contrastive_loss(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([0]), temperature)
+
+
+def test_cosine_stays_in_float32_under_autocast(rng):
+    a, b = torch.randn(3, 8, generator=rng), torch.randn(4, 8, generator=rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        similarity = cosine_similarity(a, b)
+    assert similarity.dtype == torch.float32
+    torch.testing.assert_close(similarity, cosine_similarity(a, b))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_mapping_equals_the_formula(rng, reduction):
+    predicted, target = torch.randn(3, 6, generator=rng), torch.randn(3, 6, generator=rng)
+    rows = [
+        sum((p - t) ** 2 for p, t in zip(a, b, strict=True))
+        for a, b in zip(predicted.tolist(), target.tolist(), strict=True)
+    ]
+    expected = sum(rows) / 3 / (6 if reduction == "mean" else 1)
+    assert float(mapping_loss(predicted, target, reduction)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mapping_gives_no_gradient_to_the_target():
+    predicted = torch.zeros(2, 3, requires_grad=True)
+    target = torch.ones(2, 3, requires_grad=True)
+    mapping_loss(predicted, target, "sum").backward()
+    assert target.grad is None
+    torch.testing.assert_close(predicted.grad, torch.full((2, 3), -1.0))
+
+
+def test_mapping_of_equal_vectors_and_of_nothing_is_zero():
+    assert float(mapping_loss(torch.ones(2, 3), torch.ones(2, 3), "sum")) == 0
+    assert float(mapping_loss(torch.ones(0, 3), torch.ones(0, 3), "mean")) == 0
+
+
+def test_mapping_refuses_other_shapes_and_reductions():
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        mapping_loss(torch.ones(2, 3), torch.ones(3, 3), "sum")
+    with pytest.raises(ValueError, match="'max'"):
+        mapping_loss(torch.ones(2, 3), torch.ones(2, 3), "max")
+
+
+def test_mlm_equals_the_formula(rng):
+    logits, labels = torch.randn(4, 9, generator=rng), torch.tensor([0, 8, 3, 3])
+    expected = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        expected -= math.log(math.exp(row[label]) / sum(map(math.exp, row)))
+    assert float(mlm_loss(logits, labels)) == pytest.approx(expected / 4, rel=1e-5)
+
+
+def test_mlm_without_a_masked_token_is_zero_and_differentiable():
+    logits = torch.zeros(0, 9, requires_grad=True)
+    loss = mlm_loss(logits, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_mlm_refuses_unequal_numbers():
+    with pytest.raises(ValueError, match="2 rows of logits for 3 labels"):
+        mlm_loss(torch.zeros(2, 5), torch.zeros(3, dtype=torch.int64))
