@@ -1,0 +1,280 @@
+"""Pre-training, finetuning, finetuning with frozen items, in this order (paper 3.3, 3.4)."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from recbole.trainer import Trainer
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from recbole_jepa4rec.collapse import spread, warn_if_collapsed
+from recbole_jepa4rec.histories import HistoryRows
+from recbole_jepa4rec.metrics import mean_metrics, target_ranks
+from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.training_rows import held_out_users, target_positions, trainable_users
+
+STAGES = ("pretrain", "finetune", "both")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with its own optimizer and schedule.
+
+    Attributes:
+        name: as in ``begin_phase`` of the model.
+        number: position among all phases; keys the random draws.
+        epochs: at most so many.
+        batch_size: sequences a step.
+        learning_rate: its peak.
+        users: internal ids of the users who train, ``[U']``.
+        validate: metric values on held-out data; ``None`` where nothing is held out.
+        deadline: of ``time.monotonic()``, or infinity.
+    """
+
+    name: str
+    number: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    users: Tensor
+    validate: Callable[[], dict[str, float]] | None
+    deadline: float
+
+
+class TwoStageTrainer(ProtocolTrainer, Trainer):
+    """Trains a model that moves through phases, as JEPA4Rec does.
+
+    Beside RecBole's methods the model offers ``begin_phase(name, steps)``, ``begin_epoch(key)``,
+    ``weights_moved()``, ``loss_weights``, ``item_vectors()`` and ``tokens_seen``.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.best_valid_result: dict[str, float] | None = None
+        for key, allowed in (("train_stage", STAGES), ("precision", tuple(PRECISIONS))):
+            if config[key] not in allowed:
+                raise ValueError(f"{key} is {config[key]!r}; allowed: {', '.join(allowed)}")
+        if config["accumulation_steps"] < 1:
+            raise ValueError(
+                f"accumulation_steps is {config['accumulation_steps']}; allowed: at least 1"
+            )
+        sources = config["source_datasets"] or [config["dataset"]]
+        if len(sources) > 1 and self.stage != "pretrain":
+            raise ValueError(
+                f"train_stage is {self.stage!r} with {len(sources)} data sets; allowed: 'pretrain' "
+                "(finetune on one of them afterwards, with --checkpoint)"
+            )
+        if self.stage != "finetune" and config["pretrain_epochs"]:
+            self.pretrain_datasets = sources
+        self.amp_dtype = PRECISIONS[config["precision"]]
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.amp_dtype is torch.float16
+        )
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Run the phases of ``train_stage``; see RecBole's ``Trainer.fit`` for the arguments."""
+        started = self.start_clock()
+        self.start_from_checkpoint()
+        self.rows: HistoryRows = train_data._dataset.inter_feat
+        self.show_progress = show_progress and sys.stderr.isatty()
+        self.saved, self.callback = saved, callback_fn
+        for phase in self._phases(started, valid_data):
+            begun = time.monotonic()
+            self._run(phase)
+            kind = "pretrain" if phase.name == "pretrain" else "finetune"
+            self.stage_seconds[kind] += time.monotonic() - begun
+        if not self.epochs_run and saved:
+            self._save_checkpoint(-1, verbose=verbose)
+        return self.best_valid_score, self.best_valid_result
+
+    def _phases(self, started: float, valid_data: Any) -> Iterator[Phase]:
+        """The phases of ``train_stage`` that have epochs, in order."""
+        config, histories = self.config, self.rows.histories
+        share = config["pretrain_time_ratio"] if self.stage == "both" else 1.0
+        users = trainable_users(histories)
+        if self.stage != "finetune" and config["pretrain_epochs"]:
+            held_out = held_out_users(users, config["pretrain_validation_ratio"], config["seed"])
+            last = histories.train_end[users[held_out]] - 1
+            yield Phase(
+                name="pretrain",
+                number=0,
+                epochs=config["pretrain_epochs"],
+                batch_size=config["pretrain_batch_size"],
+                learning_rate=config["pretrain_learning_rate"],
+                users=users[~held_out],
+                validate=(lambda: self._rank_targets_at(last)) if len(last) else None,
+                deadline=started + share * (self.deadline - started),
+            )
+        if self.stage == "pretrain":
+            return
+        for number, name in enumerate(("finetune", "finetune_frozen_items"), start=1):
+            epochs = config["epochs" if number == 1 else "frozen_items_epochs"]
+            if epochs:
+                yield Phase(
+                    name=name,
+                    number=number,
+                    epochs=epochs,
+                    batch_size=config["train_batch_size"],
+                    learning_rate=config["learning_rate"],
+                    users=users,
+                    validate=lambda: self.evaluate(valid_data, load_best_model=False) or {},
+                    deadline=self.deadline,
+                )
+
+    def _run(self, phase: Phase) -> None:
+        """Train one phase, keep its best weights, and leave the model with them."""
+        if phase.name != "finetune_frozen_items":
+            self.best_valid_score, self.best_valid_result = -math.inf, None
+        batches = math.ceil(len(phase.users) / phase.batch_size)
+        steps = phase.epochs * math.ceil(batches / self.config["accumulation_steps"])
+        self.model.begin_phase(phase.name, steps)
+        self.optimizer = self._build_optimizer(learning_rate=phase.learning_rate)
+        self.optimizer.register_step_post_hook(lambda *_: self.model.weights_moved())
+        schedule = warmup_then_decay(self.optimizer, steps, self.config["warmup_ratio"])
+        since_best = 0
+        for epoch in range(phase.epochs):
+            losses = self._train_phase_epoch(phase, epoch, schedule)
+            self.epochs_run += 1
+            out_of_time = time.monotonic() >= phase.deadline
+            last = out_of_time or epoch + 1 == phase.epochs
+            self._log(phase, epoch, losses)
+            if phase.validate is None or self.config["eval_step"] <= 0:
+                if last and self.saved:
+                    self._save_checkpoint(epoch, verbose=False)
+            elif last or (epoch + 1) % self.config["eval_step"] == 0:
+                improved = self._validate(phase, epoch, phase.validate)
+                since_best = 0 if improved else since_best + 1
+            if out_of_time or since_best >= self.stopping_step > 0:
+                break
+        if self.saved:
+            self.load_best()
+
+    def _train_phase_epoch(self, phase: Phase, epoch: int, schedule: Any) -> dict[str, float]:
+        """One pass over the users; mean of every weighted loss term."""
+        config, model = self.config, self.model
+        key = phase.number * 1_000_000 + epoch
+        model.train()
+        model.begin_epoch(key)
+        targets = target_positions(self.rows.histories, phase.users, config["seed"], key)
+        batches = targets.tensor_split(math.ceil(len(targets) / phase.batch_size))
+        sums = dict.fromkeys(model.loss_weights, 0.0)
+        started, tokens, done = time.monotonic(), model.tokens_seen, 0
+        with tqdm(
+            total=len(targets),
+            desc=f"{phase.name} {epoch}",
+            unit=" sequences",
+            file=sys.stderr,
+            disable=not self.show_progress,
+        ) as progress:
+            for first in range(0, len(batches), config["accumulation_steps"]):
+                step = batches[first : first + config["accumulation_steps"]]
+                rows = sum(map(len, step))
+                for positions in step:
+                    terms = self._backward(positions, len(positions) / rows)
+                    for name, value in zip(sums, terms, strict=True):
+                        sums[name] += value * len(positions)
+                self._step(schedule)
+                done += rows
+                rate = (model.tokens_seen - tokens) / (time.monotonic() - started)
+                progress.update(rows)
+                progress.set_postfix_str(f"{rate:,.0f} tokens/s")
+                if time.monotonic() >= phase.deadline:
+                    break
+        self.tokens_per_second = rate
+        return {name: total / done for name, total in sums.items()}
+
+    def _backward(self, positions: Tensor, share: float) -> list[float]:
+        """Add the gradient of one batch, which is ``share`` of its step; returns its loss terms.
+
+        Raises:
+            ValueError: if a term is not finite.
+        """
+        interaction = self.rows.with_targets(positions)[:].to(self.device)
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            losses = self.model.calculate_loss(interaction)
+        terms = [loss.item() for loss in losses]
+        if not all(map(math.isfinite, terms)):
+            named = dict(zip(self.model.loss_weights, terms, strict=True))
+            raise ValueError(
+                f"loss is not finite: {named}; try a lower learning_rate, clip_grad_norm or "
+                "precision=fp32"
+            )
+        self.scaler.scale(sum(losses) * share).backward()
+        return terms
+
+    def _step(self, schedule: Any) -> None:
+        if self.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+
+    def _validate(self, phase: Phase, epoch: int, validate: Callable[[], dict[str, float]]) -> bool:
+        """Measure, log, and keep the weights if they are the best so far."""
+        result = validate()
+        score = result[self.valid_metric]
+        measured = spread(self.model.item_vectors())
+        warn_if_collapsed(measured)
+        for name, value in (*result.items(), *measured.items()):
+            self.tensorboard.add_scalar(f"{phase.name}/{name}", value, epoch)
+        self.logger.info(
+            f"{phase.name} {epoch} validation: "
+            + ", ".join(
+                f"{name} {value:.4f}" for name, value in (*result.items(), *measured.items())
+            )
+        )
+        if self.callback:
+            self.callback(epoch, score)
+        if score <= self.best_valid_score:
+            return False
+        self.best_valid_score, self.best_valid_result, self.best_epoch = score, result, epoch
+        if self.saved:
+            self._save_checkpoint(epoch, verbose=False)
+        return True
+
+    def _rank_targets_at(self, positions: Tensor) -> dict[str, float]:
+        """Metrics of held-out users: their training part's last item after the ones before it."""
+        self.model.eval()
+        ranks = []
+        for chunk in positions.split(self.config["eval_batch_size"]):
+            interaction = self.rows.with_targets(chunk)[:].to(self.device)
+            scores = self.model.full_sort_predict(interaction)
+            ranks.append(target_ranks(scores, interaction[self.model.ITEM_ID]))
+        return mean_metrics(torch.cat(ranks), self.config["metrics"], self.config["topk"])
+
+    def _log(self, phase: Phase, epoch: int, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            self.tensorboard.add_scalar(f"{phase.name}/loss_{name}", value, epoch)
+        named = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        self.logger.info(f"{phase.name} {epoch}: {named}; {self.tokens_per_second:,.0f} tokens/s")
+
+
+def warmup_then_decay(optimizer: Any, steps: int, warmup_ratio: float) -> Any:
+    """Learning rate rises linearly over ``warmup_ratio`` of the steps, then falls linearly to 0."""
+    warmup = max(1, round(steps * warmup_ratio))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, (steps - step) / max(1, steps - warmup))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,111 @@
+"""What every model must do, ours and RecBole's: a suite that each model's test inherits."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from recbole_jepa4rec.checkpoint import load_weights, save_weights
+from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.registry import find_dataset
+
+SMALL = {
+    "data_path": "dataset",
+    "use_gpu": False,
+    "show_progress": False,
+    "MAX_ITEM_LIST_LENGTH": 10,
+    "train_batch_size": 32,
+}
+
+
+class ModelContract:
+    """Subclass it as ``TestX`` with ``model = "X"`` and settings that make X small."""
+
+    model: str
+    settings: ClassVar[dict[str, Any]] = {}
+    learns = True
+    """Whether the model has a loss to lower."""
+
+    @pytest.fixture(scope="class")
+    def config(self, tmp_path_factory):
+        cache = str(tmp_path_factory.mktemp("cache"))
+        given = {**SMALL, "cache_dir": cache, "epochs": 3, **self.settings}
+        return Config(self.model, "toy", config_dict=given)
+
+    @pytest.fixture(scope="class")
+    def parts(self, config):
+        return find_dataset(config.model_class)(config).build()
+
+    @pytest.fixture
+    def net(self, config, parts):
+        torch.manual_seed(5)
+        return config.model_class(config, parts[0]).eval()
+
+    @pytest.fixture
+    def rows(self, parts):
+        return parts[2].inter_feat[0:12]
+
+    @pytest.fixture
+    def result(self, tmp_path):
+        def call(name="run", **settings):
+            given = {**SMALL, "epochs": 3, "cache_dir": str(tmp_path), **self.settings}
+            folder = str(tmp_path / name)
+            return run(self.model, "toy", config_dict={**given, "run_dir": folder, **settings})
+
+        return call
+
+    def test_loss_is_finite_and_falls(self, net, parts):
+        if not self.learns:
+            pytest.skip("has no loss")
+        batch = parts[0].join(parts[0].inter_feat[0:64])
+        torch.manual_seed(1)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        net.train()
+        values = []
+        for _ in range(12):
+            losses = net.calculate_loss(batch)
+            loss = sum(losses) if isinstance(losses, tuple) else losses
+            values.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert all(torch.isfinite(torch.tensor(values)))
+        assert min(values[-3:]) < 0.95 * values[0]
+
+    @torch.no_grad()
+    def test_scores_cover_every_item_and_predict_agrees(self, net, parts, rows):
+        scores = net.full_sort_predict(rows).view(len(rows), -1)
+        assert scores.shape == (len(rows), parts[0].item_num)
+        torch.testing.assert_close(
+            net.predict(rows),
+            scores.gather(1, rows["item_id"][:, None])[:, 0],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+    @torch.no_grad()
+    def test_a_row_s_scores_do_not_depend_on_the_other_rows(self, net, parts, rows):
+        together = net.full_sort_predict(rows).view(len(rows), -1)
+        alone = net.full_sort_predict(parts[2].inter_feat[3:4]).view(1, -1)
+        torch.testing.assert_close(together[3:4], alone, atol=1e-5, rtol=1e-4)
+
+    def test_saved_weights_give_the_same_scores(self, net, config, parts, rows, tmp_path):
+        save_weights(net, tmp_path / "model.safetensors")
+        torch.manual_seed(99)
+        again = config.model_class(config, parts[0]).eval()
+        load_weights(again, tmp_path / "model.safetensors")
+        with torch.no_grad():
+            assert torch.equal(net.full_sort_predict(rows), again.full_sort_predict(rows))
+
+    def test_the_same_seed_gives_the_same_run(self, result):
+        first, second = result("first"), result("second")
+        assert first["valid"] == second["valid"]
+        assert first["test"] == second["test"]
+
+    def test_batch_size_of_the_evaluation_changes_nothing(self, result):
+        small, large = result("small", eval_batch_size=3), result("large", eval_batch_size=1000)
+        for name, value in large["test"].items():
+            assert small["test"][name] == pytest.approx(value, abs=1e-6)

@@ -1,0 +1,223 @@
+"""Phases, schedules, target draws and stopping of the two-stage trainer."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from recbole_jepa4rec.collapse import spread, warn_if_collapsed
+from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.dataset import SequentialTextDataset
+from recbole_jepa4rec.histories import Histories
+from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.trainer import warmup_then_decay
+from recbole_jepa4rec.training_rows import held_out_users, target_positions, trainable_users
+
+SMALL = {
+    "data_path": "dataset",
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 300,
+    "pretrain_batch_size": 16,
+    "train_batch_size": 16,
+    "pretrain_epochs": 2,
+    "epochs": 2,
+    "frozen_items_epochs": 1,
+    "eval_step": 1,
+    "show_progress": False,
+    "pretrain_validation_ratio": 0.2,
+    "use_gpu": False,
+}
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Run JEPA4Rec on the toy set; returns what result.json holds."""
+
+    def call(name="run", **settings):
+        folder = tmp_path / name
+        return run(
+            "JEPA4Rec",
+            "toy",
+            config_dict={**SMALL, "cache_dir": str(tmp_path), "run_dir": str(folder), **settings},
+        )
+
+    return call
+
+
+@pytest.fixture
+def histories():
+    lengths = torch.tensor([0, 1, 2, 3, 4, 30])  # user 0 is padding
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return Histories(items=torch.arange(40), offsets=offsets)
+
+
+def test_users_train_who_have_a_history_and_a_target(histories):
+    assert trainable_users(histories).tolist() == [2, 4, 5]
+
+
+def test_targets_never_leave_the_training_part_and_reach_all_of_it(histories):
+    users = torch.tensor([2, 4, 5])
+    seen = {2: set(), 4: set(), 5: set()}
+    for epoch in range(300):
+        positions = target_positions(histories, users, 2020, epoch)
+        owners = histories.users[positions]
+        assert sorted(owners.tolist()) == [2, 4, 5]
+        for owner, position in zip(owners.tolist(), positions.tolist(), strict=True):
+            seen[owner].add(position - int(histories.offsets[owner]))
+    assert seen == {2: {1}, 4: {1}, 5: set(range(1, 28))}
+
+
+def test_a_user_s_target_depends_on_seed_epoch_and_user_alone(histories):
+    def target_of_user_5(users, seed=2020, epoch=3):
+        positions = target_positions(histories, torch.tensor(users), seed, epoch)
+        return positions[histories.users[positions] == 5].item()
+
+    assert target_of_user_5([2, 4, 5]) == target_of_user_5([5]) == target_of_user_5([5, 4])
+    others = {
+        target_of_user_5([5], seed=seed, epoch=epoch) for seed in range(4) for epoch in range(9)
+    }
+    assert len(others) > 10
+
+
+def test_held_out_users_are_about_the_share_and_always_the_same():
+    users = torch.arange(1, 10_001)
+    held_out = held_out_users(users, 0.05, 2020)
+    assert held_out.float().mean().item() == pytest.approx(0.05, abs=0.01)
+    assert torch.equal(held_out[500:600], held_out_users(users[500:600], 0.05, 2020))
+    assert not torch.equal(held_out, held_out_users(users, 0.05, 2021))
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = warmup_then_decay(optimizer, 20, 0.2)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[4:] == pytest.approx([2.0 * (20 - step) / 16 for step in range(4, 20)])
+    assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+def test_both_stages_run_and_report(train):
+    result = train()
+    assert result["stage"] == "both" and result["status"] == "finished"
+    assert result["epochs"] == 5
+    assert result["seconds"]["pretrain"] > 0 and result["seconds"]["finetune"] > 0
+    assert result["pretrain_datasets"] == ["toy"]
+    assert result["tokens_per_second"] > 0
+    assert 0 <= result["test"]["ndcg@10"] <= 1
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not(train):
+    first, again, other = train("a"), train("b"), train("c", seed=7)
+    assert first["valid"] == again["valid"] and first["test"] == again["test"]
+    assert first["test"]["mrr"] != other["test"]["mrr"]
+
+
+def test_pretraining_then_finetuning_from_its_checkpoint(train):
+    before = train("pretrained", train_stage="pretrain")
+    assert before["seconds"]["finetune"] == 0
+    folder = before["path"].rsplit("/", 1)[0]
+    after = train("finetuned", train_stage="finetune", checkpoint=folder)
+    assert after["pretrain_datasets"] == ["toy"]
+    assert after["checkpoint_from"].startswith(folder)
+    zero_shot = train(
+        "zero", train_stage="finetune", checkpoint=folder, epochs=0, frozen_items_epochs=0
+    )
+    assert zero_shot["test"] == before["test"]
+
+
+def test_epochs_zero_everywhere_tests_the_untrained_model(train):
+    result = train(pretrain_epochs=0, epochs=0, frozen_items_epochs=0)
+    assert result["epochs"] == 0 and result["test"]["mrr"] > 0
+
+
+def test_time_limit_stops_every_phase_and_still_tests(train):
+    result = train(epochs=10_000, pretrain_epochs=10_000, max_train_seconds=2, stopping_step=0)
+    assert result["seconds"]["pretrain"] + result["seconds"]["finetune"] < 10
+    assert result["seconds"]["pretrain"] > 0 and result["seconds"]["finetune"] > 0
+    assert "ndcg@10" in result["test"]
+
+
+def test_no_improvement_stops_a_phase(train):
+    result = train(
+        learning_rate=0.0, epochs=50, stopping_step=2, pretrain_epochs=0, frozen_items_epochs=0
+    )
+    assert result["epochs"] == 3 and result["best_epoch"] == 0
+
+
+@pytest.mark.parametrize("accumulation", [2, 3])
+def test_accumulated_gradients_equal_one_larger_finetuning_batch(train, accumulation):
+    """Finetuning's loss is a mean over sequences, so that k batches of n are one of k n."""
+    common = {"pretrain_epochs": 0, "frozen_items_epochs": 0, "epochs": 1, "dropout": 0.0}
+    users = 37
+    whole = train("whole", train_batch_size=users, **common)
+    parts = train(
+        "parts",
+        train_batch_size=math.ceil(users / accumulation),
+        accumulation_steps=accumulation,
+        **common,
+    )
+    assert parts["test"]["mrr"] == pytest.approx(whole["test"]["mrr"], abs=1e-3)
+
+
+def test_bf16_autocast_stays_close_to_float32(train):
+    common = {"pretrain_epochs": 1, "frozen_items_epochs": 0, "epochs": 1, "dropout": 0.0}
+    exact, rounded = train("fp32", **common), train("bf16", precision="bf16", **common)
+    assert rounded["valid"]["mrr"] == pytest.approx(exact["valid"]["mrr"], abs=0.05)
+
+
+def test_a_loss_that_is_not_finite_is_named(train):
+    with pytest.raises(ValueError, match=r"not finite.*sequence_item.*learning_rate"):
+        train(pretrain_learning_rate=1e30, clip_grad_norm=None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("train_stage", "finetun", "pretrain, finetune, both"),
+        ("precision", "fp8", "fp32, bf16, fp16"),
+        ("mapping_reduction", "max", "sum, mean"),
+        ("item_encoder", "both", "context, target"),
+        ("history_mask_ratio", 1.5, "0 to 1"),
+        ("temperature", 0, "> 0"),
+        ("accumulation_steps", 0, "at least 1"),
+        ("hidden_size", 17, "num_heads"),
+        ("max_attribute_tokens", 0, "leaves no room"),
+    ],
+)
+def test_values_that_cannot_be_honoured_are_refused_by_name(train, key, value, allowed):
+    with pytest.raises(ValueError, match=f"{key}.*{allowed}"):
+        train(**{key: value})
+
+
+def test_several_data_sets_pretrain_and_do_not_finetune(tmp_path):
+    with pytest.raises(ValueError, match=r"train_stage.*pretrain"):
+        run("JEPA4Rec", "toy,ml-100k", config_dict={**SMALL, "run_dir": str(tmp_path / "x")})
+
+
+def test_collapse_is_measured_and_warned_of(caplog):
+    generator = torch.Generator().manual_seed(1)
+    healthy = spread(torch.randn(500, 16, generator=generator))
+    assert healthy["std"] == pytest.approx(1.0, abs=0.05)
+    assert healthy["effective_rank"] == pytest.approx(16, abs=1)
+    direction = torch.randn(1, 16, generator=generator)
+    line = spread(torch.randn(500, 1, generator=generator) @ direction)
+    assert line["effective_rank"] == pytest.approx(1, abs=0.01)
+    point = spread(direction.repeat(500, 1))
+    assert point["std"] == pytest.approx(0, abs=1e-5) and math.isfinite(point["effective_rank"])
+    with caplog.at_level(logging.WARNING):
+        assert not warn_if_collapsed(healthy)
+        assert warn_if_collapsed(line) and warn_if_collapsed(point)
+    assert "collapse" in caplog.text
+
+
+def test_config_of_the_toy_set_builds(tmp_path):
+    config = Config("JEPA4Rec", "toy", config_dict={**SMALL, "run_dir": str(tmp_path)})
+    assert SequentialTextDataset(config).item_text.shape[1] >= 1
