@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,8 @@ from recbole.utils import FeatureSource
 from recbole_jepa4rec.histories import Histories, HistoryRows
 from recbole_jepa4rec.item_text import read_item_text
 from recbole_jepa4rec.raw_dataset import RawSequentialDataset
-
-_PROTOCOL = {
-    "split": {"LS": "valid_and_test"},
-    "order": "TO",
-    "group_by": "user",
-    "mode": {"valid": "full", "test": "full"},
-}
+from recbole_jepa4rec.registry import did_you_mean
+from recbole_jepa4rec.settings import PROTOCOL
 
 
 class SequentialTextDataset(RawSequentialDataset):
@@ -142,7 +136,7 @@ class SequentialTextDataset(RawSequentialDataset):
         )
 
     def _check_protocol(self) -> None:
-        for key, allowed in _PROTOCOL.items():
+        for key, allowed in PROTOCOL.items():
             if (given := self.config["eval_args"][key]) != allowed:
                 raise ValueError(f"eval_args.{key} {given!r} is not supported (allowed: {allowed})")
 
@@ -184,13 +178,9 @@ class SequentialTextDataset(RawSequentialDataset):
         self.field2source[self.iid_field] = FeatureSource.ITEM_ID
 
     def _get_load_and_unload_col(self, source: Any) -> tuple[set[str] | None, set[str] | None]:
-        load, unload = super()._get_load_and_unload_col(source)
-        if source != FeatureSource.INTERACTION:
-            return load, unload
-        needed = {self.uid_field, self.iid_field, self.time_field}
         if self.config["source_datasets"]:
-            return needed, None
-        return None if load is None else load | needed, unload
+            return set(self._needed(source)), None
+        return super()._get_load_and_unload_col(source)
 
     def _remap_ID_all(self) -> None:  # noqa: N802
         """Map ids to numbers; then sort, before missing values are filled or times normalised."""
@@ -209,8 +199,7 @@ def _check_folder(name: str, folder: Path) -> None:
     if folder.is_dir():
         return
     others = [path.name for path in folder.parent.glob("*") if path.is_dir()]
-    near = difflib.get_close_matches(name, others, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, [*others, "ml-100k"])
     raise ValueError(f"no data set {name!r} in {folder.parent}{hint}")
 
 

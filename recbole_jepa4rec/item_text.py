@@ -39,7 +39,8 @@ def read_item_text(
         file and attributes that an item lacks hold "".
 
     Raises:
-        AtomicFileError: if a file cannot be read, or no file has a column asked for.
+        AtomicFileError: if a file cannot be read, no file has a column asked for, or no item has
+            text.
     """
     headers = [read_header(path) for path, _ in sources]
     names = _attributes([path for path, _ in sources], headers, item_field, fields)
@@ -50,7 +51,11 @@ def read_item_text(
         refuse_repeated(path, table[item_field])
         tables.append(table.set_index(prefix + table[item_field])[there])
     text = pd.concat(tables).reindex(items).fillna("")
-    return pd.DataFrame({name: ["", *(" ".join(v.split()) for v in text[name])] for name in names})
+    text = pd.DataFrame({name: ["", *(" ".join(v.split()) for v in text[name])] for name in names})
+    if not text.to_numpy().astype(bool).any():
+        files = ", ".join(str(path) for path, _ in sources)
+        raise AtomicFileError(f"{files}: no item of the data set has text in {', '.join(names)}")
+    return text
 
 
 def _attributes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from recbole_jepa4rec.atomic_files import (
 )
 
 _ONLY = {"field_separator": "\t", "encoding": "utf-8", "benchmark_filename": None}
+_BY_DEFAULT = {"user_id", "item_id", "rating", "timestamp"}  # RecBole asks for them, there or not
+_FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
+_ALL = (None, "[0,inf)")
 
 
 class RawSequentialDataset(SequentialDataset):
@@ -27,6 +31,7 @@ class RawSequentialDataset(SequentialDataset):
     Departs from RecBole, whose reader loses rows, titles and the id "NA" to pandas' quoting and its
     words for «missing»: files are read raw, an empty id or time is refused, duplicates are removed
     in a stable order, and values are filled in without chained assignment, which pandas 3 ignores.
+    Users and items are those of the interactions, whatever the other files describe.
 
     Args:
         config: RecBole's, or ours.
@@ -48,14 +53,18 @@ class RawSequentialDataset(SequentialDataset):
         load, unload = self._get_load_and_unload_col(source)
         if load == set():
             return None
+        header, needed = read_header(filepath), self._needed(source)
+        names = [column.name for column in header]
+        for name in [*needed, *sorted((load or set()) - _BY_DEFAULT)]:
+            if name not in names:
+                there = ", ".join(names)
+                raise AtomicFileError(f"{filepath}: no column {name!r} (there are: {there})")
         columns = [
             column
-            for column in read_header(filepath)
-            if (load is None or column.name in load) and column.name not in (unload or ())
+            for column in header
+            if column.name in needed
+            or ((load is None or column.name in load) and column.name not in (unload or ()))
         ]
-        if not columns:
-            self.logger.warning(f"none of the columns {load} is in {filepath}")
-            return None
         frame = read_atomic(filepath, [column.name for column in columns])
         self._check_keys(filepath, source, frame)
         for name, kind in columns:
@@ -74,18 +83,25 @@ class RawSequentialDataset(SequentialDataset):
                 frame[name] = frame[name].where(present)
         return frame
 
-    def _check_keys(self, filepath: str, source: Any, frame: pd.DataFrame) -> None:
-        """Refuse a table without its ids or times, and user or item files that repeat an id."""
-        ids = {
-            FeatureSource.INTERACTION: [self.uid_field, self.iid_field],
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        for suffix, names in (self.config["load_col"] or {}).items():
+            path = Path(dataset_path, f"{token}.{suffix}")
+            if names and names != "*" and not path.is_file():
+                raise ValueError(f"load_col.{suffix} {names!r}: there is no file {path}")
+        super()._load_data(token, dataset_path)
+
+    def _needed(self, source: Any) -> list[str]:
+        """Columns that are loaded from a file whatever ``load_col`` says."""
+        return {
+            FeatureSource.INTERACTION: [self.uid_field, self.iid_field, self.time_field],
             FeatureSource.USER: [self.uid_field],
             FeatureSource.ITEM: [self.iid_field],
         }.get(source, [])
+
+    def _check_keys(self, filepath: str, source: Any, frame: pd.DataFrame) -> None:
+        """Refuse rows without id or time, and user or item files that repeat an id."""
         is_timed = source == FeatureSource.INTERACTION
-        for field in [*ids, self.time_field] if is_timed else ids:
-            if field not in frame:
-                there = ", ".join(column.name for column in read_header(filepath))
-                raise AtomicFileError(f"{filepath}: no column {field!r} (there are: {there})")
+        ids = self._needed(source)[: 2 if is_timed else 1]
         if ids and frame.empty:
             raise AtomicFileError(f"{filepath}: no row below the header")
         for field in ids:
@@ -98,6 +114,34 @@ class RawSequentialDataset(SequentialDataset):
         elif ids:
             refuse_repeated(filepath, frame[ids[0]])
 
+    def _data_filtering(self) -> None:
+        """Filter as RecBole does, but describe all users and items that occur, and only those."""
+        self._describe_occurring()
+        super()._data_filtering()
+        self._describe_occurring()
+
+    def _describe_occurring(self) -> None:
+        """Fit the user and item tables to the interactions; ids without a row get an empty one."""
+        for name, field in (("user_feat", self.uid_field), ("item_feat", self.iid_field)):
+            if (table := getattr(self, name)) is None:
+                continue
+            occurring = pd.Series(self.inter_feat[field].unique(), name=field)
+            described = table.loc[table[field].isin(occurring), field]
+            ids = pd.concat([described, occurring[~occurring.isin(described)]])
+            table = ids.to_frame().merge(table, "left", on=field)[list(table)]
+            for column in table:
+                if self.field2type[column] in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
+                    is_words = self.field2type[column] == FeatureType.TOKEN_SEQ
+                    table[column] = _fill_sequences(table[column], object if is_words else float)
+            setattr(self, name, table)
+
+    def _reset_index(self) -> None:
+        if self.inter_feat.empty:
+            filters = {key: self.config[key] for key in _FILTERS if self.config[key] not in _ALL}
+            given = ", ".join(f"{key} {value!r}" for key, value in filters.items())
+            raise ValueError(f"no interaction is left after {given}")
+        super()._reset_index()
+
     def _remove_duplication(self) -> None:
         """Do as RecBole's method does, but stably: the file's order decides between equal times."""
         if (keep := self.config["rm_dup_inter"]) is not None:
@@ -107,8 +151,7 @@ class RawSequentialDataset(SequentialDataset):
 
     def _filter_by_inter_num(self) -> None:
         """Skip RecBole's count of every id in Python where its default interval keeps them all."""
-        keys = ("user_inter_num_interval", "item_inter_num_interval")
-        if any(self.config[key] not in (None, "[0,inf)") for key in keys):
+        if any(self.config[key] not in _ALL for key in _FILTERS[1:]):
             super()._filter_by_inter_num()
 
     def _fill_nan(self) -> None:
@@ -121,9 +164,8 @@ class RawSequentialDataset(SequentialDataset):
                 elif kind == FeatureType.FLOAT:
                     table[field] = column.fillna(column.mean())
                 else:
-                    dtype = np.int64 if kind == FeatureType.TOKEN_SEQ else np.float64
-                    empty = np.array([], dtype=dtype)
-                    table[field] = [row if isinstance(row, np.ndarray) else empty for row in column]
+                    is_ids = kind == FeatureType.TOKEN_SEQ
+                    table[field] = _fill_sequences(column, np.int64 if is_ids else np.float64)
 
 
 def _split_sequences(
@@ -139,3 +181,9 @@ def _split_sequences(
         faulty = pd.Series([not all(map(is_number, row)) for row in words])
         refuse_rows(filepath, faulty, f"numbers in {cells.name!r}")
         raise
+
+
+def _fill_sequences(column: pd.Series, dtype: type) -> list[np.ndarray]:
+    """Cells of a sequence column, with an empty sequence where nothing stands."""
+    empty: np.ndarray = np.array([], dtype=dtype)
+    return [cell if isinstance(cell, np.ndarray) else empty for cell in column]

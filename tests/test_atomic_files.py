@@ -15,7 +15,8 @@ from recbole_jepa4rec.atomic_files import (
 )
 
 HEADER = b"item_id:token\ttitle:token_seq\tprice:float\n"
-cells = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), max_size=20)
+characters = st.characters(exclude_characters="\0\t\n\r", exclude_categories=["Cs"])
+cells = st.text(characters, max_size=20)
 
 
 def write(tmp_path, content: bytes, name: str = "x.item"):
@@ -106,6 +107,8 @@ def test_many_blocks_and_a_long_line(tmp_path):
         ),
         (HEADER + b"a\tt\t1_000\n", "line 2: expected a number for 'price', found '1_000'"),
         (HEADER + b"a\tcaf\xe9\t1\n", "line 2: not UTF-8 text"),
+        (HEADER + b"\na\tt\t1\r\nb\0c\tt\t1\n", "line 4: expected text without NUL bytes"),
+        (b"a\0:token\n", "line 1: expected text without NUL bytes"),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(tmp_path, content, message):

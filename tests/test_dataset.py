@@ -274,6 +274,10 @@ class TestLoading:
                 "'timestamp' must be of type float",
             ),
             ("user:token\titem_id:token\ttimestamp:float\n", "no column 'user_id'"),
+            (
+                "user_id:token,item_id:token,timestamp:float\n",
+                r"made\.inter: no column 'user_id' \(there are: user_id:token,item_id",
+            ),
         ],
     )
     def test_a_faulty_header_is_named(self, write, header, message):
@@ -292,6 +296,8 @@ class TestLoading:
         write(steps("u", "ab"))
         with pytest.raises(ValueError, match=r"no data set 'mode' in .*did you mean 'made'"):
             load("mode", data_path=str(tmp_path))
+        with pytest.raises(ValueError, match=r"no data set 'ml-100' .*did you mean 'ml-100k'"):
+            load("ml-100")
 
     def test_other_separators_are_refused(self, write):
         with pytest.raises(ValueError, match="field_separator ','"):
@@ -321,6 +327,68 @@ class TestLoading:
         rows = [("u", "b", 5), ("u", "a", 5), ("u", "b", 5), ("u", "c", 1)]
         dataset = write(rows, rm_dup_inter="last")
         assert tokens(dataset, dataset.build()[2][:]) == [("u", "ca", "b")]
+
+    def test_a_filter_that_leaves_nothing_is_named(self, write):
+        with pytest.raises(ValueError, match=r"^no interaction .* user_inter_num_interval '\[9"):
+            write(steps("u", "abc"), ITEM, user_inter_num_interval="[9,inf)")
+
+    @pytest.mark.parametrize(
+        ("wanted", "message"),
+        [
+            (
+                {"inter": ["user_id", "ratng"]},
+                r"made\.inter: no column 'ratng' \(there are: user",
+            ),
+            (
+                {"inter": "*", "item": ["titel"]},
+                r"made\.item: no column 'titel' \(there are: it",
+            ),
+            (
+                {"inter": "*", "user": ["age"]},
+                r"load_col\.user \['age'\]: there is no file .*user",
+            ),
+        ],
+    )
+    def test_a_column_that_no_file_has_is_named(self, write, wanted, message):
+        with pytest.raises(ValueError, match=message):
+            write(steps("u", "abc"), ITEM, load_col=wanted)
+
+
+class TestCatalogue:
+    """It is the items of the interactions, whatever else is loaded."""
+
+    ITEMS = "item_id:token\ttitle:token_seq\tsize:float_seq\tprice:float\tbrand:token\n"
+    ITEMS += "cold\told snow\t1 2\t3\tx\nb\tred\t1\t2\ty\n"
+
+    @pytest.mark.parametrize("filters", [True, False])
+    def test_item_columns_change_no_split(self, filters):
+        columns = {"inter": ["user_id", "item_id"], "item": ["item_id", "title"]}
+        plain, loaded = load(), load(load_col=columns, filter_inter_by_user_or_item=filters)
+        assert loaded.field2id_token["item_id"].tolist() == (
+            plain.field2id_token["item_id"].tolist()
+        )
+        assert loaded.statistics() == plain.statistics()
+        for ours, theirs in zip(loaded.build(), plain.build(), strict=True):
+            assert torch.equal(ours.inter_feat.target, theirs.inter_feat.target)
+
+    def test_an_item_without_row_has_an_empty_one(self, write):
+        dataset = write(steps("u", "abc"), self.ITEMS, load_col={"inter": "*", "item": "*"})
+        dataset.build()
+        a, b = (dataset.item_feat[dataset.token2id("item_id", item)] for item in "ab")
+        assert dataset.item_num == 4
+        assert dataset.id2token("title", b["title"]) == "red"
+        assert "old" not in dataset.field2id_token["title"]
+        assert (a["title"].tolist(), a["size"].tolist(), a["brand"]) == ([0], [0], 0)
+
+    def test_filtered_items_leave_it(self, write):
+        rows = steps("u", "abc") + steps("v", "d")
+        wanted = {"inter": "*", "item": ["title"]}  # the id comes by itself
+        dataset = write(rows, self.ITEMS, load_col=wanted, user_inter_num_interval="[2,inf)")
+        assert dataset.item_num == 4
+        dataset = write(
+            rows, self.ITEMS, load_col={"inter": "*", "item": "*"}, val_interval={"price": "[1,3]"}
+        )
+        assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", "b"]
 
 
 class TestItemText:
@@ -363,6 +431,11 @@ class TestItemText:
             _ = write(steps("u", "ab")).item_text
         with pytest.raises(ValueError, match=r"made\.item: no text column beside 'item_id'"):
             _ = write(steps("u", "ab"), "item_id:token\tprice:float\na\t1\n").item_text
+
+    @pytest.mark.parametrize("rows", ["", "cold\tsnow\t1\tx\n", "a\t \t1\t\n"])
+    def test_a_file_without_text_for_any_item_is_named(self, write, rows):
+        with pytest.raises(ValueError, match=r"made\.item: no item .* has text in title, brand$"):
+            _ = write(steps("u", "ab"), ITEM + rows).item_text
 
 
 class TestSeveralDataSets:
@@ -414,7 +487,7 @@ class TestFingerprint:
     def test_it_does_not_depend_on_what_else_is_loaded(self):
         wanted = {"inter": ["user_id", "item_id"], "item": ["item_id", "brand"]}
         with_items = load(load_col=wanted, filter_inter_by_user_or_item=False)
-        assert with_items.item_num == 32  # the cold item as well
+        assert with_items.item_num == 31  # without the cold item
         assert with_items.fingerprint == load().fingerprint
 
 
