@@ -13,10 +13,12 @@ import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 
+from recbole_jepa4rec.allowed_values import refuse_values
 from recbole_jepa4rec.files import atomic_write
 from recbole_jepa4rec.metrics import metric_values
 from recbole_jepa4rec.registry import find_model, find_properties
 from recbole_jepa4rec.settings import (
+    PROTOCOL,
     Loader,
     keys_of_others,
     known_keys,
@@ -27,8 +29,6 @@ from recbole_jepa4rec.settings import (
     refuse_unknown,
 )
 
-PROTOCOL = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
-LEVELS = ("debug", "info", "warning", "error", "critical")
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
 
@@ -155,35 +155,10 @@ class Config(RecBoleConfig):
             and not self.given("train_neg_sample_args")
         ):
             settings["train_neg_sample_args"] = None  # RecBole's default is refused by RecBole
-        self._check_types(settings)
+        refuse_values(settings, self.internal_config_dict)
         self._check_protocol(settings)
         self._resolved = copy.deepcopy(settings)
         return settings
-
-    def _check_types(self, settings: Mapping[str, Any]) -> None:
-        """Numbers stay numbers and switches stay switches; ``None`` is left to the reader."""
-        for key, default in self.internal_config_dict.items():
-            value = settings[key]
-            if isinstance(default, bool) and not isinstance(value, (bool, type(None))):
-                raise ValueError(f"{key} {value!r} must be True or False")
-            if type(default) in (int, float) and type(value) not in (int, float, type(None)):
-                raise ValueError(f"{key} {value!r} must be a number")
-        whole = {
-            "seed": 0,
-            "epochs": 0,
-            "eval_step": 0,
-            "train_batch_size": 1,
-            "eval_batch_size": 1,
-        }
-        for key, least in whole.items():
-            if type(settings[key]) is not int or settings[key] < least:
-                raise ValueError(f"{key} {settings[key]!r} must be a whole number from {least}")
-        if str(settings["state"]).lower() not in LEVELS:
-            raise ValueError(f"state {settings['state']!r} must be one of {', '.join(LEVELS)}")
-        for key in ("max_train_seconds", "score_memory_mib"):
-            value = settings[key]
-            if value is not None and not (type(value) in (int, float) and value > 0):
-                raise ValueError(f"{key} {value!r} must be a positive number")
 
     def _check_protocol(self, settings: Mapping[str, Any]) -> None:
         """Refuse by name what the evaluation cannot honour."""
@@ -196,14 +171,10 @@ class Config(RecBoleConfig):
         if not isinstance(eval_args, dict):
             raise ValueError(f"eval_args {eval_args!r} must be a mapping")
         for key, allowed in PROTOCOL.items():
-            if eval_args[key] != allowed:
+            if eval_args[key] not in (allowed, "full" if key == "mode" else allowed):
                 raise ValueError(
                     f"eval_args.{key} {eval_args[key]!r} is not supported ({allowed!r} is)"
                 )
-        mode = eval_args["mode"]
-        for value in mode.values() if isinstance(mode, dict) else [mode]:
-            if value != "full":
-                raise ValueError(f"eval_args.mode {value!r} must be 'full': all items are ranked")
         self._check_metrics(settings)
 
     def _check_metrics(self, settings: Mapping[str, Any]) -> None:

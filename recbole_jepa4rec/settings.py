@@ -18,6 +18,7 @@ from recbole_jepa4rec.registry import did_you_mean, find_properties
 SUBKEYS = {
     "eval_args": {"split", "order", "group_by", "mode"},
     "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
+    "clip_grad_norm": {"max_norm", "norm_type", "error_if_nonfinite"},
 }
 """Keys that hold a fixed set of keys themselves."""
 
@@ -26,6 +27,14 @@ PATHS = {"checkpoint", "run_dir", "cache_dir", "encoder_checkpoint", "encoder_co
 
 ELSEWHERE = {"model", "dataset", "config_files", "encoding", "contrast", "sim", "use_filter", "eta"}
 """Keys that stand in no yaml file, but that the runner or RecBole's code reads."""
+
+PROTOCOL = {
+    "split": {"LS": "valid_and_test"},
+    "order": "TO",
+    "group_by": "user",
+    "mode": {"valid": "full", "test": "full"},
+}
+"""The only ``eval_args``."""
 
 WORDS = {"none": None, "null": None, "~": None, "true": True, "false": False}
 

@@ -10,6 +10,7 @@ import pytest
 import recbole
 import yaml
 
+from recbole_jepa4rec.allowed_values import refuse_values
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.registry import MODELS, find_properties
 from recbole_jepa4rec.settings import Loader, known_keys, parse_command_line, parse_value
@@ -178,10 +179,68 @@ class TestRefusals:
             ("--seed.x=3", "key 'seed.x': 'seed' is 2020, which holds no keys"),
             ("--save_dataset=True", "save_dataset is not supported"),
             ("--benchmark_filename=[a,b,c]", "benchmark_filename is not supported"),
+            ("--epochs=null", "epochs None must be a number"),
+            ("--stopping_step=-1", "stopping_step -1 must be a whole number from 0"),
+            ("--MAX_ITEM_LIST_LENGTH=0", "MAX_ITEM_LIST_LENGTH 0 must be a whole number from 1"),
+            ("--hidden_size=1.5", "hidden_size 1.5 must be a whole number from 1"),
+            ("--learning_rate=-1", "learning_rate -1 must be a number from 0"),
+            ("--learner=adamm", "learner 'adamm' must be one of adam, adamw, sgd"),
+            ("--clip_grad_norm=1", "clip_grad_norm 1 must be null or a mapping"),
+            ("--clip_grad_norm={norm_type: 2}", "clip_grad_norm {'norm_type': 2} must be null or"),
+            ("--clip_grad_norm.norm=1", "unknown key 'clip_grad_norm.norm'"),
+            (
+                "--item_text_fields=[]",
+                "item_text_fields [] must be null, a name or a list of names",
+            ),
+            ("--item_text_fields=5", "item_text_fields 5 must be null, a name or a list of names"),
+            ("--load_col=[title]", "load_col ['title'] must be null or a mapping"),
+            ("--load_col.item=title", "'item': 'title'} must be null or a mapping"),
+            ("--user_inter_num_interval=5", "user_inter_num_interval '5' must be an interval"),
+            ("--item_inter_num_interval=[9,5]", "item_inter_num_interval '[9,5]' must be an inter"),
+            ("--item_inter_num_interval=[5,x)", "item_inter_num_interval '[5,x)' must be an inter"),
         ],
     )
     def test_by_name(self, word, message):
         assert message in refusal(word)
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("--pretrain_epochs=-1", "a whole number from 0"),
+            ("--frozen_items_epochs=1.5", "a whole number from 0"),
+            ("--pretrain_batch_size=0", "a whole number from 1"),
+            ("--num_heads=0", "a whole number from 1"),
+            ("--vocab_size=9", "a whole number from 10"),
+            ("--tokens_per_batch=0", "a whole number from 1"),
+            ("--max_attribute_tokens=1", "a whole number from 2"),
+            ("--accumulation_steps=True", "a number"),
+            ("--items_per_step=-1", "a whole number from 0"),
+            ("--dropout=1", "a number from 0 to below 1"),
+            ("--pretrain_validation_ratio=1.0", "a number from 0 to below 1"),
+            ("--warmup_ratio=1.1", "a number from 0 to 1"),
+            ("--ema_momentum=-0.1", "a number from 0 to 1"),
+            ("--temperature=null", "a number"),
+            ("--pretrain_learning_rate=-1", "a number from 0"),
+            ("--attention_window=7", "null or an even whole number from 2"),
+            ("--attention_window=0", "null or an even whole number from 2"),
+        ],
+    )
+    def test_keys_of_jepa4rec(self, word, message):
+        key = word[2:].partition("=")[0]
+        text = refusal(word, model="JEPA4Rec")
+        assert text.startswith(f"{key} ")
+        assert text.endswith(f" must be {message}")
+
+    def test_limits_are_allowed(self):
+        words = ["ema_momentum=1", "warmup_ratio=0", "attention_window=2", "dropout=0", "epochs=0"]
+        words += ["user_inter_num_interval=(2,5];[7,inf)", "item_text_fields=title"]
+        made = config(*(f"--{word}" for word in words), model="JEPA4Rec")
+        assert (made["ema_momentum"], made["attention_window"]) == (1, 2)
+
+    def test_a_name_that_a_recbole_model_uses_otherwise_is_left_to_it(self):
+        refuse_values({"hidden_size": [8, 8]}, {"hidden_size": [64, 32]})
+        with pytest.raises(ValueError, match="hidden_size 0 must be a whole number from 1"):
+            refuse_values({"hidden_size": 0}, {"hidden_size": 64})
 
     @pytest.mark.parametrize("name", ["a,a", "../a", "", "a,", "a+b", ".."])
     def test_names_that_are_no_folder(self, name):
