@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from io import BytesIO
@@ -43,7 +43,10 @@ def save_weights(
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, optional: Collection[str] = ()
+    model: nn.Module,
+    path: str | Path,
+    optional: Collection[str] = (),
+    item_ids: str | None = None,
 ) -> dict[str, str]:
     """Fill a model from a file of ``save_weights``; the model is untouched if anything is wrong.
 
@@ -51,12 +54,14 @@ def load_weights(
         model: must have exactly the file's names and shapes.
         path: the file.
         optional: names (shell patterns) that may be missing from the file or from the model.
+        item_ids: ``item_ids_digest`` of the items that the model is for; None where any will do.
 
     Returns:
         The file's metadata.
 
     Raises:
-        ValueError: if the file is missing, truncated or foreign, or holds weights of another shape.
+        ValueError: if the file is missing, truncated or foreign, or holds weights of another shape
+            or for other items.
     """
     tensors, metadata = read_weights(path)
     own = model.state_dict()
@@ -78,8 +83,20 @@ def load_weights(
             f"weights of {metadata.get('model', 'another program')} in {path} do not fit "
             f"{_class_name(model)}: {'; '.join(faults[:3])}{more}"
         )
+    if item_ids is not None and metadata.get("item_ids") != item_ids:
+        raise ValueError(
+            f"weights in {path} do not fit: {_class_name(model)} knows items by their number, and "
+            "the data set they were trained on has other items or another order"
+        )
     model.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
     return metadata
+
+
+def item_ids_digest(model: nn.Module, dataset: Any) -> str | None:
+    """SHA-256 of a data set's item ids in internal order; None for a model that reads text."""
+    if hasattr(model, "add_items"):
+        return None
+    return hashlib.sha256("\n".join(dataset.field2id_token[dataset.iid_field]).encode()).hexdigest()
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -120,15 +137,15 @@ def load_state(path: str | Path, device: torch.device | str = "cpu") -> dict[str
     """Read a file of ``save_state`` without running any code that it may hold.
 
     Raises:
-        ValueError: if the file is missing, truncated or holds more than plain values.
+        ValueError: if the file is missing, unreadable, truncated or holds more than plain values.
     """
     if not Path(path).is_file():
         raise ValueError(f"state file {path} does not exist")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error) or "nothing in it").splitlines()[0]
-        raise ValueError(f"{path} is truncated or holds more than plain values: {reason}") from None
+    except Exception as error:  # of many types; torch's own advice would be to run what it holds
+        fault = f"is truncated or holds more than plain values ({type(error).__name__})"
+        raise ValueError(f"{path} {fault}") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a training state")
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -23,13 +24,15 @@ from tqdm import tqdm
 from recbole_jepa4rec.checkpoint import (
     STATE_NAME,
     WEIGHTS_NAME,
+    item_ids_digest,
     load_state,
     load_weights,
+    read_weights,
     save_state,
     save_weights,
     weights_file,
 )
-from recbole_jepa4rec.histories import HistoryRows
+from recbole_jepa4rec.filter_history import drop_history
 from recbole_jepa4rec.metrics import mean_metrics, metric_values, target_ranks
 from recbole_jepa4rec.time_limit import TimeSpentError, UntilDeadline
 
@@ -48,6 +51,7 @@ class ProtocolTrainer(Trainer):
         epochs_run: epochs begun so far.
         best_epoch: the epoch, from 0, whose weights are on disk; ``None`` before the first.
         checkpoint_from: the weights that training started from, if any.
+        item_ids: ``item_ids_digest`` of the data set that the weights are for, once known.
         deadline: training stops here, in seconds of ``time.monotonic()``; infinite without limit.
 
     Raises:
@@ -74,6 +78,7 @@ class ProtocolTrainer(Trainer):
         self.epochs_run = 0
         self.best_epoch: int | None = None
         self.checkpoint_from: str | None = None
+        self.item_ids: str | None = None
         self.deadline = math.inf
         self._has_saved = False
 
@@ -92,6 +97,10 @@ class ProtocolTrainer(Trainer):
         RecBole's ``Trainer.fit`` for the arguments and the returned value.
         """
         started = self.start_clock()
+        resumed = self.item_ids
+        self.item_ids = item_ids_digest(self.model, train_data._dataset)
+        if None not in (resumed, self.item_ids) and resumed != self.item_ids:
+            raise ValueError("the resumed weights are for other items or another order")
         self.start_from_checkpoint()
         show_progress = show_progress and sys.stderr.isatty()
         try:
@@ -114,9 +123,8 @@ class ProtocolTrainer(Trainer):
         """Load the weights that ``checkpoint`` names, if it names any."""
         if self.config["checkpoint"]:
             self.checkpoint_from = str(weights_file(self.config["checkpoint"]))
-            metadata = load_weights(self.model, self.checkpoint_from)
-            earlier = json.loads(metadata.get("pretrain_datasets", "[]"))
-            self.pretrain_datasets = list(dict.fromkeys([*earlier, *self.pretrain_datasets]))
+            metadata = load_weights(self.model, self.checkpoint_from, item_ids=self.item_ids)
+            self.pretrain_datasets[:0] = json.loads(metadata.get("pretrain_datasets", "[]"))
             self.logger.info(f"start from {self.checkpoint_from}")
 
     @torch.no_grad()
@@ -137,6 +145,7 @@ class ProtocolTrainer(Trainer):
         if not eval_data:
             return None
         if load_best_model:
+            self.item_ids = item_ids_digest(self.model, eval_data._dataset)
             self.load_best(model_file)
         ranks = self.rank_targets(eval_data, show_progress)
         result = mean_metrics(ranks, self.config["metrics"], self.config["topk"])
@@ -171,8 +180,12 @@ class ProtocolTrainer(Trainer):
             target = target.to(scores.device)
             if self.config["filter_history"]:
                 rows = dataset.inter_feat
-                _drop_history(scores, target, rows, slice(row, row + len(scores)))
-            ranks.append(target_ranks(scores, target))
+                drop_history(scores, target, rows, slice(row, row + len(scores)))
+            try:
+                ranks.append(target_ranks(scores, target))
+            except ValueError:
+                self._refuse_unless(not scores[:, 1:].isnan().any(), "scores")
+                raise
             row += len(scores)
         return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64)
 
@@ -182,7 +195,7 @@ class ProtocolTrainer(Trainer):
         Raises:
             ValueError: as ``load_weights``.
         """
-        load_weights(self.model, model_file or self.saved_model_file)
+        load_weights(self.model, model_file or self.saved_model_file, item_ids=self.item_ids)
 
     def training_state(self, epoch: int) -> dict[str, Any]:
         """What goes on beside the weights: plain values and tensors."""
@@ -203,14 +216,15 @@ class ProtocolTrainer(Trainer):
         """Continue after the epoch whose weights and state lie in a folder of this trainer.
 
         Raises:
-            ValueError: as ``load_weights`` and ``load_state``.
+            ValueError: as ``load_weights`` and ``load_state``, or if these are of different saves.
         """
         weights = weights_file(resume_file)
         own_name = weights.name == WEIGHTS_NAME
-        state = load_state(
-            weights.with_name(STATE_NAME) if own_name else weights.with_suffix(".pt")
-        )
-        load_weights(self.model, weights)
+        file = weights.with_name(STATE_NAME) if own_name else weights.with_suffix(".pt")
+        state, metadata = load_state(file), read_weights(weights)[1]
+        if "token" not in state or state["token"] != metadata.get("token"):
+            raise ValueError(f"{file} and {weights.name} were not written together")
+        self.item_ids = load_weights(self.model, weights).get("item_ids")
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.load_other_parameter(state["other_parameter"])
         self.start_epoch = state["epoch"] + 1
@@ -223,10 +237,16 @@ class ProtocolTrainer(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Keep the weights: the best so far, or the newest where nothing validates them."""
+        self._refuse_unless(all(p.isfinite().all() for p in self.model.parameters()), "weights")
         weights = kwargs.get("saved_model_file", self.saved_model_file)
-        save_state(self.state_file, self.training_state(epoch))
+        self.pretrain_datasets = list(dict.fromkeys(self.pretrain_datasets))
         sources = json.dumps(self.pretrain_datasets)
-        save_weights(self.model, weights, {"epoch": str(epoch), "pretrain_datasets": sources})
+        token = f"{epoch}-{secrets.token_hex(8)}"  # says which two files belong together
+        metadata = {"epoch": str(epoch), "token": token, "pretrain_datasets": sources}
+        if self.item_ids:
+            metadata["item_ids"] = self.item_ids
+        save_state(self.state_file, {"token": token, **self.training_state(epoch)})
+        save_weights(self.model, weights, metadata)
         self.best_epoch = epoch if epoch >= 0 else None
         self._has_saved = True
         if verbose:
@@ -247,11 +267,17 @@ class ProtocolTrainer(Trainer):
         return loss
 
     def _check_nan(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
+        self._refuse_unless(torch.isfinite(loss), f"training losses (the last is {loss.item()})")
+
+    def _refuse_unless(self, finite: Any, what: str) -> None:
+        """End a run whose scores or weights are not numbers."""
+        fault = f"{self.config['model']}'s {what} are not numbers"
+        if not finite and not self.epochs_run:
+            raise ValueError(f"{fault} before any training")
+        if not finite:
             raise ValueError(
-                f"training loss of {self.config['model']} is {loss.item()} in epoch "
-                f"{self.epochs_run - 1}; try a learning_rate below {self.learning_rate} or "
-                "clip_grad_norm={'max_norm': 1}"
+                f"{fault} after epoch {self.epochs_run - 1}: training diverged; try a "
+                f"learning_rate below {self.learning_rate} or clip_grad_norm={{'max_norm': 1}}"
             )
 
     def _add_hparam_to_tensorboard(self, best_valid_result: float) -> None:
@@ -271,27 +297,3 @@ def _tensorboard(run_dir: str | None) -> Any:
     if run_dir is None:
         return recbole_trainer.get_tensorboard
     return lambda logger: SummaryWriter(str(run_dir))
-
-
-def _drop_history(scores: Tensor, target: Tensor, rows: Any, batch: slice) -> None:
-    """Take the items of each row's uncut history out of the ranking, but for the target itself.
-
-    Args:
-        scores: of every item, ``[B, N]``; changed in place.
-        target: internal item id, ``[B]``.
-        rows: of the evaluated data, ``HistoryRows``.
-        batch: which rows these are.
-
-    Raises:
-        ValueError: if the rows do not know the histories.
-    """
-    if not isinstance(rows, HistoryRows):
-        raise ValueError("filter_history needs whole histories, which benchmark_filename lacks")
-    position = rows.target[batch]
-    length = position - rows.histories.offsets[rows.histories.users[position]]
-    row = torch.repeat_interleave(torch.arange(len(position)), length)
-    before = (torch.arange(len(row)) - (length.cumsum(0) - length)[row]) + (position - length)[row]
-    target_score = scores.gather(1, target[:, None])
-    items = rows.histories.items[before]
-    scores[row.to(scores.device), items.to(scores.device)] = -torch.inf
-    scores.scatter_(1, target[:, None], target_score)

@@ -25,6 +25,7 @@ from recbole_jepa4rec.histories import HistoryRows
 from recbole_jepa4rec.metrics import mean_metrics
 from recbole_jepa4rec.registry import find_dataset, find_trainer
 from recbole_jepa4rec.run_folder import RunFolder
+from recbole_jepa4rec.time_limit import ending_on_sigterm
 
 SCORE_BYTES = 4 * 3
 """Of one score in an evaluation batch: its float, and what ranking it makes beside it."""
@@ -38,17 +39,28 @@ def main(command_line: Sequence[str]) -> int:
 
     Returns:
         Exit status: 0, 1 for a failure, 2 for wrong input, 130 when interrupted.
+
+    Raises:
+        SystemExit: with status 143, when the process is told to end (SIGTERM).
     """
     try:
-        print(run(command_line=command_line)["path"])
+        with ending_on_sigterm():
+            print(run(command_line=command_line)["path"])
         return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        folder = getattr(error, "run_folder", None)
+        print(f"interrupted; see {folder.path}" if folder else "interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {message}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        folder = getattr(error, "run_folder", None)
+        details = f" (details in {folder.log_file})" if folder else ""
+        print(f"error: {message}{details}", file=sys.stderr)
+        return 1
 
 
 def run(
@@ -104,17 +116,16 @@ def _loaders(config: Config, data: Any) -> tuple[Any, Any, Any]:
     limit = config["score_memory_mib"] * 2**20 / (SCORE_BYTES * data.item_num)
     config["eval_batch_size"] = max(1, min(config["eval_batch_size"], int(limit)))
     parts = data.build()
+    if not len(parts[2]):
+        raise ValueError(f"data set {config['dataset']!r}: no user has at least 3 interactions")
+    if not len(parts[0]) and config["epochs"]:
+        raise ValueError(f"data set {config['dataset']!r}: no user has 2 interactions to train on")
     samplers = create_samplers(config, data, parts)
+    shuffle = bool(config["shuffle"] and len(parts[0]))  # torch shuffles no empty part
     train, valid, test = (
-        get_dataloader(config, phase)(
-            config, part, sampler, shuffle=phase == "train" and config["shuffle"]
-        )
+        get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train" and shuffle)
         for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers, strict=True)
     )
-    if not test:
-        raise ValueError(f"data set {config['dataset']!r}: no user has at least 3 interactions")
-    if not train and config["epochs"]:
-        raise ValueError(f"data set {config['dataset']!r}: no user has 2 interactions to train on")
     return train, valid, test
 
 
@@ -155,19 +166,33 @@ def _trainer(config: Config, folder: RunFolder, train: Any) -> Any:
     """The trainer, and in it the model on its device.
 
     Raises:
-        ValueError: if RecBole's model looks for a column that is not loaded.
+        ValueError: if RecBole's model looks for a column that is not loaded, or does not know the
+            value of a setting.
     """
     init_seed(config["seed"], config["reproducibility"])
     try:
         model = config.model_class(config, train._dataset).to(config["device"])
     except KeyError as error:
+        _explain(error, config)
+        raise
+    if hasattr(model, "prepare_run_folder"):
+        model.prepare_run_folder(folder.path)
+    return find_trainer(config.model_class, config)(config, model)
+
+
+def _explain(error: KeyError, config: Config) -> None:
+    """Say which column or which setting a model looked up in vain, where that can be known."""
+    settings, name = config.final_config_dict, error.args[0]
+    columns = [settings.get("selected_features"), settings.get("item_attribute")]
+    columns += [value for key, value in settings.items() if key.endswith("_FIELD")]
+    if name in {x for c in columns if c for x in ([c] if isinstance(c, str) else c)}:
         raise ValueError(
             f"model {config['model']!r} needs {error}, which data set {config['dataset']!r} lacks "
             "(load_col names the columns that are loaded)"
         ) from error
-    if hasattr(model, "prepare_run_folder"):
-        model.prepare_run_folder(folder.path)
-    return find_trainer(config.model_class, config)(config, model)
+    keys = [key for key, value in settings.items() if isinstance(value, str) and value == name]
+    if keys:
+        raise ValueError(f"{keys[0]} {error} is unknown to model {config['model']!r}") from error
 
 
 def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:

@@ -57,13 +57,19 @@ class RunFolder:
         """Make the folder.
 
         Raises:
-            OSError: if it cannot be made.
+            ValueError: if it cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror
+            raise ValueError(f"run_dir {str(self.path)!r} cannot be made: {reason}") from error
 
     @contextmanager
     def logging(self, level: str) -> Iterator[None]:
         """Send the log to standard error and to ``run.log`` meanwhile; an error leaves its trace.
+
+        An exception that passes gets an attribute ``run_folder``, for whoever reports it.
 
         Args:
             level: RecBole's ``state``, such as ``"info"``.
@@ -78,7 +84,8 @@ class RunFolder:
         root.setLevel(level.upper())
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            vars(error)["run_folder"] = self
             root.handlers = [file]
             root.critical("the run ended early", exc_info=True)
             raise

@@ -1,9 +1,13 @@
-"""Training that ends at a deadline, after the step under way."""
+"""Ends before the last epoch: a deadline, after the step under way, and SIGTERM, at once."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import getLogger
 from typing import Any
 
 
@@ -33,3 +37,21 @@ class UntilDeadline:
             yield batch
             if time.monotonic() >= self._deadline:
                 return
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM leave through every ``finally``, and a line in the log."""
+
+    def end(number: int, _: Any) -> None:
+        getLogger().critical("told to end (SIGTERM)")
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -66,6 +66,20 @@ def test_missing_and_unknown_names_are_errors_unless_optional(path):
     load_weights(nn.Linear(2, 2), path, optional=["b*"])
 
 
+def test_weights_for_other_items_are_refused_and_change_nothing(path):
+    save_weights(Tied(), path, {"item_ids": "abc"})
+    model = Tied()
+    before = model.a.detach().clone()
+    with pytest.raises(ValueError, match="other items or another order"):
+        load_weights(model, path, item_ids="abd")
+    assert torch.equal(model.a, before)
+    load_weights(model, path)
+    load_weights(model, path, item_ids="abc")
+    save_weights(Tied(), path)
+    with pytest.raises(ValueError, match="other items or another order"):
+        load_weights(model, path, item_ids="abc")
+
+
 def test_only_three_faults_are_listed(path):
     save_weights(nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)]), path)
     with pytest.raises(ValueError, match=r"and 8 more$"):
@@ -122,14 +136,27 @@ def test_code_in_a_state_is_not_run(tmp_path, write):
     with pytest.raises(ValueError, match="more than plain values") as error:
         load_state(path)
     assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)  # torch advises to run it
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no state"])
 def test_truncated_states_are_refused(tmp_path, content):
     path = tmp_path / "state.pt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(ValueError, match="truncated") as error:
         load_state(path)
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("failure", [OSError("bad read"), MemoryError(), KeyError("x")])
+def test_whatever_torch_raises_is_one_line_without_its_advice(tmp_path, monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure
+
+    save_state(tmp_path / "state.pt", {"epoch": 1})
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(ValueError, match=rf"state\.pt is truncated.*{type(failure).__name__}"):
+        load_state(tmp_path / "state.pt")
 
 
 def test_a_checkpoint_is_a_file_or_a_run_folder(path):

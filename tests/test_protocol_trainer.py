@@ -10,7 +10,8 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import S3RecTrainer, Trainer
 from recbole.utils import InputType, init_seed
 
-from recbole_jepa4rec.checkpoint import load_state, read_weights
+from recbole_jepa4rec import protocol_trainer
+from recbole_jepa4rec.checkpoint import item_ids_digest, load_state, read_weights
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.dataset import SequentialTextDataset
 from recbole_jepa4rec.protocol_trainer import ProtocolTrainer, with_protocol
@@ -117,7 +118,10 @@ class TestEvaluation:
     def test_scores_that_are_not_numbers_are_refused(self, prepare):
         trainer, (_, valid, _) = prepare()
         trainer.model.score.data[3] = math.nan
-        with pytest.raises(ValueError, match="scores hold NaN"):
+        with pytest.raises(ValueError, match="Fixed's scores are not numbers before any training"):
+            trainer.evaluate(valid, load_best_model=False)
+        trainer.epochs_run = 3
+        with pytest.raises(ValueError, match=r"numbers after epoch 2: .* learning_rate below"):
             trainer.evaluate(valid, load_best_model=False)
 
     def test_sampled_candidates_are_refused(self, prepare):
@@ -172,9 +176,18 @@ class TestFit:
         monkeypatch.setattr(Fixed, "loss_factor", math.inf)
         trainer, (train, valid, _) = prepare(epochs=1)
         with pytest.raises(
-            ValueError, match="loss of Fixed is inf in epoch 0; try a learning_rate"
+            ValueError, match=r"Fixed's training losses \(the last is inf\) .* after epoch 0"
         ):
             trainer.fit(train, valid)
+
+    def test_weights_that_are_not_finite_are_not_saved(self, prepare):
+        trainer, (train, _, _) = prepare(epochs=1)
+        trainer.fit(train)
+        before = trainer.state_file.read_bytes()
+        trainer.model.score.data[1] = math.inf
+        with pytest.raises(ValueError, match="Fixed's weights are not numbers after epoch 0"):
+            trainer._save_checkpoint(1)
+        assert trainer.state_file.read_bytes() == before
 
     def test_no_epoch_still_saves(self, prepare):
         trainer, (train, valid, _) = prepare(epochs=0)
@@ -199,8 +212,15 @@ class TestFiles:
         assert [path.name for path in workplace.iterdir()] == ["run"]
         names = sorted(path.name.split(".")[0] for path in (workplace / "run").iterdir())
         assert names == ["events", "model", "state"]
-        assert read_weights(trainer.saved_model_file)[1] == {"model": "Fixed", "epoch": "0"}
+        metadata = read_weights(trainer.saved_model_file)[1]
         state = load_state(trainer.state_file)
+        assert metadata == {
+            "model": "Fixed",
+            "epoch": "0",
+            "token": state["token"],
+            "pretrain_datasets": "[]",
+            "item_ids": item_ids_digest(trainer.model, train._dataset),
+        }
         assert (state["epoch"], type(state["best_valid_score"])) == (0, float)
 
     def test_without_run_folder_recboles_folders_serve(self, prepare, workplace):
@@ -223,6 +243,55 @@ class TestFiles:
         assert torch.equal(momenta, trainer.optimizer.state_dict()["state"][0]["exp_avg"])
         other.fit(train, valid)
         assert other.epochs_run == 3
+
+    def test_state_and_weights_of_different_saves_do_not_resume(self, prepare, workplace):
+        trainer, (train, _, _) = prepare(epochs=1)
+        trainer.fit(train)
+        old = trainer.state_file.read_bytes()
+        trainer._save_checkpoint(0)
+        trainer.resume_checkpoint(workplace / "run")
+        trainer.state_file.write_bytes(old)
+        with pytest.raises(ValueError, match=r"state\.pt and model\.safetensors were not written"):
+            trainer.resume_checkpoint(workplace / "run")
+
+    def test_a_save_that_fails_keeps_the_old_weights(self, prepare, workplace, monkeypatch):
+        trainer, (train, _, _) = prepare(epochs=1)
+        trainer.fit(train)
+        weights = workplace / "run" / "model.safetensors"
+        old = weights.read_bytes()
+
+        def fail(*_):
+            raise OSError("disk full")
+
+        monkeypatch.setattr(protocol_trainer, "save_weights", fail)
+        with pytest.raises(OSError, match="disk full"):
+            trainer._save_checkpoint(1)
+        assert weights.read_bytes() == old
+        with pytest.raises(ValueError, match="were not written together"):
+            trainer.resume_checkpoint(workplace / "run")
+
+    def test_a_data_set_is_named_once(self, prepare):
+        trainer, _ = prepare()
+        trainer.pretrain_datasets = ["b", "a", "b"]
+        trainer._save_checkpoint(0)
+        assert trainer.pretrain_datasets == ["b", "a"]
+        assert read_weights(trainer.saved_model_file)[1]["pretrain_datasets"] == '["b", "a"]'
+
+    def test_weights_do_not_start_or_resume_for_items_in_another_order(self, prepare, workplace):
+        trainer, (train, _, _) = prepare(epochs=1)
+        trainer.fit(train)
+        for start in ("checkpoint", "resume"):
+            checkpoint = str(workplace / "run") if start == "checkpoint" else None
+            other, (train, _, _) = prepare(epochs=2, checkpoint=checkpoint)
+            if start == "resume":
+                other.resume_checkpoint(workplace / "run")
+            names = train._dataset.field2id_token["item_id"]
+            names[[1, 2]] = names[[2, 1]]
+            with pytest.raises(ValueError, match="other items or another order"):
+                other.fit(train)
+            other.model.add_items = None  # of a model that reads text
+            if start == "checkpoint":
+                other.fit(train, saved=False)
 
     def test_s3recs_two_stages_pass_weights_on(self, prepare, workplace):
         from recbole.model.sequential_recommender import S3Rec

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -175,6 +176,8 @@ class TestErrors:
             ("--USER_ID_FIELD=who", "'who'"),
             ("--model=SASRecF", "model 'SASRecF' needs 'class', which data set 'toy' lacks"),
             ("--learning_rate=1e30", "try a learning_rate below 1e+30"),
+            ("--hidden_act=foo", "hidden_act 'foo' is unknown to model 'SASRec'"),
+            ("--run_dir=/proc/x", "run_dir '/proc/x' cannot be made: "),
         ],
     )
     def test_one_line_and_status_2(self, workplace, words, word, message, capsys):
@@ -187,11 +190,48 @@ class TestErrors:
         assert error.count("\n") == 1
         assert not list(workplace.rglob("result.json"))
 
+    def test_one_step_that_diverges_names_model_and_learning_rate(self, workplace, words, capsys):
+        words = [*without(words, "train_batch_size"), "--train_batch_size=4096"]
+        assert main([*words, "--run_dir=diverged", "--learning_rate=1e30", "--state=error"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: SASRec's ")
+        assert "not numbers after epoch 0: training diverged; try a learning_rate below" in error
+        assert error.count("\n") == 1
+
     def test_what_ended_a_run_is_in_its_log(self, workplace, words, capsys):
         assert main([*words, "--learning_rate=1e30"]) == 2
         (log,) = workplace.rglob("run.log")
         assert "Traceback" in log.read_text()
         assert "Traceback" not in capsys.readouterr().err
+
+    def test_whatever_else_goes_wrong_is_one_line(self, workplace, words, monkeypatch, capsys):
+        def fail(*_):
+            raise TypeError("a fault\nof ours")
+
+        monkeypatch.setattr(quick_start, "per_user", fail)
+        assert main([*words, "--run_dir=out", "--state=error"]) == 1
+        log = os.path.join("out", "run.log")
+        expected = f"error: TypeError: a fault of ours (details in {log})\n"
+        assert capsys.readouterr().err == expected
+        assert "Traceback" in (workplace / log).read_text()
+        assert not (workplace / "out" / "result.json").exists()
+        monkeypatch.setattr(quick_start, "run", lambda **_: fail())
+        assert main([]) == 1
+        assert capsys.readouterr().err == "error: TypeError: a fault of ours\n"
+
+    @pytest.mark.parametrize("model", ["SASRec", "Popularity"])
+    def test_without_training_rows_only_no_epoch_works(self, workplace, words, model, capsys):
+        header = "user_id:token\titem_id:token\ttimestamp:float\n"
+        rows = "".join(f"{user}\t{item}\t{item}\n" for user in "uvw" for item in (1, 2, 3))
+        (workplace / "short").mkdir()
+        (workplace / "short" / "short.inter").write_text(header + rows)
+        words = without(words, "dataset", "data_path", "epochs", "model")
+        words += ["--dataset=short", "--data_path=.", f"--model={model}"]
+        assert main([*words, "--epochs=0"]) == 0
+        capsys.readouterr()
+        assert main([*words, "--epochs=1"]) == 2
+        error = capsys.readouterr().err
+        assert error == "error: data set 'short': no user has 2 interactions to train on\n"
 
     def test_nobody_to_test(self, workplace, words, capsys):
         header = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -209,6 +249,26 @@ class TestErrors:
         monkeypatch.setattr(quick_start, "run", interrupt)
         assert main([]) == 130
         assert capsys.readouterr().err == "interrupted\n"
+
+    def test_an_interrupted_run_names_its_folder(self, workplace, words, monkeypatch, capsys):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(quick_start, "_trainer", interrupt)
+        assert main([*words, "--run_dir=out", "--state=error"]) == 130
+        assert capsys.readouterr().err.splitlines()[-1] == "interrupted; see out"
+
+    def test_sigterm_ends_a_run_with_a_line_in_its_log(self, workplace, words, monkeypatch):
+        monkeypatch.setattr(
+            quick_start, "_trainer", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+        )
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--run_dir=out"])
+        assert ended.value.code == 143
+        assert "told to end (SIGTERM)" in (workplace / "out" / "run.log").read_text()
+        assert not (workplace / "out" / "result.json").exists()
+        assert signal.getsignal(signal.SIGTERM) is before
 
     def test_a_full_disk_leaves_no_half_file(self, workplace, words):
         limit = 20_000  # bytes: the log and the settings fit, the weights do not
