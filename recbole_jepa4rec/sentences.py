@@ -111,6 +111,12 @@ class ItemSentences(nn.Module):
         """Tokens of each sentence without ``[CLS]``, ``[S]``."""
         return self.offsets.diff()
 
+    @property
+    def used(self) -> range:
+        """Ids of the sentences that items have: the empty one (0) only if an item lacks text."""
+        items = self.sentence_of_item[1:]
+        return range(int(items.min()) if len(items) else 0, self.num_sentences)
+
     def single(self, sentence_ids: Tensor, max_tokens: int | None = None) -> TokenBatch:
         """``[CLS] S_i`` for each sentence.
 
@@ -157,6 +163,16 @@ class ItemSentences(nn.Module):
         self.offsets = torch.cat([self.offsets, ends])
         self.sentence_of_item = torch.cat([self.sentence_of_item, ids.to(self.sentence_of_item)])
         return torch.arange(first, self.num_items, device=self.sentence_of_item.device)
+
+    def truncate(self, num_items: int) -> None:
+        """Forget the items from this id on, and the sentences that came with them."""
+        kept = int(self.sentence_of_item[:num_items].max()) + 1
+        for key in list(self._sentence_ids)[kept:]:
+            del self._sentence_ids[key]
+        self.sentence_of_item = self.sentence_of_item[:num_items]
+        self.offsets = self.offsets[: kept + 1]
+        self.input_ids = self.input_ids[: self.offsets[-1]]
+        self.token_types = self.token_types[: self.offsets[-1]]
 
     def _fill(self, item_text: pd.DataFrame) -> None:
         self.append(item_text)

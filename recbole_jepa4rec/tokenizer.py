@@ -19,6 +19,7 @@ _ROLES = {  # role -> its names in BERT's and in RoBERTa's vocabulary
     "unk": ("[UNK]", "<unk>"),
 }
 _MIN_FREQUENCY = 2  # occurrences below which a merge is not worth an entry
+_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 _REPEATS_PER_LINE = 256
 _TEXTS_PER_CALL = 8192
 
@@ -87,16 +88,18 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         source: a ``tokenizer.json``, a folder in transformers' format or a hub name.
 
     Raises:
-        ValueError: if there is no such tokenizer, or it cannot be read.
+        ValueError: if there is no such tokenizer, it cannot be read or knows no word.
     """
     path = Path(source)
+    if path.is_dir() and not any(all(map(any, map(path.glob, names))) for names in _FILES):
+        allowed = ", ".join(" with ".join(names) for names in _FILES)
+        raise ValueError(f"{path} holds no tokenizer (allowed: {allowed})")
     file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        return _load_with_transformers(source)
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{file}: not a tokenizer.json: {error}") from error
+    tokenizer = _load_file(file) if file.is_file() else _load_with_transformers(source)
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    if special.issuperset(tokenizer.get_vocab().values()):
+        raise ValueError(f"the tokenizer of {source} has no tokens besides the special ones")
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
@@ -190,6 +193,13 @@ def _train(words: Counter[str], vocab_size: int) -> dict[str, int]:
     )
     tokenizer.train_from_iterator(lines, trainer)
     return tokenizer.get_vocab()
+
+
+def _load_file(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{file}: not a tokenizer.json: {error}") from error
 
 
 def _load_with_transformers(source: str | Path) -> Tokenizer:

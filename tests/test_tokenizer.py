@@ -181,6 +181,23 @@ def test_unreadable_tokenizers_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("names", [(), ("vocab.json",), ("tokenizer_config.json",)])
+def test_a_folder_without_tokenizer_is_refused(tmp_path, names):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match="holds no tokenizer") as caught:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_special_tokens_alone_is_refused(tmp_path):
+    save_tokenizer(train_wordpiece([], 100), tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match="no tokens besides the special ones"):
+        load_tokenizer(tmp_path)
+
+
 def test_tokenizer_without_a_mask_token_is_refused():
     tokenizer = Tokenizer(models.WordLevel({"[CLS]": 0, "[PAD]": 1, "[UNK]": 2}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match=r"no mask token: none of \[MASK\], <mask>"):

@@ -279,6 +279,25 @@ def test_truncated_files_are_refused(name, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "24"),
+        ("num_hidden_layers", True),
+        ("pad_token_id", None),
+        ("layer_norm_eps", "1e-12"),
+        ("hidden_act", ["gelu"]),
+    ],
+)
+def test_config_values_of_another_type_are_refused(key, value, tmp_path):
+    bert().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ValueError, match=rf"config\.json: {key} is .*allowed: a n?") as error:
+        load_pretrained(tmp_path, attention_window=None)
+    assert repr(value) in str(error.value)
+
+
 def test_other_architectures_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match=r"model_type is 'gpt2'.*bert, longformer, roberta"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recbole_jepa4rec.files import atomic_write
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.weight_files import read_description
 from recbole_jepa4rec.model.weights import load_pretrained
 from recbole_jepa4rec.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 
@@ -27,6 +28,13 @@ ARCHITECTURE_KEYS = (
     "use_token_type",
 )
 TOKENIZER_FILE, ENCODER_FILE = "tokenizer.json", "encoder.json"
+_TYPES: dict[Any, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "int | None": (int, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ def _from_nothing(config: Any, item_text: pd.DataFrame) -> StartingPoint:
         max_token_positions=config["max_sequence_tokens"],
         max_item_positions=config["MAX_ITEM_LIST_LENGTH"] + 1,
         dropout=config["dropout"],
+        attention_dropout=config["attention_dropout"],
         **{key: config[key] for key in ARCHITECTURE_KEYS},
     )
     return StartingPoint(tokenizer, encoder)
@@ -95,13 +104,14 @@ def _from_language_model(config: Any) -> StartingPoint:
         max_token_positions=config["max_sequence_tokens"],
         max_item_positions=config["MAX_ITEM_LIST_LENGTH"] + 1,
         dropout=config["dropout"],
+        attention_dropout=config["attention_dropout"],
         use_token_type=config["use_token_type"],
     )
     for note in pretrained.notes:
         getLogger().info(f"{config['encoder_checkpoint']}: {note}")
     _refuse_contradiction(config, pretrained.config, config["encoder_checkpoint"])
     return StartingPoint(
-        load_tokenizer(pretrained.tokenizer_source),
+        _load_tokenizer(pretrained.tokenizer_source, pretrained.config),
         pretrained.config,
         pretrained.encoder_state,
         pretrained.mlm_head_state,
@@ -117,7 +127,7 @@ def _from_run(config: Any) -> StartingPoint:
                 f"checkpoint={config['checkpoint']}: no {name} beside the weights; expected the "
                 "run folder of a text model"
             )
-    encoder = EncoderConfig(**json.loads((folder / ENCODER_FILE).read_text(encoding="utf-8")))
+    encoder = _read_encoder(folder / ENCODER_FILE)
     _refuse_contradiction(config, encoder, config["checkpoint"])
     for key, needed, held in (
         ("max_sequence_tokens", config["max_sequence_tokens"], encoder.max_token_positions),
@@ -125,7 +135,40 @@ def _from_run(config: Any) -> StartingPoint:
     ):
         if needed > held:
             raise ValueError(f"{key}={needed}; the checkpoint {folder} allows at most {held}")
-    return StartingPoint(load_tokenizer(folder / TOKENIZER_FILE), encoder)
+    encoder = replace(
+        encoder, dropout=config["dropout"], attention_dropout=config["attention_dropout"]
+    )
+    return StartingPoint(_load_tokenizer(folder / TOKENIZER_FILE, encoder), encoder)
+
+
+def _read_encoder(file: Path) -> EncoderConfig:
+    """The shape that ``save_starting_point`` wrote."""
+    described = read_description(file)
+    known = {field.name: field for field in fields(EncoderConfig)}
+    faults = [f"{name} is unknown" for name in described if name not in known]
+    for name, field in known.items():
+        if name in described and type(described[name]) not in _TYPES[field.type]:
+            faults.append(f"{name} is {described[name]!r} (allowed: {field.type})")
+        elif name not in described and field.default is MISSING:
+            faults.append(f"{name} is missing")
+    if faults:
+        raise ValueError(f"{file} describes no encoder of ours: {'; '.join(faults[:3])}")
+    try:
+        return EncoderConfig(**described)
+    except ValueError as error:
+        raise ValueError(f"{file} describes no encoder of ours: {error}") from None
+
+
+def _load_tokenizer(source: str | Path, encoder: EncoderConfig) -> tokenizers.Tokenizer:
+    """The tokenizer that belongs to an encoder, whose table has a row for each token."""
+    tokenizer = load_tokenizer(source)
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= encoder.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {source} has ids up to {largest}; its encoder has "
+            f"{encoder.vocab_size} token vectors"
+        )
+    return tokenizer
 
 
 def _refuse_contradiction(config: Any, encoder: EncoderConfig, source: str) -> None:

@@ -82,10 +82,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     """Tensors of one file; Lightning keeps them under ``state_dict``."""
     if path.suffix == ".safetensors":
         return read_weights(path)[0]
-    try:
-        state = load_state(path)
-    except OSError as error:  # what torch raises for some truncated files
-        raise ValueError(f"{path} is truncated or unreadable: {error}") from None
+    state = load_state(path)
     tensors = state.get("state_dict", state)
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{path} is not a state dict of tensors")

@@ -29,6 +29,8 @@ IGNORED = (
 )
 """Entries of a checkpoint that the encoder has no use for."""
 
+_TYPES = {"layer_norm_eps": ((int, float), "a number"), "hidden_act": ((str,), "a name")}
+
 
 @dataclass(frozen=True)
 class PretrainedEncoder:
@@ -91,7 +93,7 @@ def load_pretrained(
         dropout=dropout,
         attention_dropout=attention_dropout,
         use_token_type=use_token_type,
-        **_shape(description, folder),
+        **_shape(description, folder / "config.json"),
     )
     tensors = {plain_name(name): tensor.float() for name, tensor in read_tensors(path).items()}
     notes: list[str] = []
@@ -104,7 +106,7 @@ def load_pretrained(
     )
 
 
-def _shape(description: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _shape(description: dict[str, Any], file: Path) -> dict[str, Any]:
     """The part of ``EncoderConfig`` that a checkpoint decides."""
     for key, allowed in (
         ("model_type", MODEL_TYPES),
@@ -114,7 +116,7 @@ def _shape(description: dict[str, Any], folder: Path) -> dict[str, Any]:
         value = description.get(key, None if key == "model_type" else allowed[0])
         if value not in allowed:
             expected = ", ".join(map(str, allowed))
-            raise ValueError(f"{folder / 'config.json'}: {key} is {value!r} (allowed: {expected})")
+            raise ValueError(f"{file}: {key} is {value!r} (allowed: {expected})")
     names = {
         "vocab_size": "vocab_size",
         "hidden_size": "hidden_size",
@@ -126,7 +128,11 @@ def _shape(description: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
     missing = [name for name in (*names.values(), "pad_token_id") if name not in description]
     if missing:
-        raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
+        raise ValueError(f"{file} lacks {', '.join(missing)}")
+    for name in (*names.values(), "pad_token_id"):
+        types, expected = _TYPES.get(name, ((int,), "a whole number"))
+        if type(description[name]) not in types:
+            raise ValueError(f"{file}: {name} is {description[name]!r} (allowed: {expected})")
     return {ours: description[name] for ours, name in names.items()}
 
 
