@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_jepa4rec.checkpoint import WEIGHTS_NAME, load_weights
+from recbole_jepa4rec.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.registry import did_you_mean, find_dataset
+from recbole_jepa4rec.registry import MODELS, did_you_mean, find_dataset
 
 Item = str | Mapping[str, str]
 """An item id, or the attributes of an item that has none: ``{"title": ...}``."""
@@ -40,7 +41,7 @@ def load(run_dir: str | Path, **settings: Any) -> Recommender:
     dataset = find_dataset(config.model_class)(config)
     train = dataset.build()[0]
     model = config.model_class(config, train).to(config["device"])
-    load_weights(model, folder / WEIGHTS_NAME)
+    load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids_digest(model, train))
     return Recommender(model, train)
 
 
@@ -56,16 +57,9 @@ class Recommender:
         self.model = model.eval()
         self.fields = model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.USER_ID
         self.max_length = model.max_seq_length
-        ids = dataset.field2id_token[dataset.iid_field]
-        self.item_ids: list[str | None] = [None, *map(str, ids[1:])]  # None: never recommended
-        self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if item is not None}
-        self.row_of_text: dict[tuple[tuple[str, str], ...], int] = {}
-        self.item_text = dataset.item_text.copy() if self.reads_text else None
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether the model knows items by their text, so that new ones can be added."""
-        return hasattr(self.model, "add_items")
+        self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
+        self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
+        self.item_text = dataset.item_text.copy() if hasattr(model, "add_items") else None
 
     def recommend(
         self, histories: Sequence[Sequence[Item]], k: int = 10, filter_history: bool = False
@@ -83,18 +77,26 @@ class Recommender:
             item's attributes where the model reads text.
 
         Raises:
-            ValueError: for an unknown item id or attribute, raw text for a model that does not
-                read text, or a ``k`` below 1.
+            ValueError: for an unknown item id or attribute, an item that is neither an id nor
+                attributes, raw text for a model that does not read text, an empty history for a
+                model of RecBole's, or a ``k`` below 1.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; allowed: at least 1")
-        rows = [[self._row(item) for item in history] for history in histories]
-        scores = self._scores(rows)
-        scores[:, [row for row, item in enumerate(self.item_ids) if item is None]] = -torch.inf
+        if not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"k is {k!r}; allowed: a whole number, at least 1")
+        known = len(self.item_ids)
+        rows, texts = self._rows(histories)
+        try:
+            if texts:
+                self._append(texts)
+            scores = self._scores(rows)[:, :known] if rows else torch.empty(0, known)
+        finally:
+            if texts and self.item_text is not None:
+                self.model.drop_items(known)
+        scores[:, 0] = -torch.inf
         if filter_history:
             for row, history in enumerate(rows):
-                scores[row, history] = -torch.inf
-        best, items = scores.topk(min(k, scores.shape[1]), dim=1)
+                scores[row, [item for item in history if item < known]] = -torch.inf
+        best, items = scores.topk(min(k, known), dim=1)
         number, place = (best > -torch.inf).nonzero(as_tuple=True)
         chosen = items[number, place].tolist()
         found = pd.DataFrame(
@@ -116,41 +118,81 @@ class Recommender:
             items: attributes of each new item id; an attribute may be missing.
 
         Raises:
-            ValueError: if an id is in the catalogue already, an attribute is unknown, or the
-                model does not read text.
+            ValueError: if an id is no text or in the catalogue already, an attribute is unknown or
+                no text, or the model does not read text.
         """
+        if not isinstance(items, Mapping):
+            raise ValueError(f"items are {items!r}; allowed: a mapping of ids to attributes")
         for item in items:
+            if not isinstance(item, str):
+                raise ValueError(f"item id {item!r} is no text (a str)")
             if item in self.row_of_id:
                 raise ValueError(f"item {item!r} is in the catalogue already")
-        rows = self._append(list(items.values()))
+        text, rows = self._append(list(items.values()))
+        self.item_text = pd.concat([self.item_text, text], ignore_index=True)
         self.item_ids.extend(items)
         self.row_of_id.update(zip(items, rows, strict=True))
 
-    def _row(self, item: Item) -> int:
-        """Internal id of an item; one given by its text joins the model's store unnamed."""
-        if isinstance(item, str):
-            if item not in self.row_of_id:
-                raise ValueError(f"unknown item {item!r}{did_you_mean(item, self.row_of_id)}")
-            return self.row_of_id[item]
-        key = tuple(sorted(item.items()))
-        if key not in self.row_of_text:
-            self.row_of_text[key] = self._append([item])[0]
-            self.item_ids.append(None)
-        return self.row_of_text[key]
+    def _rows(
+        self, histories: Sequence[Sequence[Item]]
+    ) -> tuple[list[list[int]], list[Mapping[str, str]]]:
+        """Histories of internal ids, and the items given by their text, numbered after all."""
+        rows: list[list[int]] = []
+        texts: list[Mapping[str, str]] = []
+        for number, history in enumerate(histories):
+            if isinstance(history, (str, bytes, Mapping)) or not isinstance(history, Iterable):
+                raise ValueError(
+                    f"history {number} is {history!r}; a history is a list of items, oldest first"
+                )
+            row = []
+            for item in history:
+                if isinstance(item, Mapping):
+                    row.append(len(self.item_ids) + len(texts))
+                    texts.append(item)
+                else:
+                    row.append(self._row(item))
+            if not row and type(self.model).__name__ not in MODELS:
+                raise ValueError(
+                    f"history {number} is empty; {type(self.model).__name__} needs an item at least"
+                )
+            rows.append(row)
+        return rows, texts
 
-    def _append(self, attributes: list[Mapping[str, str]]) -> list[int]:
-        """Give the model items by their text; returns their internal ids."""
+    def _row(self, item: str) -> int:
+        """The internal id of an item."""
+        if not isinstance(item, str):
+            raise ValueError(
+                f"item {item!r} is neither an id, which is text ({str(item)!r}), nor attributes"
+            )
+        if item not in self.row_of_id:
+            raise ValueError(f"unknown item {item!r}{did_you_mean(item, self.row_of_id)}")
+        return self.row_of_id[item]
+
+    def _append(self, items: list[Mapping[str, str]]) -> tuple[pd.DataFrame, list[int]]:
+        """Give the model items by their text; returns the text and the items' internal ids.
+
+        If that fails, the model is as it was.
+        """
         if self.item_text is None:
             raise ValueError(
                 f"{type(self.model).__name__} does not read text: it knows the items of its "
                 "training data alone"
             )
-        text = pd.DataFrame(attributes, dtype=object).fillna("").astype(str)
-        text = text.map(lambda value: " ".join(value.split()))
-        rows = self.model.add_items(text)
-        known = text.reindex(columns=self.item_text.columns, fill_value="")
-        self.item_text = pd.concat([self.item_text, known], ignore_index=True)
-        return rows.tolist()
+        for attributes in items:
+            if not isinstance(attributes, Mapping):
+                raise ValueError(f"attributes {attributes!r} are no mapping of names to text")
+            for name, value in attributes.items():
+                if not isinstance(value, str):
+                    raise ValueError(f"attribute {name!r} is {value!r}; allowed: text (a str)")
+        text = pd.DataFrame([dict(attributes) for attributes in items], dtype=object).fillna("")
+        for column in text.columns:
+            text[column] = [" ".join(value.split()) for value in text[column]]
+        try:
+            rows = self.model.add_items(text).tolist()
+        except BaseException:
+            self.model.drop_items(len(self.item_ids))
+            raise
+        return text.reindex(columns=self.item_text.columns, fill_value=""), rows
 
     @torch.no_grad()
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:

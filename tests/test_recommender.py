@@ -1,11 +1,14 @@
 """load, recommend and add_items, as a user calls them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 import recbole_jepa4rec
 from recbole_jepa4rec.quick_start import run
+from tests.conftest import TINY
 from tests.test_contract import TestJEPA4Rec
 
 SETTINGS = {**TestJEPA4Rec.settings, "data_path": "dataset", "use_gpu": False}
@@ -14,8 +17,9 @@ SETTINGS = {**TestJEPA4Rec.settings, "data_path": "dataset", "use_gpu": False}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    for model in ("JEPA4Rec", "Markov"):
-        given = SETTINGS if model == "JEPA4Rec" else {"data_path": "dataset"}
+    tiny = {**TINY, "data_path": "dataset", "use_gpu": False, "epochs": 0}
+    for model in ("JEPA4Rec", "Markov", "SASRec"):
+        given = {"JEPA4Rec": SETTINGS, "SASRec": tiny}.get(model, {"data_path": "dataset"})
         run(model, "toy", config_dict={**given, "run_dir": str(root / model)})
     return root
 
@@ -26,7 +30,7 @@ def recommender(folders):
 
 
 def known_items(recommender, count):
-    return [item for item in recommender.item_ids if item is not None][:count]
+    return recommender.item_ids[1:][:count]
 
 
 def test_top_k_is_ranked_and_described(recommender):
@@ -85,6 +89,7 @@ def test_raw_text_stands_for_an_unknown_item_and_is_never_recommended(recommende
     first = recommender.recommend([[text]], k=10_000)
     again = recommender.recommend([[dict(text)]], k=10_000)
     assert len(first) == size and first.equals(again)
+    assert recommender.model.core.sentences.num_items == size + 1  # nothing is kept
     other = recommender.recommend([[{"title": "something else"}]], k=10_000)
     assert not first["score"].equals(other["score"])
 
@@ -138,6 +143,110 @@ def test_a_model_of_ids_recommends_and_refuses_text(folders):
         markov.recommend([[{"title": "x"}]])
     with pytest.raises(ValueError, match="does not read text"):
         markov.add_items({"new": {"title": "x"}})
+
+
+def test_no_history_gives_an_empty_frame_with_the_same_columns(recommender, folders):
+    for served in (recommender, recbole_jepa4rec.load(folders / "Markov")):
+        some = served.recommend([known_items(served, 1)], k=1)
+        none = served.recommend([])
+        assert len(none) == 0
+        assert list(none.columns) == list(some.columns)
+
+
+def test_an_empty_history_is_refused_where_it_cannot_be_served(folders):
+    sasrec = recbole_jepa4rec.load(folders / "SASRec")
+    known = known_items(sasrec, 1)
+    with pytest.raises(ValueError, match=r"^history 1 is empty; SASRec needs an item"):
+        sasrec.recommend([known, []])
+    assert len(sasrec.recommend([known], k=2)) == 2
+
+
+def test_what_is_no_history_or_item_is_refused_and_changes_nothing(recommender):
+    known = known_items(recommender, 1)[0]
+    before = recommender.recommend([[known]], k=10_000)
+    sentences = recommender.model.core.sentences.num_sentences
+    for call, words in (
+        (lambda: recommender.recommend([known]), "a history is a list of items"),
+        (lambda: recommender.recommend([{"title": "x"}]), "a history is a list of items"),
+        (lambda: recommender.recommend([5]), "a history is a list of items"),
+        (lambda: recommender.recommend([[5]]), r"item 5 is neither .* text \('5'\)"),
+        (lambda: recommender.recommend([[known]], k=2.5), "k is 2.5"),
+        (lambda: recommender.recommend([[{"title": 5}]]), "'title' is 5; allowed: text"),
+        (lambda: recommender.recommend([[{"title": None}]]), "'title' is None"),
+        (lambda: recommender.recommend([[{"title": "x"}, "nowhere"]]), "unknown item 'nowhere'"),
+        (lambda: recommender.recommend([[{"title": "\ud800"}]]), "lone surrogate"),
+        (lambda: recommender.add_items({7: {"title": "x"}}), "item id 7 is no text"),
+        (lambda: recommender.add_items({"new-4": "a title"}), "no mapping"),
+        (lambda: recommender.add_items(["new-4"]), "allowed: a mapping"),
+        (lambda: recommender.add_items({"new-4": {"title": ["x"]}}), "allowed: text"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            call()
+        assert "\n" not in str(error.value)
+        assert recommender.model.core.sentences.num_sentences == sentences
+    assert recommender.recommend([[known]], k=10_000).equals(before)
+
+
+def test_items_whose_vectors_cannot_be_made_are_forgotten(recommender, monkeypatch):
+    known = known_items(recommender, 1)[0]
+    before = recommender.recommend([[known]], k=10_000)
+    core = recommender.model.core
+
+    def fail(item_text):
+        core.sentences.append(item_text)
+        raise MemoryError
+
+    for call in (
+        lambda: recommender.add_items({"new-5": {"title": "never seen before"}}),
+        lambda: recommender.recommend([[{"title": "never seen before"}]]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(core, "add_items", fail)
+            with pytest.raises(MemoryError):
+                call()
+        assert core.sentences.num_items == len(recommender.item_ids)
+    assert recommender.recommend([[known]], k=10_000).equals(before)
+
+
+def test_a_model_of_ids_does_not_load_onto_other_numbers(folders, tmp_path):
+    """The same interactions, but the lines the other way round."""
+    (tmp_path / "toy").mkdir()
+    for file in Path("dataset/toy").iterdir():
+        shutil.copy(file, tmp_path / "toy" / file.name)
+    inter = tmp_path / "toy" / "toy.inter"
+    header, *lines = inter.read_text(encoding="utf-8").splitlines()
+    inter.write_text("\n".join([header, *reversed(lines)]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="SASRec knows items by their number"):
+        recbole_jepa4rec.load(folders / "SASRec", data_path=str(tmp_path))
+    recommender = recbole_jepa4rec.load(folders / "JEPA4Rec", data_path=str(tmp_path))
+    known = known_items(recommender, 2)
+    expected = recbole_jepa4rec.load(folders / "JEPA4Rec").recommend([known], k=1)
+    found = recommender.recommend([known], k=1)
+    assert found["score"].tolist() == pytest.approx(expected["score"].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"vocab_size": 9, "hid', "is not JSON"),
+        ("[]", "not an object"),
+        ('{"architectures": ["BertModel"]}', "architectures is unknown; vocab_size is missing"),
+        ({"vocab_size": "60"}, "vocab_size is '60'"),
+        ({"num_heads": 0}, "num_heads 0"),
+        ({"vocab_size": 7}, "has ids up to"),
+    ],
+)
+def test_a_foreign_encoder_json_is_refused(folders, tmp_path, content, words):
+    for name in ("config.yaml", "model.safetensors", "tokenizer.json", "encoder.json"):
+        (tmp_path / name).write_bytes((folders / "JEPA4Rec" / name).read_bytes())
+    file = tmp_path / "encoder.json"
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(file.read_text()), **content})
+    file.write_text(content)
+    with pytest.raises(ValueError, match=words) as error:
+        recbole_jepa4rec.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_a_damaged_run_folder_is_refused(folders, tmp_path):
