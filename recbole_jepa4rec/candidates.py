@@ -11,13 +11,13 @@ from recbole_jepa4rec.keyed_random import derive, uniform
 
 
 def draw_candidates(
-    wanted: Tensor, sentences: int, size: int, key: Tensor
+    wanted: Tensor, sentences: range, size: int, key: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sentences a batch wants and a uniform sample of the others.
 
     Args:
         wanted: sentence of each sequence's next item, ``[B]``.
-        sentences: of the whole catalogue, ``S``.
+        sentences: ids of all sentences that items have, ``S`` of them.
         size: candidates to draw; at least one sentence is sampled where any is left.
         key: random key of the batch, scalar.
 
@@ -26,13 +26,14 @@ def draw_candidates(
         how many sentences each candidate stands for, ``[C]``: 0 for the wanted ones, and for all
         where ``C = S``.
     """
-    draw = uniform(derive(key, torch.arange(sentences, device=wanted.device)))
+    wanted = wanted - sentences.start
+    draw = uniform(derive(key, torch.arange(len(sentences), device=wanted.device)))
     draw[wanted] = -1.0
     needed = int((draw < 0).sum())
-    size = min(max(size, needed + 1), sentences)
+    size = min(max(size, needed + 1), len(sentences))
     candidates = draw.topk(size, largest=False).indices
     place = torch.empty_like(draw, dtype=torch.int64)
     place[candidates] = torch.arange(size, device=wanted.device)
-    stands_for = (sentences - needed) / max(size - needed, 1)
+    stands_for = (len(sentences) - needed) / max(size - needed, 1)
     log_weights = (draw[candidates] >= 0) * math.log(max(stands_for, 1.0))
-    return candidates, place[wanted], log_weights
+    return candidates + sentences.start, place[wanted], log_weights

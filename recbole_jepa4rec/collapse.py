@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from logging import getLogger
 
 import torch
@@ -24,7 +25,7 @@ def spread(vectors: Tensor) -> dict[str, float]:
         of the entropy of the normalised singular values of the centred unit vectors (Roy and
         Vetterli 2007), between 1 and D.
     """
-    sample = vectors[:: max(1, len(vectors) // SAMPLED_ITEMS)].float()
+    sample = vectors[:: math.ceil(len(vectors) / SAMPLED_ITEMS)].float()
     units = torch.nn.functional.normalize(sample, dim=1)
     centred = units - units.mean(dim=0)
     std = centred.square().mean(dim=0).sqrt().mean() * units.shape[1] ** 0.5

@@ -6,12 +6,29 @@ of processes changes what a user's sequence is masked with or which target it is
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+
+
+class Draw(IntEnum):
+    """What a random number is for: the last part of every key."""
+
+    SHUFFLE = 0
+    TARGET = 1
+    HELD_OUT = 2
+    HISTORY_MASK = 3
+    NEXT_ITEM_MASK = 4
+    MASKED_ITEM = 5
+    CANDIDATES = 6
+    SELECTED = 7
+    FATE = 8
+    REPLACEMENT = 9
 
 
 def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.keyed_random import below, derive, uniform
+from recbole_jepa4rec.keyed_random import Draw, below, derive, uniform
 from recbole_jepa4rec.sentences import TokenBatch
 
 MASKED_SHARE = 0.8  # of the selected tokens: replaced with [MASK]
@@ -28,9 +28,9 @@ def mask_tokens(
         The batch with its tokens replaced, and which tokens were selected, bool ``[T]``.
     """
     token_keys = derive(keys[batch.sequence_of_token], batch.token_positions)
-    selected = (uniform(derive(token_keys, 0)) < rate) & (batch.token_types != 0)
-    fate = uniform(derive(token_keys, 1))
-    drawn = ordinary_ids[below(derive(token_keys, 2), len(ordinary_ids))]
+    selected = (uniform(derive(token_keys, Draw.SELECTED)) < rate) & (batch.token_types != 0)
+    fate = uniform(derive(token_keys, Draw.FATE))
+    drawn = ordinary_ids[below(derive(token_keys, Draw.REPLACEMENT), len(ordinary_ids))]
     replaced = torch.where(fate < MASKED_SHARE, torch.full_like(drawn, mask_id), drawn)
     changed = selected & (fate < MASKED_SHARE + RANDOM_SHARE)
     return batch.replace(input_ids=torch.where(changed, replaced, batch.input_ids)), selected
@@ -60,7 +60,7 @@ def draw_masked_item(
         present = present & (present.cumsum(dim=1) == 1)
     candidates = torch.where(was_masked[:, None], masked, present)
     count = candidates.sum(dim=1)
-    nth = below(derive(keys, 3), count.clamp(min=1)) + 1
+    nth = below(keys, count.clamp(min=1)) + 1
     reached = (candidates.cumsum(dim=1) == nth[:, None]) & candidates
     return reached.to(torch.uint8).argmax(dim=1), was_masked
 

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.histories import Histories
-from recbole_jepa4rec.keyed_random import below, derive, uniform
-
-SHUFFLE, TARGET, HELD_OUT = 0, 1, 2  # what a key is used for
+from recbole_jepa4rec.keyed_random import Draw, below, derive, uniform
 
 
 def trainable_users(histories: Histories) -> Tensor:
@@ -18,7 +16,7 @@ def trainable_users(histories: Histories) -> Tensor:
 
 def held_out_users(users: Tensor, share: float, seed: int) -> Tensor:
     """Which of the users validate pre-training instead of taking part in it, bool ``[U']``."""
-    return uniform(derive(seed, users, HELD_OUT)) < share
+    return uniform(derive(seed, users, Draw.HELD_OUT)) < share
 
 
 def target_positions(histories: Histories, users: Tensor, seed: int, epoch: int) -> Tensor:
@@ -36,5 +34,5 @@ def target_positions(histories: Histories, users: Tensor, seed: int, epoch: int)
     """
     keys = derive(seed, epoch, users)
     first = histories.offsets[users] + 1
-    targets = first + below(derive(keys, TARGET), histories.train_end[users] - first)
-    return targets[torch.argsort(derive(keys, SHUFFLE))]
+    targets = first + below(derive(keys, Draw.TARGET), histories.train_end[users] - first)
+    return targets[torch.argsort(derive(keys, Draw.SHUFFLE))]

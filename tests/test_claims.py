@@ -7,17 +7,32 @@ import pytest
 import torch
 
 from recbole_jepa4rec.candidates import draw_candidates
-from recbole_jepa4rec.keyed_random import below, derive, uniform
+from recbole_jepa4rec.keyed_random import Draw, below, derive, uniform
 from recbole_jepa4rec.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.metrics import target_ranks
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel
+from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.sentences import ItemSentences
 from recbole_jepa4rec.tokenizer import train_wordpiece
 
 ITEMS = 60
+STEP = derive(2020, 0)
+PAPER = {
+    "history_mask_ratio": 0.15,
+    "next_item_mask_ratio": 0.5,
+    "unmasked_target": "uniform",
+    "temperature": 0.05,
+    "mlm_weight": 0.1,
+    "mapping_weight": 0.1,
+    "mapping_reduction": "sum",
+    "sequence_pass": "masked",
+    "positive_encoder": "context",
+    "item_encoder": "context",
+    "items_per_step": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +65,7 @@ def build(sentences, **aims):
         target_encoder=ExponentialMovingAverage(encoder, 0.9),
         predictor=Predictor(16),
         mlm_head=MLMHead(config),
-        objective=Objective(**aims),
+        objective=Objective(**{**PAPER, **aims}),
         max_sequence_tokens=256,
         tokens_per_batch=200,
     )
@@ -250,11 +265,11 @@ def test_the_same_item_twice_in_a_batch_is_no_negative(sentences, histories):
 
 def finetune_by_hand(model, sentences, item_ids, lengths, next_items):
     every = sentences.single(torch.arange(sentences.num_sentences))
-    table = model.context_encoder(every)[every.cls_index]
+    table = model.context_encoder(every)[every.cls_index][1:]  # the padding item's is no candidate
     similarity = torch.cosine_similarity(
         model.encode_histories(item_ids, lengths)[:, None], table[None], dim=2
     )
-    wanted = sentences.sentence_of_item[next_items]
+    wanted = sentences.sentence_of_item[next_items] - 1
     total = 0.0
     for row, right in zip((similarity / 0.05).tolist(), wanted.tolist(), strict=True):
         total -= math.log(math.exp(row[right]) / sum(map(math.exp, row)))
@@ -265,7 +280,7 @@ def finetune_by_hand(model, sentences, item_ids, lengths, next_items):
 def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_per_step):
     model = build(sentences, items_per_step=items_per_step)
     model.item_vectors()
-    loss = model.finetune_loss(*histories)
+    loss = model.finetune_loss(*histories[:3], STEP)
     assert loss.item() == pytest.approx(
         finetune_by_hand(model, sentences, *histories[:3]), rel=1e-4
     )
@@ -275,11 +290,10 @@ def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_
 
 
 def test_a_sample_of_the_items_estimates_the_softmax_over_all(sentences, histories):
-    exact = build(sentences, items_per_step=1000).finetune_loss(*histories).item()
+    exact = build(sentences, items_per_step=1000).finetune_loss(*histories[:3], STEP).item()
     sampled = build(sentences, items_per_step=20)
-    keys = histories[3]
     estimates = torch.tensor(
-        [sampled.finetune_loss(*histories[:3], derive(keys, n)).item() for n in range(200)]
+        [sampled.finetune_loss(*histories[:3], derive(STEP, n)).item() for n in range(200)]
     )
     assert estimates.std() > 0
     assert estimates.mean().item() == pytest.approx(exact, rel=0.02)
@@ -287,16 +301,19 @@ def test_a_sample_of_the_items_estimates_the_softmax_over_all(sentences, histori
 
 def test_candidates_hold_every_wanted_sentence_once():
     wanted = torch.tensor([7, 3, 3, 90])
-    candidates, positive, log_weights = draw_candidates(wanted, 100, 10, derive(1, 2))
+    candidates, positive, log_weights = draw_candidates(wanted, range(100), 10, derive(1, 2))
     assert len(candidates) == len(set(candidates.tolist())) == 10
     assert torch.equal(candidates[positive], wanted)
     assert log_weights[positive].tolist() == [0, 0, 0, 0]
     assert log_weights.exp().sum().item() == pytest.approx(100, rel=1e-5)
     for size in (100, 5000):
-        everything, positive, log_weights = draw_candidates(wanted, 100, size, derive(1, 2))
+        everything, positive, log_weights = draw_candidates(wanted, range(100), size, derive(1, 2))
         assert sorted(everything.tolist()) == list(range(100)) and not log_weights.any()
         assert torch.equal(everything[positive], wanted)
-    few, positive, _ = draw_candidates(wanted, 100, 1, derive(1, 2))
+    offset, positive, _ = draw_candidates(wanted, range(3, 100), 5000, derive(1, 2))
+    assert sorted(offset.tolist()) == list(range(3, 100))
+    assert torch.equal(offset[positive], wanted)
+    few, positive, _ = draw_candidates(wanted, range(100), 1, derive(1, 2))
     assert len(few) == 4 and torch.equal(few[positive], wanted)
 
 
@@ -305,12 +322,11 @@ def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentence
     model.freeze_items(True)
     before = model.item_vectors().clone()
     optimizer = torch.optim.SGD(model.context_encoder.parameters(), lr=0.5)
-    model.finetune_loss(*histories).backward()
+    model.finetune_loss(*histories[:3], STEP).backward()
     optimizer.step()
     model.weights_moved()
     assert torch.equal(model.item_vectors(), before)
     model.freeze_items(False)
-    model.item_table_is_old = True
     assert not torch.equal(model.item_vectors(), before)
 
 
@@ -324,17 +340,62 @@ def test_other_weights_age_the_item_table(sentences):
     assert torch.equal(model.item_vectors(), other.item_vectors())
 
 
-def test_next_item_prediction_sees_half_of_the_next_item_only(sentences, histories):
-    """What the model is told of the next item differs from the item in about half its tokens."""
+def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories):
+    """Each user alone: masked passes, FFN1 and FFN2, targets, and every masked token's label."""
     model = build(sentences)
-    seen = []
-    original = model._mask
-    model._mask = lambda batch, rate, keys: (
-        seen.append((rate, batch)) or original(batch, rate, keys)
-    )
-    model.pretrain_losses(*histories)
-    assert [rate for rate, _ in seen] == [0.15, 0.5]
-    assert seen[1][1].sequences == 8
+    with torch.no_grad():  # tell the encoders apart, and D_n from zero
+        for parameter in model.target_encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        model.context_encoder.embedding.item_positions.weight.normal_()
+    item_ids, lengths, next_items, keys = histories
+    losses = model.pretrain_losses(*histories)
+
+    def target(item):
+        one = sentences.single(sentences.sentence_of_item[torch.tensor([item])])
+        return model.target_encoder.average(one)[0]
+
+    def masked(batch, rate, key, purpose):
+        ids = model.ordinary_ids
+        return mask_tokens(batch, rate, derive(key, purpose), sentences.special.mask, ids)
+
+    history_terms, next_terms, mlm_terms = [], [], []
+    start = 0
+    for user, length in enumerate(lengths.tolist()):
+        items, key = item_ids[start : start + length], keys[user : user + 1]
+        start += length
+        clean = sentences.histories(items, torch.tensor([length]), 256)
+        next_clean = sentences.single(sentences.sentence_of_item[next_items[user : user + 1]])
+        seen, chosen = masked(clean, 0.15, key, Draw.HISTORY_MASK)
+        hidden_next, next_chosen = masked(next_clean, 0.5, key, Draw.NEXT_ITEM_MASK)
+        hidden, next_hidden = model.context_encoder(seen), model.context_encoder(hidden_next)
+        place, was = draw_masked_item(clean, chosen, derive(key, Draw.MASKED_ITEM), "uniform")
+        place = int(place)
+        d_n = model.context_encoder.embedding.item_positions.weight[place]
+        stand_in = d_n if was else model.predictor.unmasked
+        guess = model.predictor.history(torch.cat([hidden[0], stand_in]))
+        history_terms.append((guess - target(items[place - 1].item())).square().sum())
+        guess = model.predictor.next_item(torch.cat([hidden[0], next_hidden[0]]))
+        next_terms.append((guess - target(next_items[user].item())).square().sum())
+        for states, picked, batch in (
+            (hidden, chosen, clean),
+            (next_hidden, next_chosen, next_clean),
+        ):
+            for token in picked.nonzero()[:, 0].tolist():
+                logits = model.mlm_head(
+                    states[token : token + 1], model.context_encoder.embedding.tokens.weight
+                )
+                mlm_terms.append(-logits.log_softmax(1)[0, batch.input_ids[token]])
+    mapping = torch.stack(history_terms).mean() + torch.stack(next_terms).mean()
+    assert losses["mapping"].item() == pytest.approx(mapping.item(), rel=1e-4)
+    assert losses["mlm"].item() == pytest.approx(torch.stack(mlm_terms).mean().item(), rel=1e-4)
+
+
+def test_bf16_autocast_moves_the_losses_by_less_than_two_percent(sentences, histories):
+    exact = build(sentences).pretrain_losses(*histories)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = build(sentences).pretrain_losses(*histories)
+    for name, loss in exact.items():
+        assert rounded[name].item() == pytest.approx(loss.item(), rel=0.02)
 
 
 # --- ranking (4.1)

@@ -52,8 +52,10 @@ class EncoderConfig:
         window = self.attention_window
         if window is not None and (window < 2 or window % 2):
             raise ValueError(f"attention_window {window} is not an even number above 0 (or null)")
-        if self.num_layers < 1:
-            raise ValueError(f"num_layers {self.num_layers} is not a number above 0")
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} {value!r} is not a whole number above 0")
         if self.activation not in ACTIVATIONS:
             allowed = ", ".join(ACTIVATIONS)
             raise ValueError(f"unknown activation {self.activation!r} (allowed: {allowed})")

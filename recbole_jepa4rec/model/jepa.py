@@ -2,71 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
-
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from recbole_jepa4rec.candidates import draw_candidates
-from recbole_jepa4rec.keyed_random import derive
+from recbole_jepa4rec.keyed_random import Draw, derive
 from recbole_jepa4rec.loss import contrastive_loss, cosine_similarity, mapping_loss, mlm_loss
 from recbole_jepa4rec.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.sentences import ItemSentences, TokenBatch
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is masked, what is compared with what, and with which weight.
-
-    Attributes:
-        history_mask_ratio: share of history tokens selected for masking.
-        next_item_mask_ratio: share of the next item's tokens selected for masking.
-        unmasked_target: history item to predict where none was masked.
-        temperature: tau of the contrastive losses.
-        mlm_weight: lambda_1; 0 leaves the masked-token loss out.
-        mapping_weight: lambda_2; 0 leaves the mapping loss out.
-        mapping_reduction: over D, in the mapping loss.
-        sequence_pass: whether L_S-I reads h_CLS from the masked history or from a clean pass.
-        positive_encoder: which encoder gives the next items' vectors in L_S-I.
-        item_encoder: which encoder makes the item table.
-        items_per_step: item sentences that a finetuning step encodes anew, with gradient: all of
-            them if there are no more, else the batch's next items and a sample of the others,
-            weighted to stand for them all. 0: none, the table stays as the epoch began.
-
-    Raises:
-        ValueError: for a value outside its range; names it.
-    """
-
-    history_mask_ratio: float = 0.15
-    next_item_mask_ratio: float = 0.5
-    unmasked_target: Literal["uniform", "newest"] = "uniform"
-    temperature: float = 0.05
-    mlm_weight: float = 0.1
-    mapping_weight: float = 0.1
-    mapping_reduction: Literal["sum", "mean"] = "sum"
-    sequence_pass: Literal["masked", "clean"] = "masked"
-    positive_encoder: Literal["context", "target"] = "context"
-    item_encoder: Literal["context", "target"] = "context"
-    items_per_step: int = 0
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Objective).items():
-            value, allowed = getattr(self, name), ""
-            if get_args(kind) and value not in get_args(kind):
-                allowed = ", ".join(get_args(kind))
-            elif name.endswith("_ratio") and not 0 <= value <= 1:
-                allowed = "0 to 1"
-            elif (name.endswith("_weight") or name == "items_per_step") and not value >= 0:
-                allowed = "0 or more"
-            elif name == "temperature" and not value > 0:
-                allowed = "> 0"
-            if allowed:
-                raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
 
 
 class JointEmbeddingModel(nn.Module):
@@ -130,9 +78,11 @@ class JointEmbeddingModel(nn.Module):
         distinct, positive = torch.unique(next_sentences, return_inverse=True)
         histories = self.sentences.histories(item_ids, lengths, self.max_sequence_tokens)
         next_clean, positives = self._single(next_sentences), self._single(distinct)
-        masked, selected = self._mask(histories, aim.history_mask_ratio, derive(keys, 0))
+        masked, selected = self._mask(
+            histories, aim.history_mask_ratio, derive(keys, Draw.HISTORY_MASK)
+        )
         next_masked, next_selected = self._mask(
-            next_clean, aim.next_item_mask_ratio, derive(keys, 1)
+            next_clean, aim.next_item_mask_ratio, derive(keys, Draw.NEXT_ITEM_MASK)
         )
 
         passes = {"masked": masked, "next": next_masked}
@@ -153,59 +103,44 @@ class JointEmbeddingModel(nn.Module):
             losses["mlm"] = mlm_loss(self.mlm_head(hidden, table), labels)
         if aim.mapping_weight:
             place, was_masked = draw_masked_item(
-                histories, selected, derive(keys, 2), aim.unmasked_target
+                histories, selected, derive(keys, Draw.MASKED_ITEM), aim.unmasked_target
             )
-            losses["mapping"] = self._mapping_losses(
-                vectors["masked"],
-                vectors["next"],
-                next_sentences,
-                item_ids,
-                lengths,
-                place,
-                was_masked,
+            found = place > 0
+            items = item_ids[(lengths.cumsum(0) - lengths + place - 1)[found]]
+            positions = self.context_encoder.embedding.item_positions(place[found])
+            predicted = (
+                self.predictor.predict_history(
+                    vectors["masked"][found], positions, was_masked[found]
+                ),
+                self.predictor.predict_next(vectors["masked"], vectors["next"]),
             )
+            truth = self.sentences.sentence_of_item[items], next_sentences
+            losses["mapping"] = self._mapping_loss(predicted, truth)
         return losses
 
-    def _mapping_losses(
-        self,
-        sequences: Tensor,
-        masked_next: Tensor,
-        next_sentences: Tensor,
-        item_ids: Tensor,
-        lengths: Tensor,
-        place: Tensor,
-        was_masked: Tensor,
-    ) -> Tensor:
-        """L_map: a history item at position ``place`` (0: there is none) and the next item."""
-        found = place > 0
-        items = item_ids[(lengths.cumsum(0) - lengths + place - 1)[found]]
-        wanted = torch.cat([self.sentences.sentence_of_item[items], next_sentences])
-        distinct, which = torch.unique(wanted, return_inverse=True)
-        targets = self._target_vectors(self._single(distinct))[which]
-        positions = self.context_encoder.embedding.item_positions(place[found])
-        history = self.predictor.predict_history(sequences[found], positions, was_masked[found])
-        next_item = self.predictor.predict_next(sequences, masked_next)
-        reduction = self.objective.mapping_reduction
-        return mapping_loss(history, targets[: len(items)], reduction) + mapping_loss(
-            next_item, targets[len(items) :], reduction
-        )
-
     def finetune_loss(
-        self, item_ids: Tensor, lengths: Tensor, next_items: Tensor, keys: Tensor
+        self, item_ids: Tensor, lengths: Tensor, next_items: Tensor, key: Tensor
     ) -> Tensor:
-        """L_FT: softmax over all item sentences (paper 3.4); arguments as in pre-training.
+        """L_FT: softmax over all item sentences (paper 3.4).
 
         The candidates are the distinct sentences: items with the same text are one item to a text
         model. See ``Objective.items_per_step`` for how old their vectors are.
+
+        Args:
+            item_ids: histories, packed newest first, ``[M]``.
+            lengths: items of each history, ``[B]``.
+            next_items: ground-truth next items, ``[B]``.
+            key: random key of the step, scalar.
         """
         aim = self.objective
         sequences = self.encode_histories(item_ids, lengths)
         wanted = self.sentences.sentence_of_item[next_items]
         if self.items_frozen or not aim.items_per_step:
-            table = self.item_vectors(refresh=False)
-            return contrastive_loss(sequences, table, wanted, aim.temperature)
+            first = self.sentences.used.start
+            table = self.item_vectors(refresh=False)[first:]
+            return contrastive_loss(sequences, table, wanted - first, aim.temperature)
         candidates, positive, log_weights = draw_candidates(
-            wanted, self.sentences.num_sentences, aim.items_per_step, derive(keys.sum(), 3)
+            wanted, self.sentences.used, aim.items_per_step, derive(key, Draw.CANDIDATES)
         )
         items = self._encode(self._single(candidates))
         return contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
@@ -232,7 +167,8 @@ class JointEmbeddingModel(nn.Module):
             refresh: whether a table that is older than the weights is encoded anew.
         """
         if self.item_table is None or (refresh and self.item_table_is_old):
-            self.item_table = self._encode_sentences(self._item_encoder(), self._every_sentence())
+            every = torch.arange(self.sentences.num_sentences, device=self.sentences.offsets.device)
+            self.item_table = self._encode_sentences(self._item_encoder(), every)
             self.item_table_is_old = False
         return self.item_table
 
@@ -247,6 +183,12 @@ class JointEmbeddingModel(nn.Module):
             self.item_table = torch.cat([self.item_table, vectors])
         return item_ids
 
+    def drop_items(self, first: int) -> None:
+        """Forget the items from id ``first`` on, which were the last to be added."""
+        self.sentences.truncate(first)
+        if self.item_table is not None:
+            self.item_table = self.item_table[: self.sentences.num_sentences]
+
     @torch.no_grad()
     def freeze_items(self, frozen: bool) -> None:
         """Fix the item side, or let it move again.
@@ -256,12 +198,13 @@ class JointEmbeddingModel(nn.Module):
         """
         if frozen and not self.items_frozen and self.objective.item_encoder == "context":
             self.target_encoder.copy_from(self.context_encoder)
+        self.item_table_is_old |= frozen != bool(self.items_frozen)
         self.items_frozen.fill_(frozen)
 
     def weights_moved(self) -> None:
         """To be called after every optimizer step: moves the average, ages the item table."""
-        self.item_table_is_old = True
         if not self.items_frozen:
+            self.item_table_is_old = True
             self.target_encoder.update(self.context_encoder)
 
     def _item_encoder(self) -> SentenceEncoder:
@@ -269,11 +212,24 @@ class JointEmbeddingModel(nn.Module):
             return self.target_encoder.average
         return self.context_encoder
 
+    def _mapping_loss(
+        self, predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """L_map: predictions and true sentences of a history item and of the next item."""
+        distinct, which = torch.unique(torch.cat(truth), return_inverse=True)
+        targets = self._target_vectors(self._single(distinct))[which]
+        return sum(
+            (
+                mapping_loss(vectors, target, self.objective.mapping_reduction)
+                for vectors, target in zip(
+                    predicted, targets.split([*map(len, truth)]), strict=True
+                )
+            ),
+            start=targets.new_zeros(()),
+        )
+
     def _mask(self, batch: TokenBatch, rate: float, keys: Tensor) -> tuple[TokenBatch, Tensor]:
         return mask_tokens(batch, rate, keys, self.sentences.special.mask, self.ordinary_ids)
-
-    def _every_sentence(self) -> Tensor:
-        return torch.arange(self.sentences.num_sentences, device=self.sentences.offsets.device)
 
     def _single(self, sentence_ids: Tensor) -> TokenBatch:
         return self.sentences.single(sentence_ids, self.max_sequence_tokens)
