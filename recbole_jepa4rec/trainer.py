@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ from tqdm import tqdm
 from recbole_jepa4rec.collapse import spread, warn_if_collapsed
 from recbole_jepa4rec.histories import HistoryRows
 from recbole_jepa4rec.metrics import mean_metrics, target_ranks
+from recbole_jepa4rec.phase import (
+    FINETUNE,
+    FINETUNE_FROZEN_ITEMS,
+    PRETRAIN,
+    Phase,
+    warmup_then_decay,
+)
 from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
 from recbole_jepa4rec.training_rows import held_out_users, target_positions, trainable_users
 
@@ -25,56 +32,30 @@ STAGES = ("pretrain", "finetune", "both")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of training with its own optimizer and schedule.
-
-    Attributes:
-        name: as in ``begin_phase`` of the model.
-        number: position among all phases; keys the random draws.
-        epochs: at most so many.
-        batch_size: sequences a step.
-        learning_rate: its peak.
-        users: internal ids of the users who train, ``[U']``.
-        validate: metric values on held-out data; ``None`` where nothing is held out.
-        deadline: of ``time.monotonic()``, or infinity.
-    """
-
-    name: str
-    number: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    users: Tensor
-    validate: Callable[[], dict[str, float]] | None
-    deadline: float
-
-
 class TwoStageTrainer(ProtocolTrainer, Trainer):
     """Trains a model that moves through phases, as JEPA4Rec does.
 
     Beside RecBole's methods the model offers ``begin_phase(name, steps)``, ``begin_epoch(key)``,
-    ``weights_moved()``, ``loss_weights``, ``item_vectors()`` and ``tokens_seen``.
+    ``begin_step(number)``, ``weights_moved()``, ``loss_weights``, ``item_vectors()`` and
+    ``tokens_seen``.
+
+    Raises:
+        ValueError: for a setting out of its range; names it.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.best_valid_result: dict[str, float] | None = None
-        for key, allowed in (("train_stage", STAGES), ("precision", tuple(PRECISIONS))):
-            if config[key] not in allowed:
-                raise ValueError(f"{key} is {config[key]!r}; allowed: {', '.join(allowed)}")
-        if config["accumulation_steps"] < 1:
+        self._check(config)
+        self.sources = config["source_datasets"] or [config["dataset"]]
+        if self.stage == "both" and config["checkpoint"]:
+            self.stage = "finetune"  # the checkpoint is pre-trained
+        if len(self.sources) > 1 and self.stage != "pretrain":
             raise ValueError(
-                f"accumulation_steps is {config['accumulation_steps']}; allowed: at least 1"
+                f"train_stage is {self.stage!r} with {len(self.sources)} data sets; allowed: "
+                "'pretrain' (finetune on one of them afterwards, with --checkpoint)"
             )
-        sources = config["source_datasets"] or [config["dataset"]]
-        if len(sources) > 1 and self.stage != "pretrain":
-            raise ValueError(
-                f"train_stage is {self.stage!r} with {len(sources)} data sets; allowed: 'pretrain' "
-                "(finetune on one of them afterwards, with --checkpoint)"
-            )
-        if self.stage != "finetune" and config["pretrain_epochs"]:
-            self.pretrain_datasets = sources
+        self.tokens_trained, self.seconds_trained = 0, 0.0
         self.amp_dtype = PRECISIONS[config["precision"]]
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.amp_dtype is torch.float16
@@ -97,12 +78,31 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         self.saved, self.callback = saved, callback_fn
         for phase in self._phases(started, valid_data):
             begun = time.monotonic()
+            if self.epochs_run and begun >= self.deadline:
+                break
             self._run(phase)
-            kind = "pretrain" if phase.name == "pretrain" else "finetune"
+            kind = "pretrain" if phase.name == PRETRAIN else "finetune"
             self.stage_seconds[kind] += time.monotonic() - begun
         if not self.epochs_run and saved:
             self._save_checkpoint(-1, verbose=verbose)
         return self.best_valid_score, self.best_valid_result
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Refuse: a state of several phases cannot be resumed yet.
+
+        Raises:
+            ValueError: always; says what works instead.
+        """
+        raise ValueError(f"cannot resume {resume_file}; --checkpoint starts anew from its weights")
+
+    def _check(self, config: Any) -> None:
+        """Refuse settings out of their range."""
+        for key, allowed in (("train_stage", STAGES), ("precision", tuple(PRECISIONS))):
+            if config[key] not in allowed:
+                raise ValueError(f"{key} is {config[key]!r}; allowed: {', '.join(allowed)}")
+        for key in ("enable_amp", "enable_scaler"):
+            if config[key]:
+                raise ValueError(f"{key} is RecBole's; allowed here: precision=bf16 or fp16")
 
     def _phases(self, started: float, valid_data: Any) -> Iterator[Phase]:
         """The phases of ``train_stage`` that have epochs, in order."""
@@ -112,8 +112,9 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         if self.stage != "finetune" and config["pretrain_epochs"]:
             held_out = held_out_users(users, config["pretrain_validation_ratio"], config["seed"])
             last = histories.train_end[users[held_out]] - 1
+            self.pretrain_datasets = [*self.pretrain_datasets, *self.sources]
             yield Phase(
-                name="pretrain",
+                name=PRETRAIN,
                 number=0,
                 epochs=config["pretrain_epochs"],
                 batch_size=config["pretrain_batch_size"],
@@ -122,10 +123,11 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
                 validate=(lambda: self._rank_targets_at(last)) if len(last) else None,
                 deadline=started + share * (self.deadline - started),
             )
-        if self.stage == "pretrain":
+            self.best_valid_score, self.best_valid_result = -math.inf, None  # of held-out users
+        if self.stage == "pretrain" or not config["epochs"]:
             return
-        for number, name in enumerate(("finetune", "finetune_frozen_items"), start=1):
-            epochs = config["epochs" if number == 1 else "frozen_items_epochs"]
+        for number, name in enumerate((FINETUNE, FINETUNE_FROZEN_ITEMS), start=1):
+            epochs = config["epochs" if name == FINETUNE else "frozen_items_epochs"]
             if epochs:
                 yield Phase(
                     name=name,
@@ -134,14 +136,23 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
                     batch_size=config["train_batch_size"],
                     learning_rate=config["learning_rate"],
                     users=users,
-                    validate=lambda: self.evaluate(valid_data, load_best_model=False) or {},
+                    validate=(lambda: self.evaluate(valid_data, load_best_model=False) or {})
+                    if valid_data
+                    else None,
                     deadline=self.deadline,
                 )
 
     def _run(self, phase: Phase) -> None:
-        """Train one phase, keep its best weights, and leave the model with them."""
-        if phase.name != "finetune_frozen_items":
-            self.best_valid_score, self.best_valid_result = -math.inf, None
+        """Train one phase, keep its best weights, and leave the model with them.
+
+        Raises:
+            ValueError: if nobody is left to train.
+        """
+        if not len(phase.users):
+            raise ValueError(
+                f"{phase.name}: no user with 2 training interactions is left to train on, after "
+                f"pretrain_validation_ratio={self.config['pretrain_validation_ratio']}"
+            )
         batches = math.ceil(len(phase.users) / phase.batch_size)
         steps = phase.epochs * math.ceil(batches / self.config["accumulation_steps"])
         self.model.begin_phase(phase.name, steps)
@@ -154,12 +165,12 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             self.epochs_run += 1
             out_of_time = time.monotonic() >= phase.deadline
             last = out_of_time or epoch + 1 == phase.epochs
-            self._log(phase, epoch, losses)
+            self._log(phase, losses)
             if phase.validate is None or self.config["eval_step"] <= 0:
                 if last and self.saved:
-                    self._save_checkpoint(epoch, verbose=False)
+                    self._save_checkpoint(self.epochs_run - 1, verbose=False)
             elif last or (epoch + 1) % self.config["eval_step"] == 0:
-                improved = self._validate(phase, epoch, phase.validate)
+                improved = self._validate(phase, phase.validate)
                 since_best = 0 if improved else since_best + 1
             if out_of_time or since_best >= self.stopping_step > 0:
                 break
@@ -186,6 +197,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             for first in range(0, len(batches), config["accumulation_steps"]):
                 step = batches[first : first + config["accumulation_steps"]]
                 rows = sum(map(len, step))
+                model.begin_step(first // config["accumulation_steps"])
                 for positions in step:
                     terms = self._backward(positions, len(positions) / rows)
                     for name, value in zip(sums, terms, strict=True):
@@ -197,7 +209,9 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
                 progress.set_postfix_str(f"{rate:,.0f} tokens/s")
                 if time.monotonic() >= phase.deadline:
                     break
-        self.tokens_per_second = rate
+        self.tokens_trained += model.tokens_seen - tokens
+        self.seconds_trained += time.monotonic() - started
+        self.tokens_per_second = self.tokens_trained / self.seconds_trained
         return {name: total / done for name, total in sums.items()}
 
     def _backward(self, positions: Tensor, share: float) -> list[float]:
@@ -228,21 +242,18 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         schedule.step()
 
-    def _validate(self, phase: Phase, epoch: int, validate: Callable[[], dict[str, float]]) -> bool:
+    def _validate(self, phase: Phase, validate: Callable[[], dict[str, float]]) -> bool:
         """Measure, log, and keep the weights if they are the best so far."""
+        epoch = self.epochs_run - 1
         result = validate()
         score = result[self.valid_metric]
         measured = spread(self.model.item_vectors())
         warn_if_collapsed(measured)
         for name, value in (*result.items(), *measured.items()):
             self.tensorboard.add_scalar(f"{phase.name}/{name}", value, epoch)
-        self.logger.info(
-            f"{phase.name} {epoch} validation: "
-            + ", ".join(
-                f"{name} {value:.4f}" for name, value in (*result.items(), *measured.items())
-            )
-        )
-        if self.callback:
+        named = (f"{name} {value:.4f}" for name, value in (*result.items(), *measured.items()))
+        self.logger.info(f"{phase.name} {epoch} validation: {', '.join(named)}")
+        if self.callback and (phase.name != PRETRAIN or self.stage == "pretrain"):
             self.callback(epoch, score)
         if score <= self.best_valid_score:
             return False
@@ -261,20 +272,9 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             ranks.append(target_ranks(scores, interaction[self.model.ITEM_ID]))
         return mean_metrics(torch.cat(ranks), self.config["metrics"], self.config["topk"])
 
-    def _log(self, phase: Phase, epoch: int, losses: dict[str, float]) -> None:
+    def _log(self, phase: Phase, losses: dict[str, float]) -> None:
+        epoch = self.epochs_run - 1
         for name, value in losses.items():
             self.tensorboard.add_scalar(f"{phase.name}/loss_{name}", value, epoch)
         named = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         self.logger.info(f"{phase.name} {epoch}: {named}; {self.tokens_per_second:,.0f} tokens/s")
-
-
-def warmup_then_decay(optimizer: Any, steps: int, warmup_ratio: float) -> Any:
-    """Learning rate rises linearly over ``warmup_ratio`` of the steps, then falls linearly to 0."""
-    warmup = max(1, round(steps * warmup_ratio))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return max(0.0, (steps - step) / max(1, steps - warmup))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -15,9 +15,11 @@ from torch import Tensor
 from recbole_jepa4rec.keyed_random import derive
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel
+from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
+from recbole_jepa4rec.phase import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN
 from recbole_jepa4rec.sentence_cache import default_cache_dir
 from recbole_jepa4rec.sentences import ItemSentences
 
@@ -38,7 +40,7 @@ class JEPA4Rec(SequentialRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.seed = config["seed"]
-        self.phase, self.epoch = "finetune", 0
+        self.phase, self.epoch, self.step = FINETUNE, 0, 0
         start = starting_point(config, dataset.item_text)
         self.tokenizer = start.tokenizer
         encoder = SentenceEncoder(start.encoder)
@@ -68,24 +70,28 @@ class JEPA4Rec(SequentialRecommender):
     @property
     def loss_weights(self) -> dict[str, float]:
         """The loss terms of the current phase, in the order of :meth:`calculate_loss`."""
-        if self.phase != "pretrain":
+        if self.phase != PRETRAIN:
             return {"finetune": 1.0}
         aim = self.core.objective
         weights = {"sequence_item": 1.0, "mlm": aim.mlm_weight, "mapping": aim.mapping_weight}
         return {name: weight for name, weight in weights.items() if weight}
 
     def begin_phase(self, phase: str, steps: int) -> None:
-        """Enter ``pretrain``, ``finetune`` or ``finetune_frozen_items``, of so many steps."""
+        """Enter the phase of that name (``phase.py``), of so many steps."""
         self.phase = phase
-        if phase == "pretrain":
-            self.core.target_encoder.begin(steps)
-        self.core.freeze_items(phase == "finetune_frozen_items")
+        self.core.target_encoder.begin(steps)
+        self.core.freeze_items(phase == FINETUNE_FROZEN_ITEMS)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Number the epoch, which keys its random draws; finetuning re-encodes the item table."""
+        """Number the epoch, which keys its random draws, and make the item table it reads."""
         self.epoch = epoch
-        if self.phase != "pretrain":
+        reads_table = self.core.items_frozen or not self.core.objective.items_per_step
+        if self.phase != PRETRAIN and reads_table:
             self.core.item_vectors()
+
+    def begin_step(self, step: int) -> None:
+        """Number the step within its epoch; the sampled items of finetuning depend on it."""
+        self.step = step
 
     def weights_moved(self) -> None:
         """The optimizer made a step."""
@@ -93,7 +99,7 @@ class JEPA4Rec(SequentialRecommender):
 
     def item_vectors(self) -> Tensor:
         """Vectors of all distinct item sentences, ``[S, D]``."""
-        return self.core.item_vectors()
+        return self.core.item_vectors()[self.core.sentences.used.start :]
 
     def add_items(self, item_text: pd.DataFrame) -> Tensor:
         """Append items, one row of attributes each; returns their internal ids."""
@@ -101,19 +107,25 @@ class JEPA4Rec(SequentialRecommender):
         self.n_items = self.core.sentences.num_items
         return item_ids
 
+    def drop_items(self, first: int) -> None:
+        """Forget the items from internal id ``first`` on, which were the last to be added."""
+        self.core.drop_items(first)
+        self.n_items = self.core.sentences.num_items
+
     @property
     def tokens_seen(self) -> int:
-        """Tokens the context encoder has trained on."""
+        """Tokens the context encoder has read so far, but for those of the item table."""
         return self.core.tokens_seen
 
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
         """Weighted terms of L_PT or L_FT, named by :attr:`loss_weights`."""
         item_ids, lengths = self._newest_first(interaction)
+        next_items = interaction[self.POS_ITEM_ID]
+        if self.phase != PRETRAIN:
+            key = derive(self.seed, self.epoch, self.step).to(item_ids.device)
+            return (self.core.finetune_loss(item_ids, lengths, next_items, key),)
         keys = derive(self.seed, self.epoch, interaction[self.USER_ID])
-        batch = item_ids, lengths, interaction[self.POS_ITEM_ID], keys
-        if self.phase != "pretrain":
-            return (self.core.finetune_loss(*batch),)
-        losses = self.core.pretrain_losses(*batch)
+        losses = self.core.pretrain_losses(item_ids, lengths, next_items, keys)
         return tuple(weight * losses[name] for name, weight in self.loss_weights.items())
 
     def forward(self, interaction: Any) -> Tensor:
