@@ -18,6 +18,7 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import init_seed
 from torch import Tensor
 
+from recbole_jepa4rec.allocator import reuse_freed_memory
 from recbole_jepa4rec.checkpoint import weights_file
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.doctor import hardware, versions
@@ -87,6 +88,7 @@ def run(
         OSError: if a file cannot be written.
     """
     clock = _Clock()
+    reuse_freed_memory()
     config = Config(model, dataset, config_files, config_dict, command_line)
     if config["checkpoint"]:
         weights_file(config["checkpoint"])
