@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CHUNK_LOGITS = 2**20
+"""Logits computed at once in a softmax over candidates: 4 MiB, which a processor's cache holds."""
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,10 +83,10 @@ def contrastive_loss(
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}; allowed: > 0")
-    logits = cosine_similarity(sequences, items) / temperature
-    if log_weights is not None:
-        logits = logits + log_weights
-    return F.cross_entropy(logits, positive)
+    with torch.autocast(sequences.device.type, enabled=False):
+        sequences = F.normalize(sequences.float(), dim=1) / temperature
+        items = F.normalize(items.float(), dim=1)
+        return _ChunkedSoftmax.apply(sequences, items, positive, log_weights)
 
 
 def cosine_similarity(sequences: Tensor, items: Tensor) -> Tensor:
@@ -88,3 +94,55 @@ def cosine_similarity(sequences: Tensor, items: Tensor) -> Tensor:
     with torch.autocast(device_type=sequences.device.type, enabled=False):
         normed = F.normalize(sequences.float(), dim=1)
         return normed @ F.normalize(items.float(), dim=1).T
+
+
+class _ChunkedSoftmax(torch.autograd.Function):
+    """Cross-entropy of ``sequences @ items.T + log_weights``, a chunk of candidates at a time.
+
+    The logits of all candidates are never held: the forward pass keeps each row's logsumexp, the
+    backward pass computes the chunks again. With a million candidates that is the difference
+    between megabytes and gigabytes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, sequences: Tensor, items: Tensor, positive: Tensor, log_weights: Tensor | None
+    ) -> Tensor:
+        """``[B, D]``, ``[C, D]``, ``[B]``, ``[C]`` to the mean over the batch."""
+        total = sequences.new_full((len(sequences),), float("-inf"))  # logsumexp of each row
+        for chunk in _chunks(len(sequences), len(items)):
+            logits = _logits(sequences, items, log_weights, chunk)
+            total = torch.logaddexp(total, logits.logsumexp(dim=1))
+        wanted = (sequences * items[positive]).sum(dim=1)
+        if log_weights is not None:
+            wanted = wanted + log_weights[positive]
+        ctx.save_for_backward(sequences, items, positive, log_weights, total)
+        return (total - wanted).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Softmax minus one-hot, times the other side's vectors."""
+        sequences, items, positive, log_weights, total = ctx.saved_tensors
+        scale = gradients[0] / len(sequences)
+        of_sequences = -scale * items[positive] if ctx.needs_input_grad[0] else None
+        of_items = None
+        if ctx.needs_input_grad[1]:
+            of_items = torch.zeros_like(items).index_add_(0, positive, -scale * sequences)
+        for chunk in _chunks(len(sequences), len(items)):
+            logits = _logits(sequences, items, log_weights, chunk)
+            share = logits.sub_(total[:, None]).exp_().mul_(scale)
+            if of_sequences is not None:
+                of_sequences.addmm_(share, items[chunk])
+            if of_items is not None:
+                of_items[chunk].addmm_(share.T, sequences)
+        return of_sequences, of_items, None, None
+
+
+def _chunks(rows: int, candidates: int) -> Iterator[slice]:
+    size = max(1, CHUNK_LOGITS // max(rows, 1))
+    return (slice(first, first + size) for first in range(0, candidates, size))
+
+
+def _logits(sequences: Tensor, items: Tensor, log_weights: Tensor | None, chunk: slice) -> Tensor:
+    logits = sequences @ items[chunk].T
+    return logits if log_weights is None else logits.add_(log_weights[chunk])
