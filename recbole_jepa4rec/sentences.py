@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from recbole_jepa4rec.packing import newest_first, oldest_first
 from recbole_jepa4rec.sentence_cache import SentenceCache, content_key
 from recbole_jepa4rec.token_batch import TokenBatch, ragged_range
 from recbole_jepa4rec.tokenizer import SpecialIds, encode_texts, encode_values, unlimited
@@ -117,24 +118,30 @@ class ItemSentences(nn.Module):
         items = self.sentence_of_item[1:]
         return range(int(items.min()) if len(items) else 0, self.num_sentences)
 
-    def single(self, sentence_ids: Tensor, max_tokens: int | None = None) -> TokenBatch:
-        """``[CLS] S_i`` for each sentence.
+    def single(
+        self, sentence_ids: Tensor, max_tokens: int | None = None, item_causal: bool = False
+    ) -> TokenBatch:
+        """``[CLS] S_i`` for each sentence, or ``S_i [CLS]`` in item-causal order.
 
         Args:
             sentence_ids: ids of sentences (``sentence_of_item[item_ids]``), ``[M]``.
             max_tokens: tokens a sequence may have, ``[CLS]`` included; the last ones are cut.
+            item_causal: which order is wanted, see ``packing.py``.
         """
-        return self._pack(sentence_ids, torch.ones_like(sentence_ids), max_tokens)
+        return self._pack(sentence_ids, torch.ones_like(sentence_ids), max_tokens, item_causal)
 
-    def histories(self, item_ids: Tensor, lengths: Tensor, max_tokens: int) -> TokenBatch:
-        """``[CLS] S_n ... S_1`` for each history; tokens past ``max_tokens``, the oldest, are cut.
+    def histories(
+        self, item_ids: Tensor, lengths: Tensor, max_tokens: int, item_causal: bool = False
+    ) -> TokenBatch:
+        """``[CLS] S_n ... S_1`` for each history, or ``S_1 [CLS] ... S_n [CLS]``.
 
         Args:
             item_ids: items of all histories end to end, newest first in each, ``[M]``.
             lengths: items of each history, 0 allowed, ``[B]``, sum ``M``.
-            max_tokens: tokens a sequence may have, ``[CLS]`` included.
+            max_tokens: tokens a sequence may have, ``[CLS]`` included; the oldest are cut.
+            item_causal: which order is wanted, see ``packing.py``.
         """
-        return self._pack(self.sentence_of_item[item_ids], lengths, max_tokens)
+        return self._pack(self.sentence_of_item[item_ids], lengths, max_tokens, item_causal)
 
     def append(self, item_text: pd.DataFrame) -> Tensor:
         """Add items at the end of the catalogue, reusing the sentences it has already.
@@ -178,44 +185,13 @@ class ItemSentences(nn.Module):
         self.append(item_text)
         del self._sentence_ids  # as large as the sentences themselves, and seldom needed again
 
-    def _pack(self, sentences: Tensor, lengths: Tensor, max_tokens: int | None) -> TokenBatch:
-        """Sequences of consecutive sentences, ``lengths`` sentences each, ``[CLS]`` before each.
-
-        A segment is a ``[CLS]`` or a sentence; the arrays over segments are ``[B + M]``.
-        """
+    def _pack(
+        self, sentences: Tensor, lengths: Tensor, max_tokens: int | None, item_causal: bool
+    ) -> TokenBatch:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; at least 1 ([CLS]) is needed")
-        count = lengths.numel() + sentences.numel()
-        sequence = torch.arange(lengths.numel(), device=lengths.device)
-        last = (lengths + 1).cumsum(0) - 1
-        cls = last - lengths
-        sequence_of_segment = sequence.repeat_interleave(lengths + 1, output_size=count)
-        item_positions = torch.arange(count, device=lengths.device) - cls[sequence_of_segment]
-
-        is_item = item_positions.nonzero().squeeze(1)
-        starts = torch.zeros_like(item_positions)  # where [CLS] is stored
-        sizes = torch.ones_like(item_positions)
-        starts[is_item] = self.offsets[sentences]
-        sizes[is_item] = self.offsets[sentences + 1] - self.offsets[sentences]
-
-        ends = sizes.cumsum(0)
-        sequence_starts = ends[cls] - 1
-        positions = ends - sizes - sequence_starts[sequence_of_segment]
-        sequence_lengths = ends[last] - sequence_starts
-        if max_tokens is not None:
-            sizes = sizes.minimum((max_tokens - positions).clamp(min=0))
-            sequence_lengths = sequence_lengths.clamp(max=max_tokens)
-
-        offsets = torch.cat([sequence_lengths.new_zeros(1), sequence_lengths.cumsum(0)])
-        total = int(offsets[-1])
-        stored = ragged_range(starts, sizes, total)
-        return TokenBatch(
-            input_ids=self.input_ids[stored].long(),
-            token_types=self.token_types[stored].long(),
-            token_positions=ragged_range(positions, sizes, total),
-            item_positions=item_positions.repeat_interleave(sizes, output_size=total),
-            offsets=offsets,
-        )
+        arrange = oldest_first if item_causal else newest_first
+        return arrange(self, sentences, lengths, max_tokens)
 
     def _name_tokens(self, attribute: str) -> list[int]:
         tokens = encode_texts(self.tokenizer, [attribute.replace("_", " ")])[0]

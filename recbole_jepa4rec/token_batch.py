@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,14 +12,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Token sequences laid end to end without padding, each beginning with ``[CLS]``.
+    """Token sequences laid end to end without padding, in one of two orders.
+
+    Newest item first: ``[CLS] S_n ... S_1``, everything sees everything. Item-causal, oldest item
+    first: ``S_1 [CLS] ... S_n [CLS]``, where nothing sees a later item and each ``[CLS]`` belongs
+    to the item before it.
 
     Attributes:
         input_ids: vocabulary ids, int64 ``[T]``.
         token_types: 0 ``[CLS]``, 1 attribute name, 2 attribute value, int64 ``[T]``.
         token_positions: position of the token in its sequence, from 0, int64 ``[T]``.
-        item_positions: 0 for ``[CLS]``, 1 for the newest item, int64 ``[T]``.
+        item_positions: item of the token, 1 for the first that stands there; a ``[CLS]`` has 0, or
+            in item-causal order that of its item; int64 ``[T]``.
         offsets: sequence ``b`` holds the tokens ``offsets[b]:offsets[b + 1]``, int64 ``[B + 1]``.
+        cls_index: places of the ``[CLS]`` among the packed tokens, ascending, ``[Q]``.
+        item_causal: which order this is.
     """
 
     input_ids: Tensor
@@ -26,6 +34,8 @@ class TokenBatch:
     token_positions: Tensor
     item_positions: Tensor
     offsets: Tensor
+    cls_index: Tensor
+    item_causal: bool = False
 
     @property
     def sequences(self) -> int:
@@ -43,9 +53,18 @@ class TokenBatch:
         return self.offsets.diff()
 
     @property
-    def cls_index(self) -> Tensor:
-        """Place of each sequence's ``[CLS]`` among the packed tokens, ``[B]``."""
-        return self.offsets[:-1]
+    def cls_counts(self) -> Tensor:
+        """Number of ``[CLS]`` in each sequence, ``[B]``."""
+        return torch.searchsorted(self.cls_index, self.offsets).diff()
+
+    def items_back(self, item_positions: Tensor) -> Tensor:
+        """How many items one position of each sequence lies before its newest, ``[B]``."""
+        return self.cls_counts - item_positions if self.item_causal else item_positions - 1
+
+    @property
+    def whole_cls_index(self) -> Tensor:
+        """Place of the one ``[CLS]`` in each sequence that has seen all of it, ``[B]``."""
+        return self.offsets[1:] - 1 if self.item_causal else self.offsets[:-1]
 
     @property
     def sequence_of_token(self) -> Tensor:
@@ -61,7 +80,14 @@ class TokenBatch:
             for name in ("input_ids", "token_types", "token_positions", "item_positions")
         }
         lengths = torch.cat([batch.lengths for batch in batches])
-        return TokenBatch(**tensors, offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+        starts = accumulate([batch.num_tokens for batch in batches], initial=0)
+        cls_index = [b.cls_index + start for b, start in zip(batches, starts, strict=False)]
+        return TokenBatch(
+            **tensors,
+            offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+            cls_index=torch.cat(cls_index),
+            item_causal=batches[0].item_causal,
+        )
 
     def replace(self, **tensors: Tensor) -> TokenBatch:
         """The same batch with some tensors exchanged, such as masked ``input_ids``."""
@@ -69,8 +95,12 @@ class TokenBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
         """The same batch on ``device``."""
-        tensors = {k: v.to(device, non_blocking=non_blocking) for k, v in vars(self).items()}
-        return TokenBatch(**tensors)
+        tensors = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def ragged_range(starts: Tensor, sizes: Tensor, total: int | None = None) -> Tensor:

@@ -26,9 +26,17 @@ from recbole_jepa4rec.phase import (
     warmup_then_decay,
 )
 from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
-from recbole_jepa4rec.training_rows import held_out_users, target_positions, trainable_users
+from recbole_jepa4rec.training_rows import (
+    fill_batches,
+    held_out_users,
+    history_tokens,
+    target_positions,
+    trainable_users,
+    window_ends,
+)
 
 STAGES = ("pretrain", "finetune", "both")
+FUSED = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,8 +44,8 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
     """Trains a model that moves through phases, as JEPA4Rec does.
 
     Beside RecBole's methods the model offers ``begin_phase(name, steps)``, ``begin_epoch(key)``,
-    ``begin_step(number)``, ``weights_moved()``, ``loss_weights``, ``item_vectors()`` and
-    ``tokens_seen``.
+    ``begin_step(number)``, ``weights_moved()``, ``loss_weights``, ``item_vectors()``,
+    ``item_tokens``, ``trains_all_prefixes`` and ``tokens_seen``.
 
     Raises:
         ValueError: for a setting out of its range; names it.
@@ -153,7 +161,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
                 f"{phase.name}: no user with 2 training interactions is left to train on, after "
                 f"pretrain_validation_ratio={self.config['pretrain_validation_ratio']}"
             )
-        batches = math.ceil(len(phase.users) / phase.batch_size)
+        batches = len(self._plan(phase, 0))  # about as many in every epoch
         steps = phase.epochs * math.ceil(batches / self.config["accumulation_steps"])
         self.model.begin_phase(phase.name, steps)
         self.optimizer = self._build_optimizer(learning_rate=phase.learning_rate)
@@ -180,15 +188,13 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
     def _train_phase_epoch(self, phase: Phase, epoch: int, schedule: Any) -> dict[str, float]:
         """One pass over the users; mean of every weighted loss term."""
         config, model = self.config, self.model
-        key = phase.number * 1_000_000 + epoch
         model.train()
-        model.begin_epoch(key)
-        targets = target_positions(self.rows.histories, phase.users, config["seed"], key)
-        batches = targets.tensor_split(math.ceil(len(targets) / phase.batch_size))
+        model.begin_epoch(_epoch_key(phase, epoch))
+        batches = self._plan(phase, epoch)
         sums = dict.fromkeys(model.loss_weights, 0.0)
         started, tokens, done = time.monotonic(), model.tokens_seen, 0
         with tqdm(
-            total=len(targets),
+            total=sum(map(len, batches)),
             desc=f"{phase.name} {epoch}",
             unit=" sequences",
             file=sys.stderr,
@@ -213,6 +219,32 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         self.seconds_trained += time.monotonic() - started
         self.tokens_per_second = self.tokens_trained / self.seconds_trained
         return {name: total / done for name, total in sums.items()}
+
+    def _plan(self, phase: Phase, epoch: int) -> list[Tensor]:
+        """The targets of an epoch in batches, which a number of tokens and of sequences bounds."""
+        config, histories = self.config, self.rows.histories
+        max_items, key = config["MAX_ITEM_LIST_LENGTH"], _epoch_key(phase, epoch)
+        if self.model.trains_all_prefixes:
+            targets = window_ends(histories, phase.users, config["seed"], key, max_items)
+        else:
+            targets = target_positions(histories, phase.users, config["seed"], key)
+        tokens = history_tokens(
+            histories, targets, self.model.item_tokens, max_items, config["max_sequence_tokens"]
+        )
+        sizes = fill_batches(tokens, config["tokens_per_batch"], phase.batch_size)
+        return list(targets.split(sizes))
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        """RecBole's choice of optimizer; Adam and AdamW in one fused kernel."""
+        learner = self.config["learner"].lower()
+        if learner not in FUSED:
+            return super()._build_optimizer(**kwargs)
+        return FUSED[learner](
+            self.model.parameters(),
+            lr=kwargs.get("learning_rate", self.learning_rate),
+            weight_decay=self.weight_decay or 0.0,
+            fused=True,
+        )
 
     def _backward(self, positions: Tensor, share: float) -> list[float]:
         """Add the gradient of one batch, which is ``share`` of its step; returns its loss terms.
@@ -278,3 +310,8 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             self.tensorboard.add_scalar(f"{phase.name}/loss_{name}", value, epoch)
         named = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         self.logger.info(f"{phase.name} {epoch}: {named}; {self.tokens_per_second:,.0f} tokens/s")
+
+
+def _epoch_key(phase: Phase, epoch: int) -> int:
+    """What keys an epoch's random draws, different in every phase."""
+    return phase.number * 1_000_000 + epoch

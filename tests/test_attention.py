@@ -65,7 +65,7 @@ def test_some_tokens_only(window):
     tokens = torch.tensor([50, 3, 0, 1, 3])
     torch.testing.assert_close(attention(hidden, layout, tokens), expected[tokens])
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    torch.testing.assert_close(attention.cls(hidden, layout), expected[starts])
+    torch.testing.assert_close(attention.at_cls(hidden, layout, starts), expected[starts])
 
 
 @pytest.mark.parametrize("window", [None, 4])

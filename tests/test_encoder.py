@@ -44,6 +44,7 @@ def batch(lengths: list[int], shift: int = 0) -> TokenBatch:
         token_positions=positions,
         item_positions=(positions + 7) // 8,
         offsets=offsets,
+        cls_index=offsets[:-1],
     )
 
 

@@ -160,11 +160,14 @@ def expected_batch(store: ItemSentences, histories: list[list[int]], max_tokens:
             for column, value in zip(columns, (token, kind, place, position), strict=True):
                 column.append(value)
         offsets.append(offsets[-1] + len(tokens))
-    return TokenBatch(*(torch.tensor(c, dtype=torch.int64) for c in (*columns, offsets)))
+    columns = [*columns, offsets, offsets[:-1]]
+    return TokenBatch(*(torch.tensor(column, dtype=torch.int64) for column in columns))
 
 
 def assert_equal(batch: TokenBatch, expected: TokenBatch) -> None:
-    for name, tensor in vars(batch).items():
+    assert batch.item_causal == expected.item_causal
+    for name in set(vars(batch)) - {"item_causal"}:
+        tensor = getattr(batch, name)
         assert tensor.dtype == torch.int64
         assert tensor.tolist() == getattr(expected, name).tolist(), name
 

@@ -60,12 +60,14 @@ def sequences(lengths: list[int], vocab_size: int = 60) -> list[Tensor]:
 def packed(ids: list[Tensor]) -> TokenBatch:
     lengths = torch.tensor([len(part) for part in ids])
     positions = torch.cat([torch.arange(len(part)) for part in ids])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     return TokenBatch(
         input_ids=torch.cat(ids),
         token_types=torch.zeros_like(positions),
         token_positions=positions,
         item_positions=(positions > 0).long(),
-        offsets=torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]),
+        offsets=offsets,
+        cls_index=offsets[:-1],
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -21,26 +22,31 @@ class AttentionLayout:
     """Where each token of a packed batch stands in its group's slots; shared by all layers.
 
     Attributes:
-        token_of_slot: token in each slot of all groups, ``[P]``; padding repeats a [CLS].
-        slot_of_token: slot of each token, ``[T]``; a global [CLS] stands behind the slots.
-        place_of_sequence: place of each sequence when groups stand one after the other, ``[B]``.
+        token_of_slot: token in each slot of all groups, ``[P]``; padding repeats a first token.
+        slot_of_token: slot of each token, ``[T]``.
+        place_of_token: where its attention is found, ``[T]``: in its slot, but that of a global
+            [CLS] behind all slots.
         sizes: slots of each group.
         groups: sequences attended together.
     """
 
     token_of_slot: Tensor
     slot_of_token: Tensor
-    place_of_sequence: Tensor
+    place_of_token: Tensor
     sizes: list[int]
     groups: list[SlotGroup]
 
     @classmethod
-    def of(cls, lengths: Tensor, window: int | None) -> AttentionLayout:
+    def of(
+        cls, lengths: Tensor, window: int | None, item_positions: Tensor | None = None
+    ) -> AttentionLayout:
         """Lay out sequences that stand one behind the other in a packed batch.
 
         Args:
             lengths: tokens of each sequence, ``[B]``, at least 1.
             window: local attention window in tokens, or None for dense attention.
+            item_positions: item of each token, ``[T]``, where none may see a later item; dense
+                attention only.
 
         Returns:
             The layout, on the device of ``lengths``.
@@ -51,22 +57,55 @@ class AttentionLayout:
         groups, tokens = [], []
         for sequences in buckets:
             group, positions = _slots(lengths[sequences], window)
-            groups.append(group)
-            tokens.append((starts[sequences][group.sequence, None] + positions).flatten())
-        token_of_slot = torch.cat(tokens)
-        seen = torch.cat([group.seen.flatten() for group in groups])
-        slot_of_token = torch.empty(int(lengths.sum()), dtype=torch.long)
-        slot_of_token[token_of_slot[seen]] = seen.nonzero().flatten()
-        place = torch.cat(buckets).argsort()
+            groups.append(group.to(device))
+            tokens.append((starts[sequences][group.sequence, None] + positions).to(device))
+        token_of_slot = torch.cat([places.flatten() for places in tokens])
+        seen = torch.cat([group.seen.flatten() for group in groups]).nonzero().flatten()
+        slot_of_token = torch.empty(int(lengths.sum()), dtype=torch.long, device=device)
+        slot_of_token[token_of_slot[seen]] = seen
+        place_of_token = slot_of_token
         if window:
-            slot_of_token[starts] = len(token_of_slot) + place
-        return cls(
-            token_of_slot.to(device),
-            slot_of_token.to(device),
-            place.to(device),
-            [len(slots) for slots in tokens],
-            [group.to(device) for group in groups],
-        )
+            place_of_token = slot_of_token.clone()
+            behind = len(token_of_slot) + torch.cat(buckets).argsort()
+            place_of_token[starts.to(device)] = behind.to(device)
+        if item_positions is not None:
+            pairs = zip(groups, tokens, strict=True)
+            groups = [replace(g, item_positions=item_positions[places]) for g, places in pairs]
+        sizes = [places.numel() for places in tokens]
+        return cls(token_of_slot, slot_of_token, place_of_token, sizes, groups)
+
+    def queries_at(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Where some tokens stand, as tables of a few queries a sequence.
+
+        Args:
+            tokens: some tokens of the batch, in blocks only [CLS], ``[Q]``.
+
+        Returns:
+            For each group the slots of its sequences' tokens, in the sequence's first row,
+            ``[S, n]`` with any slot where a sequence has fewer than ``n``; and the place of every
+            token when the tables stand one after the other, flattened, ``[Q]``.
+        """
+        slots = self.slot_of_token[tokens]
+        ends = torch.tensor(self.sizes, device=slots.device).cumsum(0)
+        group_of_token = torch.bucketize(slots, ends, right=True)
+        tables, base = [], 0
+        place = torch.empty_like(slots)
+        for number, group in enumerate(self.groups):
+            mine = (group_of_token == number).nonzero().flatten()
+            slot = slots[mine] - (ends[number] - self.sizes[number])
+            row = torch.div(slot, group.seen.shape[1], rounding_mode="floor")
+            sequence = group.sequence[row]
+            order = sequence.argsort(stable=True)
+            counts = torch.bincount(sequence, minlength=len(group.first_row))
+            table = slots.new_zeros(len(counts), int(counts.max()))
+            nth = torch.empty_like(order)
+            nth[order] = torch.arange(len(order), device=order.device)
+            nth -= (counts.cumsum(0) - counts)[sequence]
+            table[sequence, nth] = slot - row * group.seen.shape[1]
+            place[mine] = base + sequence * table.shape[1] + nth
+            tables.append(table)
+            base += table.numel()
+        return tables, place
 
 
 @dataclass(frozen=True)
@@ -74,21 +113,38 @@ class SlotGroup:
     """Sequences attended in one call: ``R`` rows of ``C`` slots, some of them padding.
 
     A row is a whole sequence, or (``halo``) a block of one that also sees the rows before and
-    after. Slot 0 of every row holds its sequence's [CLS], so a block finds it without copying keys.
+    after. Slot 0 of every block holds its sequence's [CLS], so it is found without copying keys.
 
     Attributes:
-        mask: what a slot attends to, bool, broadcasts to ``[R, 1, C, keys]``; None: everything.
-        seen: slots that the global [CLS] attends to (each token once), bool ``[R, C]``.
+        local_mask: what a slot attends to, bool, broadcasts to ``[R, 1, C, keys]``; None: all.
+        seen: slots that hold a token, each token once, bool ``[R, C]``.
         sequence: sequence of each row within the group, ``[R]``.
         first_row: first row of each sequence, ``[S]``.
         halo: whether a row sees its neighbours.
+        item_positions: item of each slot, where none may see a later item, ``[R, C]``.
     """
 
-    mask: Tensor | None
+    local_mask: Tensor | None
     seen: Tensor
     sequence: Tensor
     first_row: Tensor
     halo: bool
+    item_positions: Tensor | None = None
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """What a slot attends to, bool, broadcasts to ``[R, 1, C, keys]``; None: everything."""
+        if self.item_positions is None:
+            return self.local_mask
+        earlier = self.item_positions[:, None] <= self.item_positions[:, :, None]
+        return (self.seen[:, None] & earlier)[:, None]
+
+    def mask_of(self, table: Tensor) -> Tensor:
+        """What the queries at slots ``[S, n]`` attend to in each row, bool ``[R, 1 or n, C]``."""
+        if self.item_positions is None:
+            return self.seen[:, None]
+        own = self.item_positions.gather(1, table)
+        return self.seen[:, None] & (self.item_positions[:, None] <= own[:, :, None])
 
     def queries(self, slots: Tensor) -> Tensor:
         """Slots ``[R * C, H, d]`` as ``[R, H, C, d]``."""
@@ -103,10 +159,10 @@ class SlotGroup:
         return slots.unfold(0, 3 * width, width).transpose(-1, -2)
 
     def softmax(self, scores: Tensor) -> Tensor:
-        """Softmax of ``[R, H, C]`` over all rows of a sequence."""
+        """Softmax of ``[R, Q, C]`` over all rows of a sequence."""
         if not self.halo:
             return scores.softmax(-1)
-        of_row = scores.detach().amax(-1)  # [R, H]
+        of_row = scores.detach().amax(-1)  # [R, Q]
         peak = of_row.new_full((len(self.first_row), of_row.shape[1]), float("-inf"))
         peak.scatter_reduce_(0, self.sequence[:, None].expand_as(of_row), of_row, "amax")
         exponential = (scores - peak[self.sequence, :, None]).exp()
@@ -121,7 +177,7 @@ class SlotGroup:
 
     def to(self, device: torch.device) -> SlotGroup:
         """The same group on ``device``."""
-        mask = None if self.mask is None else self.mask.to(device)
+        mask = None if self.local_mask is None else self.local_mask.to(device)
         tensors = (self.seen.to(device), self.sequence.to(device), self.first_row.to(device))
         return SlotGroup(mask, *tensors, self.halo)
 

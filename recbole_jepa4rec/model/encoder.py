@@ -41,20 +41,32 @@ class SentenceEncoder(nn.Module):
             Hidden states ``[T, D]`` in the order of the batch, or ``[M, D]`` in that of ``tokens``.
 
         Raises:
-            ValueError: if a position lies beyond its table.
+            ValueError: if a position lies beyond its table, or the sequences are in the other
+                order.
         """
         return self._encode(batch, tokens)
 
     def cls(self, batch: TokenBatch) -> Tensor:
-        """Hidden states at [CLS], ``[B, D]``; the last layer is computed there alone."""
+        """Hidden states at every [CLS], ``[Q, D]``; the last layer is computed there alone."""
         return self._encode(batch, batch.cls_index, only_cls=True)
 
+    def whole(self, batch: TokenBatch) -> Tensor:
+        """Hidden states at the [CLS] that have seen their whole sequence, ``[B, D]``."""
+        return self._encode(batch, batch.whole_cls_index, only_cls=True)
+
     def _encode(self, batch: TokenBatch, tokens: Tensor | None, only_cls: bool = False) -> Tensor:
-        """Hidden states at ``tokens``; ``only_cls`` says that these are exactly the [CLS]."""
+        """Hidden states at ``tokens``; ``only_cls`` says that these are [CLS] alone."""
+        if batch.item_causal != self.config.item_causal:
+            order = "item-causal" if batch.item_causal else "newest-first"
+            raise ValueError(
+                f"{order} sequences for an encoder with training_targets="
+                f"{self.config.training_targets!r}"
+            )
         hidden = self.embedding(batch)
         if batch.sequences == 0:
             return hidden
-        layout = AttentionLayout.of(batch.lengths, self.config.attention_window)
+        items = batch.item_positions if batch.item_causal else None
+        layout = AttentionLayout.of(batch.lengths, self.config.attention_window, items)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, layout)
         return self.layers[-1](hidden, layout, tokens, only_cls)
@@ -108,8 +120,8 @@ class EncoderLayer(nn.Module):
         only_cls: bool = False,
     ) -> Tensor:
         """Packed tokens ``[T, D]`` to ``[T, D]``, or to ``[M, D]`` at ``tokens``."""
-        if only_cls:
-            attended = self.attention.cls(hidden, layout)
+        if only_cls and tokens is not None:
+            attended = self.attention.at_cls(hidden, layout, tokens)
         else:
             attended = self.attention(hidden, layout, tokens)
         if tokens is not None:

@@ -13,6 +13,9 @@ ACTIVATIONS = {
 }
 
 
+TRAINING_TARGETS = ("random", "all_prefixes")
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Shape of a sentence encoder.
@@ -32,6 +35,10 @@ class EncoderConfig:
         layer_norm_eps: epsilon of every LayerNorm.
         activation: of the feed-forward networks, a key of ``ACTIVATIONS``.
         use_token_type: whether token types are embedded.
+        training_targets: how a history is read. ``random``: the paper's way, newest item first,
+            every token sees every other, one [CLS] in front, which predicts the one next item.
+            ``all_prefixes``: oldest item first, tokens see their own item and earlier ones, a
+            [CLS] behind each item, which predicts the item after it.
     """
 
     vocab_size: int
@@ -47,6 +54,12 @@ class EncoderConfig:
     layer_norm_eps: float = 1e-12
     activation: str = "gelu"
     use_token_type: bool = True
+    training_targets: str = "random"
+
+    @property
+    def item_causal(self) -> bool:
+        """Whether no token sees a later item."""
+        return self.training_targets == "all_prefixes"
 
     def __post_init__(self) -> None:
         window = self.attention_window
@@ -59,3 +72,12 @@ class EncoderConfig:
         if self.activation not in ACTIVATIONS:
             allowed = ", ".join(ACTIVATIONS)
             raise ValueError(f"unknown activation {self.activation!r} (allowed: {allowed})")
+        if self.training_targets not in TRAINING_TARGETS:
+            allowed = ", ".join(TRAINING_TARGETS)
+            raise ValueError(
+                f"unknown training_targets {self.training_targets!r} (allowed: {allowed})"
+            )
+        if self.item_causal and window is not None:
+            raise ValueError(
+                f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
+            )

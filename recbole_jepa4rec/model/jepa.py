@@ -20,7 +20,10 @@ from recbole_jepa4rec.sentences import ItemSentences, TokenBatch
 class JointEmbeddingModel(nn.Module):
     """Context encoder, target encoder, predictor and masked-token head, put together.
 
-    Histories come as item ids packed newest first ``[M]`` with their lengths ``[B]``.
+    Histories come as item ids packed newest first ``[M]`` with their lengths ``[B]``. How they are
+    read is the encoder's matter (``EncoderConfig.training_targets``): with ``random`` a history has
+    one [CLS] and one target, the next item; with ``all_prefixes`` it has a [CLS] behind each item,
+    ``Q`` in all, each with the item after it as target.
 
     Args:
         sentences: the items' token store.
@@ -53,6 +56,7 @@ class JointEmbeddingModel(nn.Module):
         self.predictor, self.mlm_head = predictor, mlm_head
         self.objective = objective
         self.max_sequence_tokens, self.tokens_per_batch = max_sequence_tokens, tokens_per_batch
+        self.item_causal = context_encoder.config.item_causal
         special = sentences.special
         ordinary = [i for i in range(sentences.vocab_size) if i not in special.all]
         self.register_buffer("ordinary_ids", torch.tensor(ordinary), persistent=False)
@@ -75,8 +79,9 @@ class JointEmbeddingModel(nn.Module):
         """
         aim = self.objective
         next_sentences = self.sentences.sentence_of_item[next_items]
-        distinct, positive = torch.unique(next_sentences, return_inverse=True)
-        histories = self.sentences.histories(item_ids, lengths, self.max_sequence_tokens)
+        histories = self._histories(item_ids, lengths)
+        wanted = self._wanted(histories, item_ids, lengths, next_items)
+        distinct, positive = torch.unique(wanted, return_inverse=True)
         next_clean, positives = self._single(next_sentences), self._single(distinct)
         masked, selected = self._mask(
             histories, aim.history_mask_ratio, derive(keys, Draw.HISTORY_MASK)
@@ -106,13 +111,12 @@ class JointEmbeddingModel(nn.Module):
                 histories, selected, derive(keys, Draw.MASKED_ITEM), aim.unmasked_target
             )
             found = place > 0
-            items = item_ids[(lengths.cumsum(0) - lengths + place - 1)[found]]
+            items = item_ids[(lengths.cumsum(0) - lengths + histories.items_back(place))[found]]
             positions = self.context_encoder.embedding.item_positions(place[found])
+            whole = vectors["masked"][histories.cls_counts.cumsum(0) - 1]
             predicted = (
-                self.predictor.predict_history(
-                    vectors["masked"][found], positions, was_masked[found]
-                ),
-                self.predictor.predict_next(vectors["masked"], vectors["next"]),
+                self.predictor.predict_history(whole[found], positions, was_masked[found]),
+                self.predictor.predict_next(whole, vectors["next"]),
             )
             truth = self.sentences.sentence_of_item[items], next_sentences
             losses["mapping"] = self._mapping_loss(predicted, truth)
@@ -133,8 +137,9 @@ class JointEmbeddingModel(nn.Module):
             key: random key of the step, scalar.
         """
         aim = self.objective
-        sequences = self.encode_histories(item_ids, lengths)
-        wanted = self.sentences.sentence_of_item[next_items]
+        histories = self._histories(item_ids, lengths)
+        sequences = self._encode(histories)
+        wanted = self._wanted(histories, item_ids, lengths, next_items)
         if self.items_frozen or not aim.items_per_step:
             first = self.sentences.used.start
             table = self.item_vectors(refresh=False)[first:]
@@ -146,8 +151,10 @@ class JointEmbeddingModel(nn.Module):
         return contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
 
     def encode_histories(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
-        """h_CLS of unmasked histories, ``[B, D]``."""
-        return self._encode(self.sentences.histories(item_ids, lengths, self.max_sequence_tokens))
+        """h_CLS of unmasked histories, whole, ``[B, D]``."""
+        histories = self._histories(item_ids, lengths)
+        self.tokens_seen += histories.num_tokens
+        return self.context_encoder.whole(histories)
 
     def scores(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
         """Cosine of every history with every item, padding item included, ``[B, N]``.
@@ -232,7 +239,27 @@ class JointEmbeddingModel(nn.Module):
         return mask_tokens(batch, rate, keys, self.sentences.special.mask, self.ordinary_ids)
 
     def _single(self, sentence_ids: Tensor) -> TokenBatch:
-        return self.sentences.single(sentence_ids, self.max_sequence_tokens)
+        return self.sentences.single(sentence_ids, self.max_sequence_tokens, self.item_causal)
+
+    def _histories(self, item_ids: Tensor, lengths: Tensor) -> TokenBatch:
+        return self.sentences.histories(
+            item_ids, lengths, self.max_sequence_tokens, self.item_causal
+        )
+
+    def _wanted(
+        self, histories: TokenBatch, item_ids: Tensor, lengths: Tensor, next_items: Tensor
+    ) -> Tensor:
+        """Sentence that each [CLS] must predict, ``[Q]``: of the next item, or of the one after."""
+        counts = histories.cls_counts
+        sequence = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        nth = (
+            torch.arange(len(sequence), device=counts.device)
+            - (counts.cumsum(0) - counts)[sequence]
+        )
+        back = counts[sequence] - 1 - nth  # items between this [CLS] and the next item
+        place = (lengths.cumsum(0) - lengths)[sequence] + back - 1
+        items = torch.where(back > 0, item_ids[place.clamp(min=0)], next_items[sequence])
+        return self.sentences.sentence_of_item[items]
 
     def _encode(self, batch: TokenBatch) -> Tensor:
         self.tokens_seen += batch.num_tokens
@@ -245,8 +272,9 @@ class JointEmbeddingModel(nn.Module):
         joint = TokenBatch.concat(list(passes.values()))
         self.tokens_seen += joint.num_tokens
         hidden = self.context_encoder(joint, torch.cat([joint.cls_index, tokens]))
-        parts = hidden[: joint.sequences].split([batch.sequences for batch in passes.values()])
-        return dict(zip(passes, parts, strict=True)), hidden[joint.sequences :]
+        counts = [len(batch.cls_index) for batch in passes.values()]
+        *parts, others = hidden.split([*counts, len(tokens)])
+        return dict(zip(passes, parts, strict=True)), others
 
     @torch.no_grad()
     def _target_vectors(self, batch: TokenBatch) -> Tensor:

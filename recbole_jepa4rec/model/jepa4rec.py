@@ -113,6 +113,18 @@ class JEPA4Rec(SequentialRecommender):
         self.n_items = self.core.sentences.num_items
 
     @property
+    def trains_all_prefixes(self) -> bool:
+        """Whether a history trains on the item after each item, not on the next item alone."""
+        return self.core.item_causal
+
+    @property
+    def item_tokens(self) -> Tensor:
+        """Tokens that each item takes in a history, ``[N]`` on the CPU."""
+        sentences = self.core.sentences
+        tokens = sentences.sentence_lengths[sentences.sentence_of_item].cpu()
+        return tokens + 1 if self.trains_all_prefixes else tokens
+
+    @property
     def tokens_seen(self) -> int:
         """Tokens the context encoder has read so far, but for those of the item table."""
         return self.core.tokens_seen
@@ -124,7 +136,7 @@ class JEPA4Rec(SequentialRecommender):
         if self.phase != PRETRAIN:
             key = derive(self.seed, self.epoch, self.step).to(item_ids.device)
             return (self.core.finetune_loss(item_ids, lengths, next_items, key),)
-        keys = derive(self.seed, self.epoch, interaction[self.USER_ID])
+        keys = derive(self.seed, self.epoch, interaction[self.USER_ID], next_items)
         losses = self.core.pretrain_losses(item_ids, lengths, next_items, keys)
         return tuple(weight * losses[name] for name, weight in self.loss_weights.items())
 

@@ -26,6 +26,7 @@ ARCHITECTURE_KEYS = (
     "intermediate_size",
     "attention_window",
     "use_token_type",
+    "training_targets",
 )
 TOKENIZER_FILE, ENCODER_FILE = "tokenizer.json", "encoder.json"
 _TYPES: dict[Any, tuple[type, ...]] = {
@@ -106,6 +107,7 @@ def _from_language_model(config: Any) -> StartingPoint:
         dropout=config["dropout"],
         attention_dropout=config["attention_dropout"],
         use_token_type=config["use_token_type"],
+        training_targets=config["training_targets"],
     )
     for note in pretrained.notes:
         getLogger().info(f"{config['encoder_checkpoint']}: {note}")

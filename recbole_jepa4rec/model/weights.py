@@ -62,6 +62,7 @@ def load_pretrained(
     dropout: float = 0.1,
     attention_dropout: float = 0.0,
     use_token_type: bool = True,
+    training_targets: str = "random",
     encoder_config: str | Path | None = None,
 ) -> PretrainedEncoder:
     """Read published weights and fit them to the sentence encoder.
@@ -74,6 +75,7 @@ def load_pretrained(
         dropout: of the encoder to be built.
         attention_dropout: of the encoder to be built.
         use_token_type: whether the encoder embeds token types.
+        training_targets: how the encoder reads histories, see ``EncoderConfig``.
         encoder_config: folder or hub name with the config and tokenizer of a state-dict file; by
             default the file's own folder.
 
@@ -93,6 +95,7 @@ def load_pretrained(
         dropout=dropout,
         attention_dropout=attention_dropout,
         use_token_type=use_token_type,
+        training_targets=training_targets,
         **_shape(description, folder / "config.json"),
     )
     tensors = {plain_name(name): tensor.float() for name, tensor in read_tensors(path).items()}

@@ -1,0 +1,314 @@
+"""Training on all prefixes: order and cuts, no prefix sees its future, losses, windows, modes."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recbole_jepa4rec.histories import Histories
+from recbole_jepa4rec.keyed_random import derive
+from recbole_jepa4rec.model.ema import ExponentialMovingAverage
+from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel
+from recbole_jepa4rec.model.objective import Objective
+from recbole_jepa4rec.model.predictor import Predictor
+from recbole_jepa4rec.sentences import ItemSentences
+from recbole_jepa4rec.tokenizer import train_wordpiece
+from recbole_jepa4rec.training_rows import fill_batches, history_tokens, window_ends
+from tests.test_claims import PAPER, STEP
+
+ITEMS, MAX_TOKENS = 60, 256
+
+
+@pytest.fixture(scope="module")
+def sentences() -> ItemSentences:
+    """Items 1 to 59; the titles of 2k and 2k + 1 differ but have as many tokens."""
+    words = [f"w{i}x" for i in range(40)]
+    titles = [
+        " ".join(words[(7 * i + j) % 40] for j in range(1 + i // 2 % 9)) for i in range(1, ITEMS)
+    ]
+    text = pd.DataFrame({"title": ["", *titles]})
+    return ItemSentences.build(text, train_wordpiece([*titles, *["title"] * 50], 400))
+
+
+def build(sentences: ItemSentences, layers: int = 2, **aims: object) -> JointEmbeddingModel:
+    torch.manual_seed(11)
+    config = EncoderConfig(
+        vocab_size=sentences.vocab_size,
+        hidden_size=16,
+        num_layers=layers,
+        num_heads=2,
+        intermediate_size=32,
+        max_token_positions=MAX_TOKENS,
+        max_item_positions=21,
+        attention_window=None,
+        dropout=0.0,
+        training_targets="all_prefixes",
+    )
+    encoder = SentenceEncoder(config)
+    torch.nn.init.normal_(encoder.embedding.item_positions.weight, std=0.2)
+    return JointEmbeddingModel(
+        sentences=sentences,
+        context_encoder=encoder,
+        target_encoder=ExponentialMovingAverage(encoder, 0.9),
+        predictor=Predictor(16),
+        mlm_head=MLMHead(config),
+        objective=Objective(**{**PAPER, **aims}),
+        max_sequence_tokens=MAX_TOKENS,
+        tokens_per_batch=200,
+    )
+
+
+@pytest.fixture
+def histories() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Item ids packed newest first, lengths, next items and keys of 8 users."""
+    lengths = torch.tensor([3, 1, 5, 2, 8, 4, 2, 6])
+    generator = torch.Generator().manual_seed(5)
+    item_ids = torch.randint(1, ITEMS, (int(lengths.sum()),), generator=generator)
+    return (
+        item_ids,
+        lengths,
+        torch.tensor([4, 9, 9, 17, 30, 41, 52, 4]),
+        derive(1, torch.arange(8)),
+    )
+
+
+def prefixes(item_ids: Tensor, lengths: Tensor, next_items: Tensor) -> list[tuple[list[int], int]]:
+    """Every prefix of every history, oldest first, and the item after it."""
+    rows = []
+    for newest_first, target in zip(item_ids.split(lengths.tolist()), next_items, strict=True):
+        items = [*newest_first.tolist()[::-1], int(target)]
+        rows += [(items[:k], items[k]) for k in range(1, len(items))]
+    return rows
+
+
+# --- order
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(1, ITEMS - 1), max_size=7), min_size=1, max_size=5),
+    max_tokens=st.integers(2, 40),
+)
+def test_sequences_read_oldest_first_and_whole_oldest_items_are_left_out(
+    sentences, rows, max_tokens
+):
+    newest_first = torch.tensor([item for row in rows for item in row[::-1]], dtype=torch.int64)
+    lengths = torch.tensor([len(row) for row in rows])
+    batch = sentences.histories(newest_first, lengths, max_tokens, item_causal=True)
+    ids, positions, cls, offsets = [], [], [], [0]
+    for row in rows:
+        parts, room = [], max_tokens
+        for item in reversed(row or [0]):
+            one = sentences.single(sentences.sentence_of_item[torch.tensor([item])])
+            tokens = one.input_ids.tolist()[1:]
+            tokens = tokens if parts else tokens[: max_tokens - 1]
+            room -= len(tokens) + 1
+            if room < 0:
+                break
+            parts.insert(0, [*tokens, sentences.special.cls])
+        for place, part in enumerate(parts, start=1):
+            ids += part
+            positions += [place] * len(part)
+            cls.append(len(ids) - 1)
+        offsets.append(len(ids))
+    assert batch.input_ids.tolist() == ids and batch.item_positions.tolist() == positions
+    assert batch.cls_index.tolist() == cls and batch.offsets.tolist() == offsets
+    runs = [place for length in batch.lengths.tolist() for place in range(length)]
+    assert batch.token_positions.tolist() == runs
+    assert batch.item_causal and batch.lengths.max() <= max_tokens
+    assert torch.equal(batch.token_types == 0, batch.input_ids == sentences.special.cls)
+
+
+# --- causality
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("changed", range(6))
+def test_no_prefix_sees_its_future(sentences, layers, changed):
+    """Another text of as many tokens for one item: all earlier outputs stay, to the bit."""
+    model = build(sentences, layers)
+    items, other = torch.tensor([2, 14, 26, 38, 8, 20]), torch.tensor([3, 15, 27, 39, 9, 21])
+    swapped = torch.where(torch.arange(6) == changed, other, items)
+    lengths = torch.tensor([6])
+    before, after = (model._histories(ids.flip(0), lengths) for ids in (items, swapped))
+    assert torch.equal(before.offsets, after.offsets)
+    assert not torch.equal(before.input_ids, after.input_ids)
+    earlier = before.item_positions <= changed
+    for outputs in (model.context_encoder, lambda batch: model.context_encoder.cls(batch)):
+        one, two = outputs(before), outputs(after)
+        kept = earlier if len(one) == before.num_tokens else earlier[before.cls_index]
+        assert torch.equal(one[kept], two[kept])
+        assert not torch.isclose(one[~kept], two[~kept]).all(1).any()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_each_summary_equals_its_prefix_read_alone(sentences, histories, layers):
+    model = build(sentences, layers)
+    item_ids, lengths, next_items, _ = histories
+    together = model.context_encoder.cls(model._histories(item_ids, lengths))
+    rows = prefixes(item_ids, lengths, next_items)
+    assert len(rows) == len(together) == int(lengths.sum())
+    for vector, (items, _) in zip(together, rows, strict=True):
+        alone = model.encode_histories(torch.tensor(items[::-1]), torch.tensor([len(items)]))
+        torch.testing.assert_close(vector, alone[0], atol=2e-5, rtol=1e-4)
+
+
+def test_summaries_alone_equal_those_of_the_whole_pass(sentences, histories):
+    model = build(sentences)
+    batch = model._histories(*histories[:2])
+    hidden = model.context_encoder(batch)
+    torch.testing.assert_close(model.context_encoder.cls(batch), hidden[batch.cls_index])
+    last = batch.offsets[1:] - 1
+    torch.testing.assert_close(model.context_encoder.whole(batch), hidden[last])
+
+
+def test_an_encoder_refuses_the_other_order(sentences, histories):
+    batch = sentences.histories(*histories[:2], MAX_TOKENS)
+    with pytest.raises(ValueError, match=r"newest-first sequences .*'all_prefixes'"):
+        build(sentences).context_encoder(batch)
+
+
+def test_local_attention_is_refused():
+    with pytest.raises(ValueError, match=r"attention_window is 64; allowed .*: null"):
+        EncoderConfig(9, 8, 1, 2, 8, attention_window=64, training_targets="all_prefixes")
+
+
+# --- losses
+
+
+def test_finetuning_is_a_softmax_for_every_prefix(sentences, histories):
+    model = build(sentences, items_per_step=1000)
+    item_ids, lengths, next_items, _ = histories
+    every = torch.arange(1, sentences.num_sentences)
+    table = model.context_encoder.cls(model._single(every))
+    total, rows = 0.0, prefixes(item_ids, lengths, next_items)
+    for items, target in rows:
+        one = model.encode_histories(torch.tensor(items[::-1]), torch.tensor([len(items)]))
+        logits = torch.cosine_similarity(one, table) / 0.05
+        total -= logits.log_softmax(0)[sentences.sentence_of_item[target] - 1].item()
+    loss = model.finetune_loss(item_ids, lengths, next_items, STEP)
+    assert loss.item() == pytest.approx(total / len(rows), rel=1e-4)
+
+
+def test_pretraining_compares_every_prefix_and_maps_the_whole_history(sentences, histories):
+    """L_S-I over prefixes; L_map and L_MLM as with one target, from the newest [CLS]."""
+    model = build(sentences, history_mask_ratio=0.0, next_item_mask_ratio=0.0, mlm_weight=0.0)
+    with torch.no_grad():
+        for parameter in model.target_encoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    item_ids, lengths, next_items, _ = histories
+    losses = model.pretrain_losses(*histories)
+    rows = prefixes(item_ids, lengths, next_items)
+    wanted = sorted({int(sentences.sentence_of_item[target]) for _, target in rows})
+    table = model.context_encoder.cls(model._single(torch.tensor(wanted)))
+    total = 0.0
+    for items, target in rows:
+        one = model.encode_histories(torch.tensor(items[::-1]), torch.tensor([len(items)]))
+        logits = torch.cosine_similarity(one, table) / 0.05
+        right = wanted.index(int(sentences.sentence_of_item[target]))
+        total -= logits.log_softmax(0)[right].item()
+    assert losses["sequence_item"].item() == pytest.approx(total / len(rows), rel=1e-4)
+
+    whole = model.encode_histories(item_ids, lengths)
+    next_sentences = sentences.sentence_of_item[next_items]
+    guess = model.predictor.predict_next(
+        whole, model.context_encoder.cls(model._single(next_sentences))
+    )
+    target = model.target_encoder.average.cls(model._single(next_sentences))
+    next_term = (guess - target).square().sum(1).mean()
+    history_term = losses["mapping"] - next_term
+    of_items = model.target_encoder.average.cls(model._single(sentences.sentence_of_item[item_ids]))
+    guesses = model.predictor.predict_history(whole, whole, torch.zeros(8, dtype=torch.bool))
+    per_user = [
+        (guess - choices).square().sum(1)
+        for guess, choices in zip(guesses, of_items.split(lengths.tolist()), strict=True)
+    ]
+    low, high = (sum(f(d).item() for d in per_user) / 8 for f in (torch.min, torch.max))
+    assert low - 1e-4 <= history_term.item() <= high + 1e-4
+
+
+@pytest.mark.parametrize("position", [1, 2, 3])
+def test_item_positions_count_from_the_oldest(sentences, position):
+    batch = sentences.histories(torch.tensor([7, 5, 3]), torch.tensor([3]), 256, item_causal=True)
+    back = batch.items_back(torch.tensor([position]))
+    assert [7, 5, 3][int(back)] == {1: 3, 2: 5, 3: 7}[position]
+
+
+def test_an_empty_history_is_an_item_without_text(sentences):
+    batch = sentences.histories(torch.tensor([], dtype=torch.int64), torch.tensor([0]), 256, True)
+    assert batch.input_ids.tolist() == [sentences.special.cls]
+    nothing = build(sentences).encode_histories(
+        torch.zeros(0, dtype=torch.int64), torch.tensor([0])
+    )
+    assert nothing.shape == (1, 16) and nothing.isfinite().all()
+
+
+# --- which targets, which batches
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(4, 40), min_size=1, max_size=6),
+    window=st.integers(1, 12),
+    epoch=st.integers(0, 3),
+)
+def test_windows_hold_every_training_target_and_none_beyond(lengths, window, epoch):
+    users = torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))
+    histories = Histories.of(users, torch.ones_like(users), len(lengths) + 1)
+    ends = window_ends(histories, torch.arange(1, len(lengths) + 1), 7, epoch, window)
+    assert len(ends) == len(set(ends.tolist()))
+    seen = set()
+    for end in ends.tolist():
+        first = int(histories.offsets[histories.users[end]])
+        seen |= set(range(max(first + 1, end - window + 1), end + 1))
+    assert seen == set(histories.leave_one_out()[0].tolist())
+    most = sum(1 + math.ceil(max(0, length - 3) / window) for length in lengths)
+    assert len(ends) <= most
+
+
+def test_windows_move_between_epochs_and_do_not_depend_on_other_users():
+    users = torch.arange(1, 5).repeat_interleave(50)
+    histories = Histories.of(users, torch.ones_like(users), 5)
+    every = torch.arange(1, 5)
+    first, second = (set(window_ends(histories, every, 7, e, 10).tolist()) for e in (0, 1))
+    assert first != second
+    alone = set(window_ends(histories, torch.tensor([3]), 7, 0, 10).tolist())
+    assert alone == {end for end in first if histories.users[end] == 3}
+
+
+@given(
+    tokens=st.lists(st.integers(1, 50), max_size=40),
+    max_tokens=st.integers(1, 120),
+    max_sequences=st.integers(1, 9),
+)
+def test_batches_are_filled_up_to_the_budget(tokens, max_tokens, max_sequences):
+    sizes = fill_batches(torch.tensor(tokens, dtype=torch.int64), max_tokens, max_sequences)
+    assert sum(sizes) == len(tokens) and all(1 <= size <= max_sequences for size in sizes)
+    first = 0
+    for size in sizes:
+        used = sum(tokens[first : first + size])
+        assert used <= max_tokens or size == 1
+        following = tokens[first + size : first + size + 1]
+        assert not following or size == max_sequences or used + following[0] > max_tokens
+        first += size
+
+
+def test_history_tokens_are_those_of_the_sequences(sentences):
+    items = torch.randint(1, ITEMS, (30,), generator=torch.Generator().manual_seed(1))
+    users = torch.arange(1, 4).repeat_interleave(10)
+    histories, targets = Histories.of(users, items, 4), torch.tensor([5, 9, 13, 29])
+    item_tokens = sentences.sentence_lengths[sentences.sentence_of_item] + 1
+    counted = history_tokens(histories, targets, item_tokens, 4, 10_000)
+    for target, count in zip(targets.tolist(), counted.tolist(), strict=True):
+        first = max(target - 4, 10 * (target // 10))
+        history = items[first:target].flip(0)
+        batch = sentences.histories(history, torch.tensor([len(history)]), 10_000, True)
+        assert batch.num_tokens == count
