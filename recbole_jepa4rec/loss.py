@@ -110,12 +110,12 @@ class _ChunkedSoftmax(torch.autograd.Function):
     ) -> Tensor:
         """``[B, D]``, ``[C, D]``, ``[B]``, ``[C]`` to the mean over the batch."""
         total = sequences.new_full((len(sequences),), float("-inf"))  # logsumexp of each row
+        wanted = torch.empty_like(total)
         for chunk in _chunks(len(sequences), len(items)):
             logits = _logits(sequences, items, log_weights, chunk)
             total = torch.logaddexp(total, logits.logsumexp(dim=1))
-        wanted = (sequences * items[positive]).sum(dim=1)
-        if log_weights is not None:
-            wanted = wanted + log_weights[positive]
+            inside = ((positive >= chunk.start) & (positive < chunk.stop)).nonzero()[:, 0]
+            wanted[inside] = logits[inside, positive[inside] - chunk.start]
         ctx.save_for_backward(sequences, items, positive, log_weights, total)
         return (total - wanted).mean()
 

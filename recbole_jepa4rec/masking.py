@@ -27,7 +27,7 @@ def mask_tokens(
     Returns:
         The batch with its tokens replaced, and which tokens were selected, bool ``[T]``.
     """
-    token_keys = derive(keys[batch.sequence_of_token], batch.token_positions)
+    token_keys = derive(keys[batch.sequence_of_token], batch.item_positions, batch.token_positions)
     selected = (uniform(derive(token_keys, Draw.SELECTED)) < rate) & (batch.token_types != 0)
     fate = uniform(derive(token_keys, Draw.FATE))
     drawn = ordinary_ids[below(derive(token_keys, Draw.REPLACEMENT), len(ordinary_ids))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +51,12 @@ def newest_first(
         sizes = sizes.minimum((max_tokens - positions).clamp(min=0))
         sequence_lengths = sequence_lengths.clamp(max=max_tokens)
     offsets = torch.cat([sequence_lengths.new_zeros(1), sequence_lengths.cumsum(0)])
-    return _gather(store, starts, sizes, item_positions, offsets, offsets[:-1], False)
+    return TokenBatch(
+        **_gather(store, starts, sizes, item_positions, int(offsets[-1])),
+        token_positions=_count_from_zero(offsets.diff(), int(offsets[-1])),
+        offsets=offsets,
+        cls_index=offsets[:-1],
+    )
 
 
 def oldest_first(
@@ -59,8 +64,10 @@ def oldest_first(
 ) -> TokenBatch:
     """``S_1 [CLS] S_2 [CLS] ... S_n [CLS]``; the oldest items that do not fit are left out whole.
 
-    Item and token positions count from the oldest item that stands there. A sequence of nothing
-    is read as one item without text. A newest item too long by itself loses its last tokens.
+    Item positions count from the oldest item that stands there, token positions from the first
+    token of each item: from nothing on ml-100k that gave validation ndcg@10 .067 after six epochs
+    and .069 after twelve, positions that run on .063 and .067. A sequence of nothing is read as one
+    item without text. A newest item too long by itself loses its last tokens.
 
     Args:
         store: the sentences' tokens, the empty sentence first.
@@ -78,9 +85,9 @@ def oldest_first(
     kept = lengths
     if max_tokens is not None:
         sizes[first] = sizes[first].clamp(max=max_tokens - 1)
-        total = (sizes + 1).cumsum(0)
-        before = (total - sizes - 1)[first].repeat_interleave(lengths, output_size=len(sizes))
-        fits = (total - before <= max_tokens).long().cumsum(0)
+        read = (sizes + 1).cumsum(0)
+        before = (read - sizes - 1)[first].repeat_interleave(lengths, output_size=len(sizes))
+        fits = (read - before <= max_tokens).long().cumsum(0)
         kept = fits[first + lengths - 1] - fits[first] + 1
 
     sequence = torch.arange(len(kept), device=kept.device).repeat_interleave(kept)
@@ -92,30 +99,27 @@ def oldest_first(
     sizes = torch.stack([sizes, torch.ones_like(sizes)], 1).flatten()
     ends = sizes.cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends[2 * kept.cumsum(0) - 1]])
-    return _gather(
-        store, starts, sizes, item_positions.repeat_interleave(2), offsets, ends[1::2] - 1, True
+    total = int(offsets[-1])
+    return TokenBatch(
+        **_gather(store, starts, sizes, item_positions.repeat_interleave(2), total),
+        token_positions=_count_from_zero(sizes[::2] + 1, total),
+        offsets=offsets,
+        cls_index=ends[1::2] - 1,
+        item_causal=True,
     )
 
 
 def _gather(
-    store: TokenStore,
-    starts: Tensor,
-    sizes: Tensor,
-    item_positions: Tensor,
-    offsets: Tensor,
-    cls_index: Tensor,
-    item_causal: bool,
-) -> TokenBatch:
+    store: TokenStore, starts: Tensor, sizes: Tensor, item_positions: Tensor, total: int
+) -> dict[str, Any]:
     """Copy segments, ``sizes`` tokens each from ``starts``, out of the store, one after another."""
-    total = int(offsets[-1])
     stored = ragged_range(starts, sizes, total)
-    lengths = offsets.diff()
-    return TokenBatch(
-        input_ids=store.input_ids[stored].long(),
-        token_types=store.token_types[stored].long(),
-        token_positions=ragged_range(torch.zeros_like(lengths), lengths, total),
-        item_positions=item_positions.repeat_interleave(sizes, output_size=total),
-        offsets=offsets,
-        cls_index=cls_index,
-        item_causal=item_causal,
-    )
+    return {
+        "input_ids": store.input_ids[stored].long(),
+        "token_types": store.token_types[stored].long(),
+        "item_positions": item_positions.repeat_interleave(sizes, output_size=total),
+    }
+
+
+def _count_from_zero(lengths: Tensor, total: int) -> Tensor:
+    return ragged_range(torch.zeros_like(lengths), lengths, total)

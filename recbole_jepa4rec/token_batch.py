@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ class TokenBatch:
     Attributes:
         input_ids: vocabulary ids, int64 ``[T]``.
         token_types: 0 ``[CLS]``, 1 attribute name, 2 attribute value, int64 ``[T]``.
-        token_positions: position of the token in its sequence, from 0, int64 ``[T]``.
+        token_positions: position of the token in its sequence, from 0; in item-causal order they
+            start anew with each item, so that an item reads the same wherever it stands;
+            int64 ``[T]``.
         item_positions: item of the token, 1 for the first that stands there; a ``[CLS]`` has 0, or
             in item-causal order that of its item; int64 ``[T]``.
         offsets: sequence ``b`` holds the tokens ``offsets[b]:offsets[b + 1]``, int64 ``[B + 1]``.
@@ -89,13 +92,13 @@ class TokenBatch:
             item_causal=batches[0].item_causal,
         )
 
-    def replace(self, **tensors: Tensor) -> TokenBatch:
+    def replace(self, **changes: Any) -> TokenBatch:
         """The same batch with some tensors exchanged, such as masked ``input_ids``."""
-        return replace(self, **tensors)
+        return replace(self, **changes)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
         """The same batch on ``device``."""
-        tensors = {
+        tensors: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)

@@ -103,7 +103,7 @@ def test_sequences_read_oldest_first_and_whole_oldest_items_are_left_out(
     newest_first = torch.tensor([item for row in rows for item in row[::-1]], dtype=torch.int64)
     lengths = torch.tensor([len(row) for row in rows])
     batch = sentences.histories(newest_first, lengths, max_tokens, item_causal=True)
-    ids, positions, cls, offsets = [], [], [], [0]
+    ids, positions, places, cls, offsets = [], [], [], [], [0]
     for row in rows:
         parts, room = [], max_tokens
         for item in reversed(row or [0]):
@@ -117,12 +117,12 @@ def test_sequences_read_oldest_first_and_whole_oldest_items_are_left_out(
         for place, part in enumerate(parts, start=1):
             ids += part
             positions += [place] * len(part)
+            places += range(len(part))
             cls.append(len(ids) - 1)
         offsets.append(len(ids))
     assert batch.input_ids.tolist() == ids and batch.item_positions.tolist() == positions
     assert batch.cls_index.tolist() == cls and batch.offsets.tolist() == offsets
-    runs = [place for length in batch.lengths.tolist() for place in range(length)]
-    assert batch.token_positions.tolist() == runs
+    assert batch.token_positions.tolist() == places
     assert batch.item_causal and batch.lengths.max() <= max_tokens
     assert torch.equal(batch.token_types == 0, batch.input_ids == sentences.special.cls)
 
