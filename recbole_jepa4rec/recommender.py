@@ -59,7 +59,8 @@ class Recommender:
         self.max_length = model.max_seq_length
         self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
         self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
-        self.item_text = dataset.item_text.copy() if hasattr(model, "add_items") else None
+        reads_text = hasattr(model, "add_items")
+        self.item_text: Any = dataset.item_text.copy() if reads_text else None
 
     def recommend(
         self, histories: Sequence[Sequence[Item]], k: int = 10, filter_history: bool = False
@@ -133,6 +134,29 @@ class Recommender:
         self.item_ids.extend(items)
         self.row_of_id.update(zip(items, rows, strict=True))
 
+    def update_items(self, items: Mapping[str, Mapping[str, str]]) -> None:
+        """Change attributes of known items; only these items are encoded again.
+
+        Args:
+            items: the attributes that change, of each item id; the others stay.
+
+        Raises:
+            ValueError: if an item is unknown, an attribute is unknown or no text, or the model does
+                not read text.
+        """
+        if not isinstance(items, Mapping):
+            raise ValueError(f"items are {items!r}; allowed: a mapping of ids to attributes")
+        rows = [self._row(item) for item in items]
+        changes = self._normalised(list(items.values()))
+        kept = self.item_text.iloc[rows].reset_index(drop=True)
+        text = changes.combine_first(kept)
+        try:
+            self.model.replace_items(torch.tensor(rows, dtype=torch.int64), text)
+        except BaseException:
+            self.model.drop_items(len(self.item_ids))
+            raise
+        self.item_text.iloc[rows] = text[self.item_text.columns].to_numpy()
+
     def _rows(
         self, histories: Sequence[Sequence[Item]]
     ) -> tuple[list[list[int]], list[Mapping[str, str]]]:
@@ -173,6 +197,16 @@ class Recommender:
 
         If that fails, the model is as it was.
         """
+        text = self._normalised(items).fillna("")
+        try:
+            rows = self.model.add_items(text).tolist()
+        except BaseException:
+            self.model.drop_items(len(self.item_ids))
+            raise
+        return text.reindex(columns=self.item_text.columns, fill_value=""), rows
+
+    def _normalised(self, items: list[Mapping[str, str]]) -> pd.DataFrame:
+        """Attributes in rows, white space folded; missing where an item does not name one."""
         if self.item_text is None:
             raise ValueError(
                 f"{type(self.model).__name__} does not read text: it knows the items of its "
@@ -184,15 +218,11 @@ class Recommender:
             for name, value in attributes.items():
                 if not isinstance(value, str):
                     raise ValueError(f"attribute {name!r} is {value!r}; allowed: text (a str)")
-        text = pd.DataFrame([dict(attributes) for attributes in items], dtype=object).fillna("")
+        text = pd.DataFrame([dict(attributes) for attributes in items], dtype=object)
         for column in text.columns:
-            text[column] = [" ".join(value.split()) for value in text[column]]
-        try:
-            rows = self.model.add_items(text).tolist()
-        except BaseException:
-            self.model.drop_items(len(self.item_ids))
-            raise
-        return text.reindex(columns=self.item_text.columns, fill_value=""), rows
+            given = text[column].notna()
+            text.loc[given, column] = [" ".join(v.split()) for v in text[column][given]]
+        return text
 
     @torch.no_grad()
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:

@@ -171,6 +171,12 @@ class ItemSentences(nn.Module):
         self.sentence_of_item = torch.cat([self.sentence_of_item, ids.to(self.sentence_of_item)])
         return torch.arange(first, self.num_items, device=self.sentence_of_item.device)
 
+    def reassign(self, item_ids: Tensor, appended: Tensor) -> None:
+        """Give items the sentences of as many that were appended last, which are forgotten."""
+        sentence_of_item = self.sentence_of_item[: self.num_items - len(appended)].clone()
+        sentence_of_item[item_ids] = self.sentence_of_item[appended]
+        self.sentence_of_item = sentence_of_item
+
     def truncate(self, num_items: int) -> None:
         """Forget the items from this id on, and the sentences that came with them."""
         kept = int(self.sentence_of_item[:num_items].max()) + 1

@@ -261,3 +261,42 @@ def test_a_damaged_run_folder_is_refused(folders, tmp_path):
 def test_result_json_of_the_runs_is_complete(folders):
     result = json.loads((folders / "JEPA4Rec" / "result.json").read_text())
     assert {"model", "valid", "test", "seconds", "versions", "command"} <= result.keys()
+
+
+def test_only_changed_texts_are_encoded_again(recommender, monkeypatch):
+    changed, other = known_items(recommender, 2)
+    recommender.recommend([[other]])
+    table, core = recommender.model.core.item_table.clone(), recommender.model.core
+    encoded = []
+    encode = core._encode_sentences
+    monkeypatch.setattr(
+        core, "_encode_sentences", lambda e, ids: encoded.extend(ids.tolist()) or encode(e, ids)
+    )
+    brand = recommender.item_text["title"].iloc[2]
+    recommender.update_items({changed: {"title": "a  new\ttitle"}})
+    assert encoded == [len(table)] and len(core.item_table) == len(table) + 1
+    assert recommender.item_text["title"].iloc[1:3].tolist() == ["a new title", brand]
+    found = recommender.recommend([[{"title": "x"}]], k=1000).set_index("item_id")
+    assert found["title"][changed] == "a new title"
+    core.item_table_is_old = True
+    again = recommender.recommend([[{"title": "x"}]], k=1000).set_index("item_id")
+    assert again["score"].to_dict() == pytest.approx(found["score"].to_dict(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({"nobody": {"title": "x"}}, "unknown item 'nobody'"),
+        ({"KNOWN": {"colour": "x"}}, "unknown item attribute 'colour'"),
+        ({"KNOWN": {"title": 3}}, "attribute 'title' is 3"),
+        ([1], "a mapping of ids to attributes"),
+    ],
+)
+def test_an_update_that_cannot_be_made_changes_nothing(recommender, items, message):
+    known = known_items(recommender, 1)[0]
+    if isinstance(items, dict):
+        items = {known if item == "KNOWN" else item: given for item, given in items.items()}
+    before = recommender.recommend([[known]], k=20)
+    with pytest.raises(ValueError, match=message):
+        recommender.update_items(items)
+    assert recommender.recommend([[known]], k=20).equals(before)

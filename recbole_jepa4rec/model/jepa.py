@@ -190,6 +190,10 @@ class JointEmbeddingModel(nn.Module):
             self.item_table = torch.cat([self.item_table, vectors])
         return item_ids
 
+    def replace_items(self, item_ids: Tensor, item_text: pd.DataFrame) -> None:
+        """Give items other texts; no sentence that the table has already is encoded again."""
+        self.sentences.reassign(item_ids, self.add_items(item_text))
+
     def drop_items(self, first: int) -> None:
         """Forget the items from id ``first`` on, which were the last to be added."""
         self.sentences.truncate(first)

@@ -107,6 +107,10 @@ class JEPA4Rec(SequentialRecommender):
         self.n_items = self.core.sentences.num_items
         return item_ids
 
+    def replace_items(self, item_ids: Tensor, item_text: pd.DataFrame) -> None:
+        """Give items other texts, one row of attributes each."""
+        self.core.replace_items(item_ids, item_text)
+
     def drop_items(self, first: int) -> None:
         """Forget the items from internal id ``first`` on, which were the last to be added."""
         self.core.drop_items(first)
