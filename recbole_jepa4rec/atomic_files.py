@@ -53,11 +53,12 @@ def read_atomic(
     Args:
         path: the file.
         columns: names to read; all by default. The result is in file order.
-        as_text: keep ``float`` columns as written, too.
+        as_text: give ``float`` and ``token`` columns as strings, too.
 
     Returns:
-        One column per name: ``float`` as float64 with NaN for an empty field, every other type as
-        the string that stands in the file ("" when empty).
+        One column per name: ``float`` as float64 with NaN for an empty field, ``token`` as
+        categories numbered in the order of their first rows, every other type as the string that
+        stands in the file ("" when empty).
 
     Raises:
         AtomicFileError: naming file, line and what was expected.
@@ -69,11 +70,9 @@ def read_atomic(
             raise AtomicFileError(f"{path}: no column {name!r} (there are: {', '.join(names)})")
     wanted = [column for column in header if columns is None or column.name in columns]
     numbers = {column.name for column in header if column.type == "float" and not as_text}
+    tokens = [column.name for column in wanted if column.type == "token" and not as_text]
     body = _read_body(path)
-    if (place := body.find(b"\0")) >= 0:  # pandas would take ids for equal that agree up to it
-        line = body.count(b"\n", 0, place) + 2
-        raise AtomicFileError(f"{path}, line {line}: expected text without NUL bytes")
-    if not body.strip(b"\n"):
+    if body.count(b"\n") == len(body):
         return pd.DataFrame({c.name: [] for c in wanted}).astype(
             {c.name: np.float64 if c.name in numbers else object for c in wanted}
         )
@@ -81,7 +80,8 @@ def read_atomic(
         table = _parse_body(body, names, [column.name for column in wanted], numbers)
     except pa.ArrowInvalid as error:
         _raise_first_fault(path, header, numbers, body, error)
-    return pd.DataFrame({name: _to_numpy(table[name]) for name in table.column_names})
+    del body
+    return _to_frame(table, tokens)
 
 
 def line_number(path: str | Path, row: int) -> int:
@@ -156,6 +156,9 @@ def _read_body(path: str | Path) -> bytes:
         body = file.read()
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+    if (place := body.find(b"\0")) >= 0:  # pandas would take ids for equal that agree up to it
+        line = body.count(b"\n", 0, place) + 2
+        raise AtomicFileError(f"{path}, line {line}: expected text without NUL bytes")
     return body
 
 
@@ -179,12 +182,11 @@ def _parse_body(body: bytes, names: list[str], wanted: list[str], numbers: set[s
     )
 
 
-def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """Values of a column; strings that occur often become one object."""
-    if column.type != pa.string():
-        return column.to_numpy()
-    encoded = column.dictionary_encode().combine_chunks()
-    return encoded.dictionary.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
+def _to_frame(table: pa.Table, tokens: list[str]) -> pd.DataFrame:
+    """The table, which is spent afterwards, with some columns as categories."""
+    frame = table.to_pandas(categories=tokens, self_destruct=True)
+    pa.default_memory_pool().release_unused()  # it would keep as much as the file is long
+    return frame
 
 
 def _raise_first_fault(

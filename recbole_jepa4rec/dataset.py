@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import recbole
 import torch
+from pandas.api.types import union_categoricals
 from recbole.utils import FeatureSource
 
 from recbole_jepa4rec.histories import Histories, HistoryRows
@@ -70,28 +71,29 @@ class SequentialTextDataset(RawSequentialDataset):
         the order of the users in the file.
         """
         histories = self.histories
-        occurring_items = torch.unique(histories.items).numpy()
-        item_order = _sorted_by_token(occurring_items, self.field2id_token[self.iid_field])
+        item_order = _sorted_by_token(
+            histories.distinct_items.numpy(), self.field2id_token[self.iid_field]
+        )
         user_order = _sorted_by_token(
             torch.nonzero(histories.lengths)[:, 0].numpy(), self.field2id_token[self.uid_field]
         )
         rank_of_item = np.zeros(self.item_num, dtype="<i8")
         rank_of_item[item_order] = np.arange(len(item_order))
-        rank_of_user = np.zeros(self.user_num, dtype="<i8")
-        rank_of_user[user_order] = np.arange(len(user_order))
-        by_user = np.argsort(rank_of_user[histories.users.numpy()], kind="stable")
+        lengths = histories.lengths.numpy()[user_order].astype("<i8")
+        moved = histories.offsets.numpy()[user_order] - (lengths.cumsum() - lengths)
+        by_user = np.repeat(moved, lengths) + np.arange(len(histories.items))
 
         digest = hashlib.sha256()
         for field, order in ((self.uid_field, user_order), (self.iid_field, item_order)):
             digest.update("\n".join(self.field2id_token[field][order]).encode() + b"\n\n")
-        digest.update(histories.lengths.numpy()[user_order].astype("<i8").tobytes())
+        digest.update(lengths.tobytes())
         digest.update(rank_of_item[histories.items.numpy()[by_user]].tobytes())
         return digest.hexdigest()[:16]
 
     def statistics(self) -> dict[str, float]:
         """Counts of what occurs: users, items, interactions; the average length and the density."""
         users = int((self.histories.lengths > 0).sum())
-        items = len(torch.unique(self.histories.items))
+        items = len(self.histories.distinct_items)
         interactions = len(self.histories.items)
         return {
             "users": users,
@@ -166,13 +168,17 @@ class SequentialTextDataset(RawSequentialDataset):
         if not self.config["source_datasets"]:
             super()._load_data(token, dataset_path)
             return
-        tables = []
+        tables, ids = [], (self.uid_field, self.iid_field)
         for name, folder in folders.items():
             self._load_inter_feat(name, str(folder))
-            for field in (self.uid_field, self.iid_field):
-                self.inter_feat[field] = self._prefix(name) + self.inter_feat[field]
+            for field in ids:
+                column = self.inter_feat[field]
+                names = self._prefix(name) + column.cat.categories
+                self.inter_feat[field] = column.cat.rename_categories(names)
             tables.append(self.inter_feat)
         self.inter_feat = pd.concat(tables, ignore_index=True)
+        for field in ids:  # concat gives strings where the categories differ
+            self.inter_feat[field] = union_categoricals([table[field] for table in tables])
         self.user_feat = self.item_feat = None
         self.field2source[self.uid_field] = FeatureSource.USER_ID
         self.field2source[self.iid_field] = FeatureSource.ITEM_ID
@@ -185,12 +191,15 @@ class SequentialTextDataset(RawSequentialDataset):
     def _remap_ID_all(self) -> None:  # noqa: N802
         """Map ids to numbers; then sort, before missing values are filled or times normalised."""
         super()._remap_ID_all()
-        times, users = self.inter_feat[self.time_field], self.inter_feat[self.uid_field]
-        order = np.lexsort((times.to_numpy(), users.to_numpy()))  # stable
-        self.inter_feat = self.inter_feat.take(order).reset_index(drop=True)
+        table = self.inter_feat
+        times, users = table[self.time_field].to_numpy(), table[self.uid_field].to_numpy()
+        low, high = (half.astype(np.uint16) for half in (users, users >> 16))
+        order = np.lexsort((times, low, high))  # stable; 16-bit keys are sorted by radix
+        columns = {name: table.pop(name).to_numpy()[order] for name in list(table)}
+        self.inter_feat = pd.DataFrame(columns, copy=False)
         self.histories = Histories.of(
-            torch.tensor(self.inter_feat[self.uid_field].to_numpy()),
-            torch.tensor(self.inter_feat[self.iid_field].to_numpy()),
+            torch.from_numpy(columns[self.uid_field]),
+            torch.from_numpy(columns[self.iid_field]),
             self.user_num,
         )
 

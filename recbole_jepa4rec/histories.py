@@ -44,6 +44,11 @@ class Histories:
         return self.offsets.diff()
 
     @cached_property
+    def distinct_items(self) -> Tensor:
+        """Items that occur, in ascending order, ``[I]``."""
+        return torch.bincount(self.items).nonzero()[:, 0]
+
+    @cached_property
     def users(self) -> Tensor:
         """Owner of each interaction, ``[M]``."""
         return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)

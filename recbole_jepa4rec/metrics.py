@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.evaluator.base_metric import AbstractMetric
 from recbole.utils import EvaluatorType
 from torch import Tensor
+
+SCORES_AT_ONCE = 1 << 20
+"""Scores that are compared at once while counting: 4 MiB of outcomes, which a cache can hold."""
 
 RankMetric = Callable[[np.ndarray, int], np.ndarray]
 
@@ -31,15 +35,23 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: if a score is not a number or a target is not an item.
     """
-    items, position = scores[:, 1:], target[:, None] - 1
+    items, position = scores.detach()[:, 1:], target[:, None] - 1
     if bool(((position < 0) | (position >= items.shape[1])).any()):
         raise ValueError(f"targets must lie in 1 .. {items.shape[1]}")
-    if not_a_number := int(items.isnan().any(dim=1).sum()):
-        raise ValueError(f"scores hold NaN in {not_a_number} of {len(items)} rows")
     target_score = items.gather(1, position)
-    greater = (items > target_score).sum(dim=1)
-    ties = (items == target_score).sum(dim=1) - 1
-    return 1 + greater.cpu().double() + ties.cpu().double() / 2
+    width = max(1, SCORES_AT_ONCE // max(1, len(items)))
+    # Floats, since a sum of bools copies them to int64 first.
+    outcome = scores.new_empty(len(items), min(width, items.shape[1]), dtype=torch.float32)
+    not_a_number = torch.zeros_like(target, dtype=torch.bool)
+    beaten_by = torch.zeros_like(target, dtype=torch.float64)  # greater + greater or equal
+    for chunk in items.split(width, dim=1):
+        out = outcome[:, : chunk.shape[1]]
+        not_a_number |= chunk.amax(dim=1).isnan()
+        beaten_by += torch.gt(chunk, target_score, out=out).sum(dim=1)
+        beaten_by += torch.ge(chunk, target_score, out=out).sum(dim=1)
+    if rows := int(not_a_number.sum()):
+        raise ValueError(f"scores hold NaN in {rows} of {len(items)} rows")
+    return (beaten_by.cpu() + 1) / 2
 
 
 def metric_values(

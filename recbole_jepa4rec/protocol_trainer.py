@@ -187,6 +187,7 @@ class ProtocolTrainer(Trainer):
                 self._refuse_unless(not scores[:, 1:].isnan().any(), "scores")
                 raise
             row += len(scores)
+            del scores  # before the next batch makes its own
         return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64)
 
     def load_best(self, model_file: str | None = None) -> None:

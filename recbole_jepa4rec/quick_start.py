@@ -28,8 +28,8 @@ from recbole_jepa4rec.registry import find_dataset, find_trainer
 from recbole_jepa4rec.run_folder import RunFolder
 from recbole_jepa4rec.time_limit import ending_on_sigterm
 
-SCORE_BYTES = 4 * 3
-"""Of one score in an evaluation batch: its float, and what ranking it makes beside it."""
+SCORE_BYTES = 4 * 2
+"""Of one score in an evaluation batch: its float, and another where a model makes two matrices."""
 
 
 def main(command_line: Sequence[str]) -> int:

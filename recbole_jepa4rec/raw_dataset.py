@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
@@ -79,7 +80,7 @@ class RawSequentialDataset(SequentialDataset):
                     filepath, frame[name], kind, self.config["seq_separator"], limit
                 )
                 self.field2seqlen[name] = max(map(len, frame[name]))
-            elif kind == "token" and not (present := frame[name].astype(bool)).all():
+            elif kind == "token" and not (present := frame[name] != "").all():
                 frame[name] = frame[name].where(present)
         return frame
 
@@ -105,7 +106,7 @@ class RawSequentialDataset(SequentialDataset):
         if ids and frame.empty:
             raise AtomicFileError(f"{filepath}: no row below the header")
         for field in ids:
-            refuse_rows(filepath, ~frame[field].astype(bool), f"a {field}, found none")
+            refuse_rows(filepath, frame[field] == "", f"a {field}, found none")
         if is_timed:
             times = frame[self.time_field]
             if times.dtype != np.float64:
@@ -125,8 +126,8 @@ class RawSequentialDataset(SequentialDataset):
         for name, field in (("user_feat", self.uid_field), ("item_feat", self.iid_field)):
             if (table := getattr(self, name)) is None:
                 continue
-            occurring = pd.Series(self.inter_feat[field].unique(), name=field)
-            described = table.loc[table[field].isin(occurring), field]
+            occurring = pd.Series(self.inter_feat[field].unique(), dtype=object, name=field)
+            described = table.loc[table[field].isin(occurring), field].astype(object)
             ids = pd.concat([described, occurring[~occurring.isin(described)]])
             table = ids.to_frame().merge(table, "left", on=field)[list(table)]
             for column in table:
@@ -154,11 +155,20 @@ class RawSequentialDataset(SequentialDataset):
         if any(self.config[key] not in _ALL for key in _FILTERS[1:]):
             super()._filter_by_inter_num()
 
+    def _concat_remaped_tokens(self, remap_list: list) -> tuple[Any, np.ndarray]:
+        """Join columns of ids as categories, of which RecBole then maps each once, not each row."""
+        if any(kind != FeatureType.TOKEN for _, _, kind in remap_list):
+            return super()._concat_remaped_tokens(remap_list)
+        columns = [feat[field].astype("category") for feat, field, _ in remap_list]
+        return union_categoricals(columns), np.cumsum([len(column) for column in columns])[:-1]
+
     def _fill_nan(self) -> None:
         for name in self.feat_name_list:
             table = getattr(self, name)
             for field in table:
                 kind, column = self.field2type[field], table[field]
+                if not column.isna().any():
+                    continue
                 if kind == FeatureType.TOKEN:
                     table[field] = column.fillna(0).astype(np.int64)
                 elif kind == FeatureType.FLOAT:

@@ -52,6 +52,14 @@ def test_numbers(tmp_path):
     assert read_atomic(path, as_text=True)["price"].tolist() == ["9007199254740991", "", "-2.5e1"]
 
 
+def test_tokens_are_categories_in_the_order_of_their_first_rows(tmp_path):
+    path = write(tmp_path, HEADER + b"b\tt\t1\n\tt\t1\na\tt\t1\nb\tt\t1\n")
+    ids = read_atomic(path)["item_id"]
+    assert ids.cat.categories.tolist() == ["b", "", "a"]
+    assert ids.cat.codes.tolist() == [0, 1, 2, 0]
+    assert read_atomic(path, as_text=True)["item_id"].tolist() == ["b", "", "a", "b"]
+
+
 def test_line_ends_blank_lines_and_byte_order_mark(tmp_path):
     content = b"\xef\xbb\xbf" + HEADER[:-1] + b"\r\na\tone\rline\t1\r\n\r\n\nb\ttwo\t2"
     path = write(tmp_path, content)

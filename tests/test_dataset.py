@@ -321,6 +321,27 @@ class TestLoading:
         with pytest.raises(ValueError, match=r"made\.item, line 2: expected numbers in 'vector'"):
             write(steps("u", "ab"), item.replace("2.5", "2,5"), load_col=wanted)
 
+    def test_ids_count_up_as_they_occur_and_empty_tokens_are_padding(self, write):
+        header = "user_id:token\titem_id:token\ttimestamp:float\tshop:token\tnote:token\n"
+        rows = [("v", "z", 3, "", ""), ("u", "a", 2, "s", ""), ("v", "a", 1, "", "")]
+        item = "item_id:token\tbrand:token\nb\tother\na\t\nz\tmine\n"
+        wanted = {"inter": "*", "item": "*"}
+        dataset = write(rows, item, inter_header=header, load_col=wanted)
+        assert dataset.field2id_token["user_id"].tolist() == ["[PAD]", "v", "u"]
+        assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", "z", "a"]
+        assert dataset.field2id_token["note"].tolist() == ["[PAD]"]
+        assert dataset.inter_feat["shop"].tolist() == [0, 0, 1]
+        assert dataset.id2token("brand", dataset.item_feat["brand"]).tolist() == [
+            "[PAD]", "mine", "[PAD]",
+        ]  # fmt: skip
+
+    def test_more_users_than_a_16_bit_number_are_sorted(self, write):
+        users = np.random.default_rng(0).permutation(70_000)
+        rows = [(f"u{user}", item, time) for item, time in (("b", 2), ("a", 1)) for user in users]
+        histories = (dataset := write(rows)).histories
+        assert histories.items.tolist() == dataset.token2id("item_id", ["a", "b"]).tolist() * 70_000
+        assert dataset.inter_feat["user_id"].tolist() == histories.users.tolist()
+
     def test_filters_of_recbole_work(self, write):
         rows = steps("u", "abc") + steps("v", "ab")
         assert write(rows, user_inter_num_interval="[3,inf)").statistics()["users"] == 1
@@ -483,6 +504,9 @@ class TestFingerprint:
             u,
         ):
             assert write(other).fingerprint != mark
+
+    def test_it_stays_the_same_in_every_version(self):
+        assert load().fingerprint == "8e51249572786edb"
 
     def test_it_does_not_depend_on_what_else_is_loaded(self):
         wanted = {"inter": ["user_id", "item_id"], "item": ["item_id", "brand"]}

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_jepa4rec import metrics
 from recbole_jepa4rec.metrics import (
     RANK_METRICS,
     FullMRR,
@@ -33,6 +34,19 @@ def test_rank_equals_the_slow_count(row, data):
     row32 = torch.tensor(row).tolist()
     assert ranks.dtype == torch.float64
     assert ranks.item() == slow_rank(row32, target)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_chunks_of_any_size_give_the_same_ranks(monkeypatch, at_once, dtype):
+    monkeypatch.setattr(metrics, "SCORES_AT_ONCE", at_once)
+    scores = torch.randint(0, 9, (7, 23)).to(dtype)
+    target = torch.randint(1, 23, (7,))
+    expected = list(map(slow_rank, scores.tolist(), target.tolist()))
+    assert target_ranks(scores.requires_grad_(), target).tolist() == expected
+    scores.detach()[3, -1] = math.nan
+    with pytest.raises(ValueError, match="NaN in 1 of 7 rows"):
+        target_ranks(scores, target)
 
 
 def test_a_constant_model_gets_the_mean_rank():
