@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -92,6 +92,21 @@ class TokenBatch:
             item_causal=batches[0].item_causal,
         )
 
+    def split(self, sizes: Sequence[int]) -> Iterator[TokenBatch]:
+        """Parts of so many consecutive sequences each."""
+        for first, end in pairwise(accumulate(sizes, initial=0)):
+            begin, stop = int(self.offsets[first]), int(self.offsets[end])
+            cls = torch.searchsorted(self.cls_index, self.offsets[[first, end]])
+            yield replace(
+                self,
+                input_ids=self.input_ids[begin:stop],
+                token_types=self.token_types[begin:stop],
+                token_positions=self.token_positions[begin:stop],
+                item_positions=self.item_positions[begin:stop],
+                offsets=self.offsets[first : end + 1] - begin,
+                cls_index=self.cls_index[cls[0] : cls[1]] - begin,
+            )
+
     def replace(self, **changes: Any) -> TokenBatch:
         """The same batch with some tensors exchanged, such as masked ``input_ids``."""
         return replace(self, **changes)
@@ -118,3 +133,24 @@ def ragged_range(starts: Tensor, sizes: Tensor, total: int | None = None) -> Ten
     ends = sizes.cumsum(0)
     shifts = (starts - ends + sizes).repeat_interleave(sizes, output_size=total)
     return shifts + torch.arange(total, device=sizes.device)
+
+
+def fill_batches(tokens: Tensor, max_tokens: int, max_sequences: int) -> list[int]:
+    """How many sequences, in their order, go into each batch.
+
+    Args:
+        tokens: of each sequence, ``[R]``.
+        max_tokens: of a batch; one sequence that has more is a batch of its own.
+        max_sequences: of a batch.
+
+    Returns:
+        Sizes of the batches, sum ``R``.
+    """
+    read = tokens.cumsum(0)
+    sizes, first, used = [], 0, 0
+    while first < len(tokens):
+        end = int(torch.searchsorted(read, used + max_tokens, right=True))
+        end = min(max(end, first + 1), first + max_sequences)
+        sizes.append(end - first)
+        first, used = end, int(read[end - 1])
+    return sizes

@@ -26,8 +26,8 @@ from recbole_jepa4rec.phase import (
     warmup_then_decay,
 )
 from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.token_batch import fill_batches
 from recbole_jepa4rec.training_rows import (
-    fill_batches,
     held_out_users,
     history_tokens,
     target_positions,

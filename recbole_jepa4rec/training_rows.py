@@ -83,24 +83,3 @@ def history_tokens(
     read = torch.cat([torch.zeros(1, dtype=torch.int64), item_tokens[histories.items].cumsum(0)])
     first = torch.maximum(histories.offsets[histories.users[targets]], targets - max_items)
     return (read[targets] - read[first]).clamp(max=max_tokens)
-
-
-def fill_batches(tokens: Tensor, max_tokens: int, max_sequences: int) -> list[int]:
-    """How many sequences, in their order, go into each batch.
-
-    Args:
-        tokens: of each sequence, ``[R]``.
-        max_tokens: of a batch; one sequence that has more is a batch of its own.
-        max_sequences: of a batch.
-
-    Returns:
-        Sizes of the batches, sum ``R``.
-    """
-    read = tokens.cumsum(0)
-    sizes, first, used = [], 0, 0
-    while first < len(tokens):
-        end = int(torch.searchsorted(read, used + max_tokens, right=True))
-        end = min(max(end, first + 1), first + max_sequences)
-        sizes.append(end - first)
-        first, used = end, int(read[end - 1])
-    return sizes

@@ -20,8 +20,9 @@ from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.sentences import ItemSentences
+from recbole_jepa4rec.token_batch import fill_batches
 from recbole_jepa4rec.tokenizer import train_wordpiece
-from recbole_jepa4rec.training_rows import fill_batches, history_tokens, window_ends
+from recbole_jepa4rec.training_rows import history_tokens, window_ends
 from tests.test_claims import PAPER, STEP
 
 ITEMS, MAX_TOKENS = 60, 256
@@ -312,3 +313,24 @@ def test_history_tokens_are_those_of_the_sequences(sentences):
         history = items[first:target].flip(0)
         batch = sentences.histories(history, torch.tensor([len(history)]), 10_000, True)
         assert batch.num_tokens == count
+
+
+def test_long_batches_are_encoded_in_parts_of_bounded_tokens(sentences, histories, monkeypatch):
+    model = build(sentences)
+    expected, seen = model.encode_histories(*histories[:2]), []
+    model.tokens_per_batch = 40
+    encode = model.context_encoder.whole
+    monkeypatch.setattr(
+        model.context_encoder, "whole", lambda part: seen.append(part.num_tokens) or encode(part)
+    )
+    torch.testing.assert_close(model.encode_histories(*histories[:2]), expected)
+    longest = int(model._histories(*histories[:2]).lengths.max())
+    assert len(seen) > 2 and max(seen) <= max(40, longest)
+
+
+def test_bf16_autocast_moves_the_losses_by_less_than_two_percent(sentences, histories):
+    exact = build(sentences).pretrain_losses(*histories)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = build(sentences).pretrain_losses(*histories)
+    for name, loss in exact.items():
+        assert rounded[name].item() == pytest.approx(loss.item(), rel=0.02)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_jepa4rec.model.attention import SelfAttention
+from recbole_jepa4rec.model.attention import SelfAttention, attend
 from recbole_jepa4rec.model.attention_layout import MIN_FILL, AttentionLayout
 
 
@@ -21,7 +22,7 @@ def module(window: int | None, hidden_size: int = 12, num_heads: int = 3) -> Sel
     return attention.eval()
 
 
-def attend(qkv: Tensor, may_see: Tensor, num_heads: int) -> Tensor:
+def attend_slowly(qkv: Tensor, may_see: Tensor, num_heads: int) -> Tensor:
     """``[L, 3 D]`` and ``[L, L]`` to ``[L, D]``, one head after the other."""
     query, key, value = qkv.chunk(3, -1)
     heads = zip(*(x.chunk(num_heads, -1) for x in (query, key, value)), strict=True)
@@ -34,9 +35,9 @@ def slow_attention(attention: SelfAttention, hidden: Tensor, window: int | None)
     position = torch.arange(len(hidden))
     distance = (position[:, None] - position).abs()
     may_see = (distance <= (window or len(hidden) * 2) // 2) | (position == 0)
-    attended = attend(attention.qkv(hidden), may_see, attention.num_heads)
+    attended = attend_slowly(attention.qkv(hidden), may_see, attention.num_heads)
     if window:
-        of_cls = attend(attention.global_qkv(hidden), distance >= 0, attention.num_heads)
+        of_cls = attend_slowly(attention.global_qkv(hidden), distance >= 0, attention.num_heads)
         attended = torch.cat([of_cls[:1], attended[1:]])
     return attention.output(attended)
 
@@ -142,3 +143,19 @@ def test_autocast_stays_close(window):
 def test_heads_must_divide_the_hidden_size():
     with pytest.raises(ValueError, match="hidden_size 10 is not a multiple of num_heads 3"):
         SelfAttention(10, 3, None)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_equals_the_fused_kernel(masked):
+    """On a CPU it is made of plain products; value and gradients agree to bfloat16's rounding."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = torch.randn(3, 2, 3, 20, 8, generator=generator).bfloat16()
+    mask = torch.ones(20, 20, dtype=torch.bool).tril() if masked else None
+    gradients = []
+    for function in (attend, F.scaled_dot_product_attention):
+        leaves = [x.detach().clone().requires_grad_() for x in tensors]
+        attended = function(*leaves, mask, 0.0)
+        attended.float().square().sum().backward()
+        gradients.append([attended, *(leaf.grad for leaf in leaves)])
+    for ours, fused in zip(*gradients, strict=True):
+        assert (ours - fused).float().norm() < 0.02 * fused.float().norm()

@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import recbole_jepa4rec.loss as loss_module
 from recbole_jepa4rec.loss import contrastive_loss, cosine_similarity, mapping_loss, mlm_loss
 
 
@@ -119,3 +122,55 @@ def test_mlm_without_a_masked_token_is_zero_and_differentiable():
 def test_mlm_refuses_unequal_numbers():
     with pytest.raises(ValueError, match="2 rows of logits for 3 labels"):
         mlm_loss(torch.zeros(2, 5), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("chunk", [1, 7, 40, 10_000])
+def test_chunks_change_neither_the_softmax_nor_its_gradients(rng, monkeypatch, chunk, weighted):
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 5 * chunk)
+    sequences, items = torch.randn(5, 6, generator=rng), torch.randn(40, 6, generator=rng)
+    log_weights = torch.rand(40, generator=rng) if weighted else None
+    positive = torch.tensor([0, 39, 17, 17, 8])
+
+    def plain(sequences, items):
+        logits = cosine_similarity(sequences, items) / 0.05
+        return F.cross_entropy(logits + (log_weights if weighted else 0), positive)
+
+    def chunked(sequences, items):
+        return contrastive_loss(sequences, items, positive, 0.05, log_weights)
+
+    values, gradients = [], []
+    for function in (plain, chunked):
+        leaves = [x.clone().requires_grad_() for x in (sequences, items)]
+        values.append(function(*leaves))
+        (3 * values[-1]).backward()
+        gradients += [leaf.grad for leaf in leaves]
+    torch.testing.assert_close(values[1], values[0])
+    torch.testing.assert_close(gradients[2:], gradients[:2], atol=1e-6, rtol=1e-4)
+
+
+def test_a_frozen_table_gets_no_gradient(rng):
+    sequences = torch.randn(3, 4, generator=rng, requires_grad=True)
+    items = torch.randn(9, 4, generator=rng)
+    contrastive_loss(sequences, items, torch.tensor([1, 2, 3]), 0.05).backward()
+    assert items.grad is None and sequences.grad.abs().sum() > 0
+
+
+def test_a_softmax_over_many_candidates_holds_no_matrix_of_all_logits(rng, monkeypatch):
+    """Nothing that is kept or made on the way is larger than a chunk or the inputs."""
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 8 * 100)
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    sequences = torch.randn(8, 4, generator=rng, requires_grad=True)
+    items = torch.randn(5000, 4, generator=rng, requires_grad=True)
+    with Largest():
+        contrastive_loss(sequences, items, torch.arange(8), 0.05).backward()
+    assert largest == items.numel() < 8 * 5000

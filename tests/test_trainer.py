@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import recbole_jepa4rec
 from recbole_jepa4rec.collapse import spread, warn_if_collapsed
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.dataset import SequentialTextDataset
 from recbole_jepa4rec.histories import Histories
 from recbole_jepa4rec.phase import warmup_then_decay
 from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.trainer import TwoStageTrainer
 from recbole_jepa4rec.training_rows import held_out_users, target_positions, trainable_users
 
 SMALL = {
@@ -131,6 +133,34 @@ def test_pretraining_then_finetuning_from_its_checkpoint(train):
     zero_shot = train("zero", checkpoint=folder, epochs=0)
     assert zero_shot["test"] == before["test"] and zero_shot["valid"] == before["valid"]
     assert zero_shot["epochs"] == 0 and zero_shot["stage"] == "finetune"
+
+
+@pytest.mark.parametrize("mode", ["random", "all_prefixes"])
+def test_a_checkpoint_of_the_other_mode_is_refused(train, mode):
+    other = {"random": "all_prefixes", "all_prefixes": "random"}[mode]
+    folder = train(mode, train_stage="pretrain", training_targets=mode)["path"].rsplit("/", 1)[0]
+    with pytest.raises(ValueError, match=f"training_targets={other}; .*training_targets={mode}"):
+        train("mixed", checkpoint=folder, training_targets=other)
+    assert train("same", checkpoint=folder, training_targets=mode)["checkpoint_from"]
+    assert recbole_jepa4rec.load(folder).model.trains_all_prefixes == (mode == "all_prefixes")
+
+
+def test_batches_hold_no_more_tokens_than_the_budget(train, monkeypatch):
+    seen = []
+    plan = TwoStageTrainer._plan
+
+    def spy(self, phase, epoch):
+        batches = plan(self, phase, epoch)
+        for targets in batches:
+            rows = self.rows.with_targets(targets)[:]
+            ids, lengths = self.model._newest_first(rows)
+            seen.append((len(targets), self.model.core._histories(ids, lengths).num_tokens))
+        return batches
+
+    monkeypatch.setattr(TwoStageTrainer, "_plan", spy)
+    train(tokens_per_batch=200, train_batch_size=100, pretrain_batch_size=100)
+    assert max(tokens for _, tokens in seen) <= 200
+    assert sum(tokens for _, tokens in seen) / len(seen) > 120
 
 
 def test_validation_of_pretraining_is_that_of_the_protocol(train):

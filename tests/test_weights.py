@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -117,12 +119,26 @@ def test_vectors_equal_transformers(model, window, side, tmp_path):
     assert pretrained.tokenizer_source == str(tmp_path)
 
 
-def test_longformer_up_to_1024_tokens(tmp_path):
+@pytest.fixture(scope="module")
+def long_pair(tmp_path_factory) -> tuple[transformers.PreTrainedModel, PretrainedEncoder]:
+    """A Longformer of 1,024 positions, and ours on its weights."""
+    folder = tmp_path_factory.mktemp("longformer")
     model = longformer(window=64, positions=1024)
-    model.save_pretrained(tmp_path)
-    ids = sequences([1, 33, 65, 129, 193, 257, 700, 1023, 1024])
-    pretrained = load_pretrained(tmp_path, attention_window=64)
-    assert_equal(vectors(pretrained, ids), transformers_vectors(model.base_model, ids, "right"))
+    model.save_pretrained(folder)
+    return model.base_model, load_pretrained(folder, attention_window=64)
+
+
+@settings(max_examples=12, deadline=None)
+@example(lengths=[1, 33, 65, 129, 193, 257, 700, 1023, 1024], side="right")
+@given(
+    lengths=st.lists(st.integers(1, 1024), min_size=1, max_size=4),
+    side=st.sampled_from(["right", "left"]),
+)
+def test_longformer_from_1_to_1024_tokens_padded_on_either_side(long_pair, lengths, side):
+    model, pretrained = long_pair
+    ids = sequences(lengths)
+    ours, theirs = vectors(pretrained, ids), transformers_vectors(model, ids, side)
+    assert (ours - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.slow
@@ -229,6 +245,14 @@ def test_recformer_state_dict(prefix, tmp_path):
     assert "first 3 of 4 token types kept" in pretrained.notes
     assert "not used: embeddings.position_ids" in pretrained.notes
     SentenceEncoder(pretrained.config).load_state_dict(state)
+
+
+def test_recformer_s_item_positions_are_of_the_other_order(tmp_path):
+    torch.save(recformer(tmp_path), tmp_path / "recformer.bin")
+    with pytest.raises(ValueError, match=r"read newest first; allowed with them: .*'random'"):
+        load_pretrained(
+            tmp_path / "recformer.bin", attention_window=None, training_targets="all_prefixes"
+        )
 
 
 def test_config_may_stand_in_another_folder(tmp_path):

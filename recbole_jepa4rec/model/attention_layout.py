@@ -13,6 +13,9 @@ from torch import Tensor
 MIN_FILL = 0.85
 """Sequences share a bucket if the shortest has at least this share of the longest one's tokens."""
 
+MIN_FILL_FOR_CLS = 0.5
+"""The same where only [CLS] attend, in the first layer: padding costs little there, calls more."""
+
 DENSE_WINDOWS = 3
 """Up to this many windows, one masked matrix a sequence is cheaper than blocks (measured, AVX2)."""
 
@@ -38,7 +41,11 @@ class AttentionLayout:
 
     @classmethod
     def of(
-        cls, lengths: Tensor, window: int | None, item_positions: Tensor | None = None
+        cls,
+        lengths: Tensor,
+        window: int | None,
+        item_positions: Tensor | None = None,
+        min_fill: float = MIN_FILL,
     ) -> AttentionLayout:
         """Lay out sequences that stand one behind the other in a packed batch.
 
@@ -47,13 +54,14 @@ class AttentionLayout:
             window: local attention window in tokens, or None for dense attention.
             item_positions: item of each token, ``[T]``, where none may see a later item; dense
                 attention only.
+            min_fill: share of the longest sequence's tokens that the others of a bucket have.
 
         Returns:
             The layout, on the device of ``lengths``.
         """
         device, lengths = lengths.device, lengths.cpu()
         starts = lengths.cumsum(0) - lengths
-        buckets = list(_buckets(lengths, window))
+        buckets = list(_buckets(lengths, window, min_fill))
         groups, tokens = [], []
         for sequences in buckets:
             group, positions = _slots(lengths[sequences], window)
@@ -182,7 +190,7 @@ class SlotGroup:
         return SlotGroup(mask, *tensors, self.halo)
 
 
-def _buckets(lengths: Tensor, window: int | None) -> Iterator[Tensor]:
+def _buckets(lengths: Tensor, window: int | None, min_fill: float) -> Iterator[Tensor]:
     """Sequences of similar length, those for blocks apart."""
     longest = DENSE_WINDOWS * window if window else int(lengths.max())
     if (lengths > longest).any():
@@ -191,7 +199,7 @@ def _buckets(lengths: Tensor, window: int | None) -> Iterator[Tensor]:
     ascending = lengths[order]
     end = int((ascending <= longest).sum())
     while end:
-        begin = int(torch.searchsorted(ascending, MIN_FILL * ascending[end - 1].double()))
+        begin = int(torch.searchsorted(ascending, min_fill * ascending[end - 1].double()))
         yield order[begin:end]
         end = begin
 

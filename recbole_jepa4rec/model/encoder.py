@@ -7,7 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_jepa4rec.model.attention import SelfAttention
-from recbole_jepa4rec.model.attention_layout import AttentionLayout
+from recbole_jepa4rec.model.attention_layout import (
+    MIN_FILL,
+    MIN_FILL_FOR_CLS,
+    AttentionLayout,
+)
 from recbole_jepa4rec.model.encoder_config import ACTIVATIONS, EncoderConfig
 from recbole_jepa4rec.token_batch import TokenBatch
 
@@ -65,8 +69,12 @@ class SentenceEncoder(nn.Module):
         hidden = self.embedding(batch)
         if batch.sequences == 0:
             return hidden
-        items = batch.item_positions if batch.item_causal else None
-        layout = AttentionLayout.of(batch.lengths, self.config.attention_window, items)
+        layout = AttentionLayout.of(
+            batch.lengths,
+            self.config.attention_window,
+            batch.item_positions if batch.item_causal else None,
+            MIN_FILL_FOR_CLS if only_cls and len(self.layers) == 1 else MIN_FILL,
+        )
         for layer in self.layers[:-1]:
             hidden = layer(hidden, layout)
         return self.layers[-1](hidden, layout, tokens, only_cls)

@@ -14,7 +14,8 @@ from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.predictor import Predictor
-from recbole_jepa4rec.sentences import ItemSentences, TokenBatch
+from recbole_jepa4rec.sentences import ItemSentences
+from recbole_jepa4rec.token_batch import TokenBatch, fill_batches
 
 
 class JointEmbeddingModel(nn.Module):
@@ -151,10 +152,12 @@ class JointEmbeddingModel(nn.Module):
         return contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
 
     def encode_histories(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
-        """h_CLS of unmasked histories, whole, ``[B, D]``."""
+        """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once."""
         histories = self._histories(item_ids, lengths)
         self.tokens_seen += histories.num_tokens
-        return self.context_encoder.whole(histories)
+        sizes = fill_batches(histories.lengths, self.tokens_per_batch, max(1, len(lengths)))
+        parts = [self.context_encoder.whole(part) for part in histories.split(sizes)]
+        return torch.cat(parts) if parts else self.context_encoder.whole(histories)
 
     def scores(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
         """Cosine of every history with every item, padding item included, ``[B, N]``.

@@ -130,6 +130,11 @@ def _from_run(config: Any) -> StartingPoint:
                 "run folder of a text model"
             )
     encoder = _read_encoder(folder / ENCODER_FILE)
+    if config["training_targets"] != encoder.training_targets:
+        raise ValueError(
+            f"training_targets={config['training_targets']}; the checkpoint {folder} reads "
+            f"histories as training_targets={encoder.training_targets} does, write that"
+        )
     _refuse_contradiction(config, encoder, config["checkpoint"])
     for key, needed, held in (
         ("max_sequence_tokens", config["max_sequence_tokens"], encoder.max_token_positions),

@@ -25,7 +25,8 @@ def fit_embedding(
         notes: what was done is appended.
 
     Raises:
-        ValueError: if a table is missing or has no rows of ``hidden_size``.
+        ValueError: if a table is missing or has no rows of ``hidden_size``, or item positions
+            were learned in the other order.
     """
     positions = _table(tensors, _POSITIONS, config.hidden_size, first_position)
     types = _table(tensors, _TYPES, config.hidden_size)
@@ -53,6 +54,11 @@ def fit_embedding(
     items = positions.new_zeros(config.max_item_positions, positions.shape[1])
     held = 0
     if _ITEM_POSITIONS in tensors:
+        if config.item_causal:
+            raise ValueError(
+                f"the weights hold {_ITEM_POSITIONS}, learned on histories read newest first; "
+                "allowed with them: training_targets='random'"
+            )
         own = _table(tensors, _ITEM_POSITIONS, config.hidden_size)[: len(items)]
         held = len(own)
         items[:held] = own
