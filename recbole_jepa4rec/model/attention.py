@@ -122,8 +122,9 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention by the kernel that was measured to be faster.
 
-    In bfloat16 on a CPU two plain products are 1.7 to 7 times faster, forward and backward, than
-    torch's fused kernel (128 to 40 keys); elsewhere the fused one is, and needs less memory.
+    In bfloat16 on a CPU two plain products are 2 to 6 times faster, forward and backward, than
+    torch's fused kernel (512 to 40 keys, ``benchmarks/README.md``); elsewhere the fused one is as
+    fast or faster, and needs less memory.
 
     Args:
         query: ``[R, H, C, d]``.
