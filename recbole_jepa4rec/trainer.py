@@ -203,9 +203,10 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             for first in range(0, len(batches), config["accumulation_steps"]):
                 step = batches[first : first + config["accumulation_steps"]]
                 rows = sum(map(len, step))
+                targets = sum(map(self._count_targets, step))
                 model.begin_step(first // config["accumulation_steps"])
                 for positions in step:
-                    terms = self._backward(positions, len(positions) / rows)
+                    terms = self._backward(positions, self._count_targets(positions) / targets)
                     for name, value in zip(sums, terms, strict=True):
                         sums[name] += value * len(positions)
                 self._step(schedule)
@@ -233,6 +234,14 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         )
         sizes = fill_batches(tokens, config["tokens_per_batch"], phase.batch_size)
         return list(targets.split(sizes))
+
+    def _count_targets(self, positions: Tensor) -> int:
+        """Items that the histories before these positions are trained to predict."""
+        if not self.model.trains_all_prefixes:
+            return len(positions)
+        histories = self.rows.histories
+        before = positions - histories.offsets[histories.users[positions]]
+        return int(before.clamp(max=self.config["MAX_ITEM_LIST_LENGTH"]).sum())
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's choice of optimizer; Adam and AdamW in one fused kernel."""

@@ -222,16 +222,18 @@ def test_no_improvement_stops_a_phase(train):
     assert result["epochs"] == 3 and result["best_epoch"] == 0
 
 
+@pytest.mark.parametrize("mode", ["random", "all_prefixes"])
 @pytest.mark.parametrize("accumulation", [2, 3])
-def test_accumulated_gradients_equal_one_larger_finetuning_batch(train, accumulation):
-    """Finetuning's loss is a mean over sequences, so that k batches of n are one of k n."""
+def test_accumulated_gradients_equal_one_larger_finetuning_batch(train, accumulation, mode):
+    """Finetuning's loss is a mean over targets, so that k batches of n are one of k n."""
     common = {"pretrain_epochs": 0, "frozen_items_epochs": 0, "epochs": 1, "dropout": 0.0}
-    users = 37
-    whole = train("whole", train_batch_size=users, **common)
+    sequences = 60  # there are fewer
+    whole = train("whole", train_batch_size=sequences, training_targets=mode, **common)
     parts = train(
         "parts",
-        train_batch_size=math.ceil(users / accumulation),
+        train_batch_size=sequences // accumulation,
         accumulation_steps=accumulation,
+        training_targets=mode,
         **common,
     )
     assert parts["test"]["mrr"] == pytest.approx(whole["test"]["mrr"], abs=1e-3)
