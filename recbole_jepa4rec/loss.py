@@ -110,7 +110,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
     ) -> Tensor:
         """``[B, D]``, ``[C, D]``, ``[B]``, ``[C]`` to the mean over the batch."""
         total = sequences.new_full((len(sequences),), float("-inf"))  # logsumexp of each row
-        wanted = torch.empty_like(total)
+        wanted = torch.full_like(total, float("nan"))  # stays so where positive is no candidate
         for chunk in _chunks(len(sequences), len(items)):
             logits = _logits(sequences, items, log_weights, chunk)
             total = torch.logaddexp(total, logits.logsumexp(dim=1))

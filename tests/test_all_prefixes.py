@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recbole_jepa4rec.histories import Histories
 from recbole_jepa4rec.keyed_random import derive
+from recbole_jepa4rec.masking import draw_masked_item
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
@@ -334,3 +335,11 @@ def test_bf16_autocast_moves_the_losses_by_less_than_two_percent(sentences, hist
         rounded = build(sentences).pretrain_losses(*histories)
     for name, loss in exact.items():
         assert rounded[name].item() == pytest.approx(loss.item(), rel=0.02)
+
+
+def test_the_newest_item_stands_in_and_items_without_text_never(sentences):
+    ids, lengths = torch.tensor([7, 5, 3, 0, 9]), torch.tensor([3, 2, 0])
+    batch = sentences.histories(ids, lengths, 256, item_causal=True)
+    nothing = torch.zeros(batch.num_tokens, dtype=torch.bool)
+    place, _ = draw_masked_item(batch, nothing, derive(1, torch.arange(3)), "newest")
+    assert place.tolist() == [3, 1, 0]  # item 0 has no text, the last history no item
