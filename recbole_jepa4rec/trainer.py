@@ -252,7 +252,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             self.model.parameters(),
             lr=kwargs.get("learning_rate", self.learning_rate),
             weight_decay=self.weight_decay or 0.0,
-            fused=self.amp_dtype is not torch.float16,  # fused, a skipped step would move the EMA
+            fused=self.config["precision"] != "fp16",  # fused, a skipped step would move the EMA
         )
 
     def _backward(self, positions: Tensor, share: float) -> list[float]:

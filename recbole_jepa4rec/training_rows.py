@@ -44,8 +44,8 @@ def window_ends(histories: Histories, users: Tensor, seed: int, epoch: int, wind
     For training on all prefixes: a row's window and its target give one target an item, so every
     interaction of the training part that has a history is trained on in every epoch. The newest
     always ends a window; the ends before it are shifted at random, so that windows differ between
-    epochs (and the newest ``window`` targets overlap with the ones before). Where ``max_sequence_tokens`` cuts
-    a window, its oldest targets are left out.
+    epochs (and the newest ``window`` targets overlap with the ones before). Where
+    ``max_sequence_tokens`` cuts a window, its oldest targets are left out.
 
     Args:
         histories: all users' interactions.
