@@ -141,7 +141,7 @@ def measure_added(corpus: Corpus, items: int, repeats: int, device: str) -> dict
     seconds = interleaved({name: add}, repeats, device)[name]
     peak = peak_memory_mib(add, device)
     model.add_items(new)
-    assert model.item_table is not None
+    assert model.item_table.vectors is not None
     return {
         **row(name, MINILM, model.sentences, seconds, peak),
         "items encoded": ADDED,
@@ -153,7 +153,7 @@ def measure_added(corpus: Corpus, items: int, repeats: int, device: str) -> dict
 @torch.no_grad()
 def make_table(model: JointEmbeddingModel, precision: str, device: str) -> None:
     """Encode the whole catalogue."""
-    model.item_table, model.item_table_is_old = None, True
+    model.item_table.vectors, model.item_table.is_old = None, True
     with autocast(precision, device):
         model.item_vectors()
 

@@ -21,7 +21,7 @@ from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.objective import Objective
+from recbole_jepa4rec.model.objective import JointEmbeddingObjective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.model.weights import load_pretrained
 from recbole_jepa4rec.sentences import ItemSentences
@@ -34,7 +34,7 @@ TOKENS_PER_BATCH = 16_384
 WINDOW = 64
 """Tokens of the local attention window, RecFormer's."""
 
-OBJECTIVE = Objective(
+OBJECTIVE = JointEmbeddingObjective(
     history_mask_ratio=0.15,
     next_item_mask_ratio=0.5,
     unmasked_target="uniform",

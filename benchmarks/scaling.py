@@ -135,7 +135,7 @@ def catalogue_runs(
 
 def make_table(model: JointEmbeddingModel) -> None:
     """Encode the whole catalogue."""
-    model.item_table_is_old = True
+    model.item_table.is_old = True
     model.item_vectors()
 
 

@@ -164,7 +164,7 @@ class RecFormerProcedure(nn.Module):
 
     def _mapping_loss(self, predicted: Tensor, items: Tensor) -> Tensor:
         with torch.no_grad():
-            target = self.target_encoder.average(self.encoder.padded(self._single(items)))[:, 0]
+            target = self.target_encoder.module(self.encoder.padded(self._single(items)))[:, 0]
         return mapping_loss(predicted, target, OBJECTIVE.mapping_reduction)
 
 

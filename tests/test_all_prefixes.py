@@ -18,7 +18,7 @@ from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.objective import Objective
+from recbole_jepa4rec.model.objective import JointEmbeddingObjective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.sentences import ItemSentences
 from recbole_jepa4rec.token_batch import fill_batches
@@ -62,7 +62,7 @@ def build(sentences: ItemSentences, layers: int = 2, **aims: object) -> JointEmb
         target_encoder=ExponentialMovingAverage(encoder, 0.9),
         predictor=Predictor(16),
         mlm_head=MLMHead(config),
-        objective=Objective(**{**PAPER, **aims}),
+        objective=JointEmbeddingObjective(**{**PAPER, **aims}),
         max_sequence_tokens=MAX_TOKENS,
         tokens_per_batch=200,
     )
@@ -224,10 +224,10 @@ def test_pretraining_compares_every_prefix_and_maps_the_whole_history(sentences,
     guess = model.predictor.predict_next(
         whole, model.context_encoder.cls(model._single(next_sentences))
     )
-    target = model.target_encoder.average.cls(model._single(next_sentences))
+    target = model.target_encoder.module.cls(model._single(next_sentences))
     next_term = (guess - target).square().sum(1).mean()
     history_term = losses["mapping"] - next_term
-    of_items = model.target_encoder.average.cls(model._single(sentences.sentence_of_item[item_ids]))
+    of_items = model.target_encoder.module.cls(model._single(sentences.sentence_of_item[item_ids]))
     guesses = model.predictor.predict_history(whole, whole, torch.zeros(8, dtype=torch.bool))
     per_user = [
         (guess - choices).square().sum(1)

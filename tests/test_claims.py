@@ -13,7 +13,7 @@ from recbole_jepa4rec.metrics import target_ranks
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.objective import Objective
+from recbole_jepa4rec.model.objective import JointEmbeddingObjective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.sentences import ItemSentences
 from recbole_jepa4rec.tokenizer import train_wordpiece
@@ -65,7 +65,7 @@ def build(sentences, **aims):
         target_encoder=ExponentialMovingAverage(encoder, 0.9),
         predictor=Predictor(16),
         mlm_head=MLMHead(config),
-        objective=Objective(**{**PAPER, **aims}),
+        objective=JointEmbeddingObjective(**{**PAPER, **aims}),
         max_sequence_tokens=256,
         tokens_per_batch=200,
     )
@@ -319,14 +319,14 @@ def test_candidates_hold_every_wanted_sentence_once():
 
 def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentences, histories):
     model = build(sentences)
-    model.freeze_items(True)
+    model.begin_phase(10, items_frozen=True)
     before = model.item_vectors().clone()
     optimizer = torch.optim.SGD(model.context_encoder.parameters(), lr=0.5)
     model.finetune_loss(*histories[:3], STEP).backward()
     optimizer.step()
     model.weights_moved()
     assert torch.equal(model.item_vectors(), before)
-    model.freeze_items(False)
+    model.begin_phase(10, items_frozen=False)
     assert not torch.equal(model.item_vectors(), before)
 
 
@@ -352,7 +352,7 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
 
     def target(item):
         one = sentences.single(sentences.sentence_of_item[torch.tensor([item])])
-        return model.target_encoder.average(one)[0]
+        return model.target_encoder.module(one)[0]
 
     def masked(batch, rate, key, purpose):
         ids = model.ordinary_ids

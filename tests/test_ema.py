@@ -25,9 +25,9 @@ def moved(source):
 
 def test_update_is_the_formula(source):
     average = ExponentialMovingAverage(source, 0.9, 0.9)
-    before = {k: v.clone() for k, v in average.average.state_dict().items()}
+    before = {k: v.clone() for k, v in average.module.state_dict().items()}
     average.update(moved(source))
-    for name, value in average.average.state_dict().items():
+    for name, value in average.module.state_dict().items():
         if value.is_floating_point():
             expected = 0.9 * before[name] + 0.1 * source.state_dict()[name]
             torch.testing.assert_close(value, expected)
@@ -39,7 +39,7 @@ def test_the_limits_copy_and_stand_still(source, momentum):
     before = copy.deepcopy(source)
     average.update(moved(source))
     expected = source if momentum == 0 else before
-    for mine, other in zip(average.average.parameters(), expected.parameters(), strict=True):
+    for mine, other in zip(average.module.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(mine, other.detach())
 
 

@@ -266,19 +266,16 @@ def test_result_json_of_the_runs_is_complete(folders):
 def test_only_changed_texts_are_encoded_again(recommender, monkeypatch):
     changed, other = known_items(recommender, 2)
     recommender.recommend([[other]])
-    table, core = recommender.model.core.item_table.clone(), recommender.model.core
-    encoded = []
-    encode = core._encode_sentences
-    monkeypatch.setattr(
-        core, "_encode_sentences", lambda e, ids: encoded.extend(ids.tolist()) or encode(e, ids)
-    )
+    table = recommender.model.core.item_table
+    before, encoded, encode = len(table.vectors), [], table.encode
+    monkeypatch.setattr(table, "encode", lambda e, ids: encoded.extend(ids) or encode(e, ids))
     brand = recommender.item_text["title"].iloc[2]
     recommender.update_items({changed: {"title": "a  new\ttitle"}})
-    assert encoded == [len(table)] and len(core.item_table) == len(table) + 1
+    assert encoded == [before] and len(table.vectors) == before + 1
     assert recommender.item_text["title"].iloc[1:3].tolist() == ["a new title", brand]
     found = recommender.recommend([[{"title": "x"}]], k=1000).set_index("item_id")
     assert found["title"][changed] == "a new title"
-    core.item_table_is_old = True
+    table.is_old = True
     again = recommender.recommend([[{"title": "x"}]], k=1000).set_index("item_id")
     assert again["score"].to_dict() == pytest.approx(found["score"].to_dict(), abs=1e-5)
 

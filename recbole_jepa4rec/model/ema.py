@@ -1,4 +1,4 @@
-"""The target encoder: an exponential moving average of the context encoder (paper 3.2)."""
+"""Copies of an encoder that get no gradient: a fixed one, and the target encoder (paper 3.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,31 @@ from torch import Tensor, nn
 Followed = TypeVar("Followed", bound=nn.Module)
 
 
-class ExponentialMovingAverage(nn.Module, Generic[Followed]):
+class FixedCopy(nn.Module, Generic[Followed]):
+    """A copy of a module that keeps its weights; no gradient, always in eval mode.
+
+    Args:
+        source: the module to copy.
+    """
+
+    module: Followed
+
+    def __init__(self, source: Followed) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(source).requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FixedCopy[Followed]:
+        """Stay in eval mode whatever ``mode`` says."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def copy_from(self, source: Followed) -> None:
+        """Take over the weights of ``source`` as they are."""
+        self.module.load_state_dict(source.state_dict())
+
+
+class ExponentialMovingAverage(FixedCopy[Followed]):
     """A copy of a module whose weights follow it slowly; no gradient, always in eval mode.
 
     ``average <- m * average + (1 - m) * source``, with the momentum ``m`` rising from
@@ -28,28 +52,21 @@ class ExponentialMovingAverage(nn.Module, Generic[Followed]):
         ValueError: if a momentum lies outside ``[0, 1]``.
     """
 
-    average: Followed
     step: Tensor
 
     def __init__(self, source: Followed, momentum: float, final_momentum: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(source)
         for name, value in (("ema_momentum", momentum), ("ema_final_momentum", final_momentum)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} is {value}; allowed: 0 to 1")
-        self.average = copy.deepcopy(source).requires_grad_(False)
         self.momentum, self.final_momentum = momentum, final_momentum
         self.steps = 1
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.eval()
 
     def begin(self, steps: int) -> None:
         """Start a schedule of so many updates."""
         self.steps = steps
         self.step.zero_()
-
-    def train(self, mode: bool = True) -> ExponentialMovingAverage[Followed]:
-        """Stay in eval mode whatever ``mode`` says."""
-        return super().train(False)
 
     def current_momentum(self) -> float:
         """The momentum of the next update."""
@@ -66,14 +83,9 @@ class ExponentialMovingAverage(nn.Module, Generic[Followed]):
         """
         momentum = self.current_momentum()
         followed = source.state_dict()
-        mine = self.average.state_dict()
+        mine = self.module.state_dict()
         if followed.keys() != mine.keys():
             raise ValueError(f"not in both modules: {sorted(followed.keys() ^ mine.keys())[:3]}")
         names = [name for name, value in mine.items() if value.is_floating_point()]
         torch._foreach_lerp_([mine[n] for n in names], [followed[n] for n in names], 1 - momentum)
         self.step += 1
-
-    @torch.no_grad()
-    def copy_from(self, source: Followed) -> None:
-        """Take over the weights of ``source`` as they are."""
-        self.average.load_state_dict(source.state_dict())

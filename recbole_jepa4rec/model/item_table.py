@@ -1,0 +1,75 @@
+"""The item table: one vector for each distinct item sentence (paper 3.4, the matrix I)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recbole_jepa4rec.model.encoder import SentenceEncoder
+from recbole_jepa4rec.sentences import ItemSentences
+
+
+class ItemTable:
+    """Vectors of all sentences, encoded when they are read and kept until the weights move.
+
+    Args:
+        sentences: the items' token store.
+        max_sequence_tokens: tokens of a sentence, [CLS] counted; past that the last are cut.
+        tokens_per_batch: tokens encoded at once.
+
+    Attributes:
+        vectors: ``[S, D]``; None before they were read.
+        is_old: whether the weights have moved since.
+    """
+
+    def __init__(
+        self, sentences: ItemSentences, max_sequence_tokens: int, tokens_per_batch: int
+    ) -> None:
+        self.sentences = sentences
+        self.max_sequence_tokens, self.tokens_per_batch = max_sequence_tokens, tokens_per_batch
+        self.vectors: Tensor | None = None
+        self.is_old = True
+
+    @torch.no_grad()
+    def read(self, encoder: SentenceEncoder, refresh: bool = True) -> Tensor:
+        """Vectors of all sentences, ``[S, D]``, without gradient.
+
+        Args:
+            encoder: what encodes them where they are missing or old.
+            refresh: whether old ones are encoded anew.
+        """
+        if self.vectors is None or (refresh and self.is_old):
+            self.vectors = self.encode(encoder, range(self.sentences.num_sentences))
+            self.is_old = False
+        return self.vectors
+
+    @torch.no_grad()
+    def extend(self, encoder: SentenceEncoder) -> None:
+        """Encode the sentences that were appended since; nothing to do for an old table."""
+        if self.vectors is not None and not self.is_old:
+            appended = range(len(self.vectors), self.sentences.num_sentences)
+            self.vectors = torch.cat([self.vectors, self.encode(encoder, appended)])
+
+    def truncate(self) -> None:
+        """Forget the vectors of sentences that are there no more."""
+        if self.vectors is not None:
+            self.vectors = self.vectors[: self.sentences.num_sentences]
+
+    def encode(self, encoder: SentenceEncoder, sentences: range) -> Tensor:
+        """Vectors of these sentences, in chunks of similar length and bounded tokens."""
+        was_training = encoder.training
+        encoder.eval()
+        device = self.sentences.offsets.device
+        ids = torch.arange(sentences.start, sentences.stop, device=device)
+        lengths = self.sentences.sentence_lengths[ids]
+        order = torch.argsort(lengths)
+        chunk = (lengths[order] + 1).cumsum(0) // self.tokens_per_batch
+        sizes = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
+        vectors = torch.empty(len(order), encoder.config.hidden_size, device=device)
+        for places in order.split(sizes):
+            batch = self.sentences.single(
+                ids[places], self.max_sequence_tokens, encoder.config.item_causal
+            )
+            vectors[places] = encoder.cls(batch).float()
+        encoder.train(was_training)
+        return vectors
