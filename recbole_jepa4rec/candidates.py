@@ -16,13 +16,13 @@ def draw_candidates(
     """The sentences a batch wants and a uniform sample of the others.
 
     Args:
-        wanted: sentence of each sequence's next item, ``[B]``.
+        wanted: sentence that each [CLS] must predict, ``[Q]``; one a sequence, or several.
         sentences: ids of all sentences that items have, ``S`` of them.
         size: candidates to draw; at least one sentence is sampled where any is left.
         key: random key of the batch, scalar.
 
     Returns:
-        Sentence ids ``[C]``; the index of each wanted one among them ``[B]``; and the logarithm of
+        Sentence ids ``[C]``; the index of each wanted one among them ``[Q]``; and the logarithm of
         how many sentences each candidate stands for, ``[C]``: 0 for the wanted ones, and for all
         where ``C = S``.
     """

@@ -67,7 +67,7 @@ def contrastive_loss(
     """Softmax over candidate items by cosine similarity (L_S-I in a batch, L_FT over all items).
 
     Args:
-        sequences: sequence vectors h_CLS, ``[B, D]``.
+        sequences: sequence vectors h_CLS, ``[B, D]``, or ``[Q, D]`` where a history has several.
         items: vectors of the candidates, each item once, ``[C, D]``. In a batch these are the
             distinct next items, so that an item met twice is never its own negative.
         positive: index of each sequence's next item among the candidates, ``[B]``.

@@ -20,7 +20,7 @@ class Phase:
         name: ``PRETRAIN``, ``FINETUNE`` or ``FINETUNE_FROZEN_ITEMS``.
         number: position among all phases; keys the random draws.
         epochs: at most so many.
-        batch_size: sequences a step.
+        batch_size: sequences a batch, at most.
         learning_rate: its peak.
         users: internal ids of the users who train, ``[U']``.
         validate: metric values on held-out data; ``None`` where nothing is held out.

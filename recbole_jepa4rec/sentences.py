@@ -138,7 +138,8 @@ class ItemSentences(nn.Module):
         Args:
             item_ids: items of all histories end to end, newest first in each, ``[M]``.
             lengths: items of each history, 0 allowed, ``[B]``, sum ``M``.
-            max_tokens: tokens a sequence may have, ``[CLS]`` included; the oldest are cut.
+            max_tokens: tokens a sequence may have, ``[CLS]`` included; the oldest tokens are cut,
+                or the oldest items where ``item_causal``.
             item_causal: which order is wanted, see ``packing.py``.
         """
         return self._pack(self.sentence_of_item[item_ids], lengths, max_tokens, item_causal)

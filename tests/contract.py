@@ -30,13 +30,15 @@ class ModelContract:
     """Whether the model has a loss to lower."""
 
     @pytest.fixture(scope="class")
-    def config(self, tmp_path_factory):
+    @classmethod
+    def config(cls, tmp_path_factory):
         cache = str(tmp_path_factory.mktemp("cache"))
-        given = {**SMALL, "cache_dir": cache, "epochs": 3, **self.settings}
-        return Config(self.model, "toy", config_dict=given)
+        given = {**SMALL, "cache_dir": cache, "epochs": 3, **cls.settings}
+        return Config(cls.model, "toy", config_dict=given)
 
     @pytest.fixture(scope="class")
-    def parts(self, config):
+    @classmethod
+    def parts(cls, config):
         return find_dataset(config.model_class)(config).build()
 
     @pytest.fixture

@@ -67,6 +67,11 @@ def test_some_tokens_only(window):
     torch.testing.assert_close(attention(hidden, layout, tokens), expected[tokens])
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
     torch.testing.assert_close(attention.at_cls(hidden, layout, starts), expected[starts])
+    some = starts[[1, 3]]
+    torch.testing.assert_close(attention.at_cls(hidden, layout, some), expected[some])
+    if window is None:  # any token may ask, several in a sequence too
+        tokens = tokens.sort().values
+        torch.testing.assert_close(attention.at_cls(hidden, layout, tokens), expected[tokens])
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -111,7 +111,8 @@ class SelfAttention(nn.Module):
         attention = group.softmax(scores.masked_fill(hidden, float("-inf")))
         attention = F.dropout(attention, self.dropout, self.training)
 
-        context = group.total((attention.to(rows.dtype) @ rows).float()).view(*shape, -1)
+        context = group.total((attention.to(rows.dtype) @ rows).float())
+        context = context.view(*shape, rows.shape[-1])
         value = torch.einsum("snhD,hdD->snhd", context, weights[2])
         value = value + group.total(attention.sum(-1)).view(*shape, 1) * biases[2]
         return value.flatten(2).flatten(0, 1).to(torch.promote_types(probe.dtype, slots.dtype))

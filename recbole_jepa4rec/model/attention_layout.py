@@ -148,9 +148,9 @@ class SlotGroup:
         return (self.seen[:, None] & earlier)[:, None]
 
     def mask_of(self, table: Tensor) -> Tensor:
-        """What the queries at slots ``[S, n]`` attend to in each row, bool ``[R, 1 or n, C]``."""
+        """What the queries at slots ``[S, n]`` attend to in each row, bool ``[R, n, C]``."""
         if self.item_positions is None:
-            return self.seen[:, None]
+            return self.seen[:, None].expand(-1, table.shape[1], -1)
         own = self.item_positions.gather(1, table)
         return self.seen[:, None] & (self.item_positions[:, None] <= own[:, :, None])
 

@@ -69,7 +69,7 @@ class SentenceModel(nn.Module):
         fixed_copy: of the encoder; makes the item table while items are frozen.
         mlm_head: logits over the vocabulary.
         objective: masking, losses and their weights.
-        max_sequence_tokens: tokens of a history, [CLS] counted; past that the oldest are cut.
+        max_sequence_tokens: tokens of a history or sentence, [CLS] counted; the rest is cut.
         tokens_per_batch: tokens encoded at once where no gradient is needed.
     """
 
