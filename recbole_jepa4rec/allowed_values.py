@@ -6,16 +6,20 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from recbole_jepa4rec.registry import LOSSES
 from recbole_jepa4rec.settings import SUBKEYS
 
 WHOLE = {
     **dict.fromkeys(["epochs", "pretrain_epochs", "frozen_items_epochs", "stopping_step"], 0),
     **dict.fromkeys(["seed", "eval_step", "items_per_step"], 0),
+    "save_step": 1,
     **dict.fromkeys(["train_batch_size", "pretrain_batch_size", "eval_batch_size"], 1),
     **dict.fromkeys(["hidden_size", "num_layers", "num_heads", "intermediate_size"], 1),
     **dict.fromkeys(["MAX_ITEM_LIST_LENGTH", "tokens_per_batch", "accumulation_steps"], 1),
-    **dict.fromkeys(["max_attribute_tokens", "max_sequence_tokens"], 2),
-    "vocab_size": 10,
+    **dict.fromkeys(["max_attribute_tokens", "max_sequence_tokens", "num_candidates"], 2),
+    **dict.fromkeys(["max_title_tokens", "max_history_titles", "lora_r", "lora_alpha"], 1),
+    **dict.fromkeys(["n_layers", "n_heads", "n_experts", "code_digits", "sinkhorn_iterations"], 1),
+    **{"vocab_size": 10, "code_values": 2, "max_text_tokens": 3, "permutation_epochs": 0},
 }
 """Whole numbers and the least that each may be."""
 
@@ -23,10 +27,14 @@ SHARES = {
     **dict.fromkeys(["history_mask_ratio", "next_item_mask_ratio", "warmup_ratio"], "to 1"),
     **dict.fromkeys(["ema_momentum", "ema_final_momentum", "pretrain_time_ratio"], "to 1"),
     **dict.fromkeys(["dropout", "attention_dropout", "pretrain_validation_ratio"], "to below 1"),
+    **dict.fromkeys(["hidden_dropout_prob", "attn_dropout_prob"], "to below 1"),
+    **dict.fromkeys(["adaptor_dropout_prob", "word_drop_ratio"], "to below 1"),
+    **dict.fromkeys(["item_drop_ratio", "item_drop_share", "code_replacement_ratio"], "to 1"),
+    **{"lora_dropout": "to below 1", "retriever_time_ratio": "to 1"},
 }
 """Numbers from 0, and where they end."""
 
-RATES = ("learning_rate", "pretrain_learning_rate", "weight_decay")
+RATES = ("learning_rate", "pretrain_learning_rate", "weight_decay", "sequence_sequence_weight")
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 """RecBole takes any other for adam."""
@@ -49,6 +57,15 @@ def refuse_values(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
         fits, allowed = (_NUMBERS if _is_number(default) else _OTHERS).get(key, (None, ""))
         if fits and not fits(value):
             raise ValueError(f"{key} {value!r} must be {allowed}")
+    if settings.get("transform") == "mask_itemseq":
+        _refuse_no_mask(settings)
+
+
+def _refuse_no_mask(settings: Mapping[str, Any]) -> None:
+    """RecBole's BERT4Rec masks at most this share of the longest history, rounded down."""
+    ratio, items = settings["mask_ratio"], settings["MAX_ITEM_LIST_LENGTH"]
+    if int(ratio * items) < 1:
+        raise ValueError(f"mask_ratio {ratio} of MAX_ITEM_LIST_LENGTH {items} masks no item")
 
 
 def _is_number(value: Any) -> bool:
@@ -107,7 +124,9 @@ _NUMBERS: dict[str, _Rule] = {
     **{key: _whole(least) for key, least in WHOLE.items()},
     **{key: _share(end) for key, end in SHARES.items()},
     **dict.fromkeys(RATES, (lambda x: x >= 0, "a number from 0")),
-    "score_memory_mib": (_is_positive, "a positive number"),
+    **dict.fromkeys(
+        ["score_memory_mib", "pretrain_memory_mib"], (_is_positive, "a positive number")
+    ),
 }
 """Looked at where the default is a number; RecBole's models use some of these names otherwise."""
 
@@ -115,6 +134,7 @@ _OTHERS: dict[str, _Rule] = {
     "max_train_seconds": (_is_positive, "a positive number"),
     "attention_window": (_is_window, "null or an even whole number from 2"),
     "clip_grad_norm": (_is_clipping, "null or a mapping with the number max_norm"),
+    "loss_type": (lambda x: x in LOSSES, f"one of {', '.join(LOSSES)}"),
     "learner": (lambda x: str(x).lower() in LEARNERS, f"one of {', '.join(LEARNERS)}"),
     "state": (lambda x: str(x).lower() in LEVELS, f"one of {', '.join(LEVELS)}"),
     "load_col": (_is_load_col, "null or a mapping from a file's suffix to '*' or a list of names"),

@@ -47,6 +47,7 @@ def load_weights(
     path: str | Path,
     optional: Collection[str] = (),
     item_ids: str | None = None,
+    keep: Collection[str] = (),
 ) -> dict[str, str]:
     """Fill a model from a file of ``save_weights``; the model is untouched if anything is wrong.
 
@@ -55,6 +56,7 @@ def load_weights(
         path: the file.
         optional: names (shell patterns) that may be missing from the file or from the model.
         item_ids: ``item_ids_digest`` of the items that the model is for; None where any will do.
+        keep: names (shell patterns) that stay as the model has them, whatever the file holds.
 
     Returns:
         The file's metadata.
@@ -67,7 +69,13 @@ def load_weights(
     own = model.state_dict()
 
     def is_optional(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in optional)
+        return any(fnmatchcase(name, pattern) for pattern in (*optional, *keep))
+
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not any(fnmatchcase(name, pattern) for pattern in keep)
+    }
 
     faults = [
         f"{name} is missing" for name in own if name not in tensors and not is_optional(name)

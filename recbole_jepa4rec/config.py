@@ -15,8 +15,9 @@ from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.allowed_values import refuse_values
 from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.item_attribute import KEYS, find_attributes, with_item_columns
 from recbole_jepa4rec.metrics import metric_values
-from recbole_jepa4rec.registry import find_model, find_properties
+from recbole_jepa4rec.registry import find_entry, find_model, find_properties
 from recbole_jepa4rec.settings import (
     PROTOCOL,
     Loader,
@@ -129,7 +130,7 @@ class Config(RecBoleConfig):
         for name, value in (("model", model), ("dataset", dataset)):
             if not value:
                 raise ValueError(f"no {name} is named (write --{name}=NAME)")
-        model_class = model if isinstance(model, type) else find_model(str(model))
+        model_class = model if isinstance(model, type) else self._find_entry(str(model))
         self._sources = dataset.split(",") if isinstance(dataset, str) else [*map(str, dataset)]
         for source in self._sources:
             if not source or source in (".", "..") or {*source} & {*"/\\+"}:
@@ -137,6 +138,16 @@ class Config(RecBoleConfig):
             if self._sources.count(source) > 1:
                 raise ValueError(f"data set {source!r} is named twice")
         return model_class.__name__, model_class, "+".join(self._sources)
+
+    def _find_entry(self, entry: str) -> type:
+        """The class of a model's name; a loss that the name asks for becomes a layer."""
+        name, settings = find_entry(entry)
+        for key, value in settings.items():
+            given = [layer[key] for layer in self._layers if key in layer]
+            if given and given[-1] != value:
+                raise ValueError(f"model {entry!r} and {key} {given[-1]!r} contradict each other")
+        self._layers.append(settings)
+        return find_model(name)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
@@ -200,6 +211,33 @@ class Config(RecBoleConfig):
             self.final_config_dict["data_path"] = str(folder)
         several = len(self._sources) > 1
         self.final_config_dict["source_datasets"] = self._sources if several else None
+        for key in KEYS:
+            if key in self.internal_config_dict:
+                self._find_attributes(key)
+
+    def _find_attributes(self, key: str) -> None:
+        """Settle which item attributes the model reads, and have them loaded.
+
+        A folder that is not there is left to the data set, which says so.
+        """
+        settings, folder = self.final_config_dict, Path(self.final_config_dict["data_path"])
+        if len(self._sources) > 1:
+            raise ValueError(
+                f"model {self.model!r} needs {key}, and several data sets share no attributes"
+            )
+        if not folder.is_dir():
+            return
+        path = folder / f"{self.dataset}.item"
+        names = find_attributes(settings, key, path, self.model, self.dataset)
+        if not self.given("load_col"):
+            settings["load_col"] = {**settings["load_col"], "item": []}
+        columns = [settings["ITEM_ID_FIELD"], *names]
+        found = {
+            key: names[0] if key == "item_attribute" else names,
+            "load_col": with_item_columns(settings["load_col"], columns),
+        }
+        settings.update(found)
+        self._resolved.update(copy.deepcopy(found))
 
     def _init_device(self) -> None:
         """Leave CUDA_VISIBLE_DEVICES as it is set; RecBole overwrites it (its issue 1955)."""

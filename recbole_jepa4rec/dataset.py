@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import recbole
 import torch
 from pandas.api.types import union_categoricals
 from recbole.utils import FeatureSource
 
 from recbole_jepa4rec.histories import Histories, HistoryRows
+from recbole_jepa4rec.item_files import source_folders
 from recbole_jepa4rec.item_text import read_item_text
 from recbole_jepa4rec.raw_dataset import RawSequentialDataset
 from recbole_jepa4rec.registry import did_you_mean
@@ -148,14 +148,7 @@ class SequentialTextDataset(RawSequentialDataset):
 
     def _source_folders(self) -> dict[str, Path]:
         """Folder of each data set that makes up this one."""
-        path = Path(self.config["data_path"])
-        names = self.config["source_datasets"]
-        if not names:
-            return {self.dataset_name: path}
-        folders = {name: path.parent / name for name in names}
-        if "ml-100k" in folders and not folders["ml-100k"].is_dir():
-            folders["ml-100k"] = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
-        return folders
+        return source_folders(self.config)
 
     def _prefix(self, name: str) -> str:
         return f"{name}/" if self.config["source_datasets"] else ""

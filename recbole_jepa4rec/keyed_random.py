@@ -29,6 +29,11 @@ class Draw(IntEnum):
     SELECTED = 7
     FATE = 8
     REPLACEMENT = 9
+    WORD_DROP = 10
+    ITEM_DROP = 11
+    AUGMENTATION = 12
+    CODE_DROP = 13
+    CODE = 14
 
 
 def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:

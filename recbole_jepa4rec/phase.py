@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 PRETRAIN, FINETUNE, FINETUNE_FROZEN_ITEMS = "pretrain", "finetune", "finetune_frozen_items"
+PERMUTATION = "permutation"
+STAGES = ("pretrain", "finetune", "both")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+FINETUNING = (
+    (PERMUTATION, 3, "permutation_epochs"),
+    (FINETUNE, 1, "epochs"),
+    (FINETUNE_FROZEN_ITEMS, 2, "frozen_items_epochs"),
+)
+"""Phases after pre-training in their order: name, number, and the key that counts their epochs."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +27,7 @@ class Phase:
     """One stretch of training with its own optimizer and schedule.
 
     Attributes:
-        name: ``PRETRAIN``, ``FINETUNE`` or ``FINETUNE_FROZEN_ITEMS``.
+        name: ``PRETRAIN``, ``PERMUTATION``, ``FINETUNE`` or ``FINETUNE_FROZEN_ITEMS``.
         number: position among all phases; keys the random draws.
         epochs: at most so many.
         batch_size: sequences a batch, at most.
@@ -35,6 +45,60 @@ class Phase:
     users: Tensor
     validate: Callable[[], dict[str, float]] | None
     deadline: float
+
+
+def refuse_settings(config: Any, stage: str, sources: Sequence[str]) -> None:
+    """Check what only training in phases reads.
+
+    Args:
+        config: settings of the run.
+        stage: ``train_stage``, or what it comes to with a checkpoint.
+        sources: names of the data sets.
+
+    Raises:
+        ValueError: for a value that is not allowed; names the key.
+    """
+    for key, allowed in (("train_stage", STAGES), ("precision", tuple(PRECISIONS))):
+        if config[key] not in allowed:
+            raise ValueError(f"{key} is {config[key]!r}; allowed: {', '.join(allowed)}")
+    for key in ("enable_amp", "enable_scaler"):
+        if config[key]:
+            raise ValueError(f"{key} is RecBole's; allowed here: precision=bf16 or fp16")
+    if len(sources) > 1 and stage != "pretrain":
+        raise ValueError(
+            f"train_stage is {stage!r} with {len(sources)} data sets; allowed: 'pretrain' "
+            "(finetune on one of them afterwards, with --checkpoint)"
+        )
+
+
+def finetuning_phases(
+    config: Any,
+    learns_permutation: bool,
+    users: Tensor,
+    validate: Callable[[], dict[str, float]] | None,
+    deadline: float,
+) -> Iterator[Phase]:
+    """The phases after pre-training that have epochs, in order.
+
+    Args:
+        config: settings of the run.
+        learns_permutation: whether the model has a permutation to learn first.
+        users: internal ids of the users who train, ``[U']``.
+        validate: metric values on held-out data; ``None`` where nothing is held out.
+        deadline: of ``time.monotonic()``, or infinity.
+    """
+    for name, number, key in FINETUNING:
+        if config[key] and (name != PERMUTATION or learns_permutation):
+            yield Phase(
+                name=name,
+                number=number,
+                epochs=config[key],
+                batch_size=config["train_batch_size"],
+                learning_rate=config["learning_rate"],
+                users=users,
+                validate=validate,
+                deadline=deadline,
+            )
 
 
 def warmup_then_decay(optimizer: Any, steps: int, warmup_ratio: float) -> Any:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-import secrets
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -16,28 +13,19 @@ import numpy as np
 import recbole.trainer.trainer as recbole_trainer
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
-from recbole.trainer import Trainer
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_jepa4rec.checkpoint import (
-    STATE_NAME,
-    WEIGHTS_NAME,
-    item_ids_digest,
-    load_state,
-    load_weights,
-    read_weights,
-    save_state,
-    save_weights,
-    weights_file,
-)
+from recbole_jepa4rec.checkpoint import item_ids_digest
+from recbole_jepa4rec.checkpointed_trainer import CheckpointedTrainer
 from recbole_jepa4rec.filter_history import drop_history
+from recbole_jepa4rec.masked_batches import MaskedBatches
 from recbole_jepa4rec.metrics import mean_metrics, metric_values, target_ranks
 from recbole_jepa4rec.time_limit import TimeSpentError, UntilDeadline
 
 
-class ProtocolTrainer(Trainer):
+class ProtocolTrainer(CheckpointedTrainer):
     """Mixin for a RecBole trainer class, to stand before it among the bases.
 
     Reads ``run_dir`` (everything is written there; without it RecBole's folders serve),
@@ -47,11 +35,9 @@ class ProtocolTrainer(Trainer):
         stage: ``train_stage`` of a model that has stages, else ``"train"``.
         stage_seconds: seconds spent in ``"pretrain"`` and ``"finetune"``.
         tokens_per_second: of training, for a model that reads tokens.
-        pretrain_datasets: data sets that the weights were pre-trained on.
-        epochs_run: epochs begun so far.
-        best_epoch: the epoch, from 0, whose weights are on disk; ``None`` before the first.
-        checkpoint_from: the weights that training started from, if any.
-        item_ids: ``item_ids_digest`` of the data set that the weights are for, once known.
+        learning_curve: every validation so far: ``stage``, ``epoch`` (from 0, over all stages),
+            ``seconds`` since training began and ``valid``, the value of ``valid_metric``.
+        time_share: of ``max_train_seconds`` that this trainer may use.
         deadline: training stops here, in seconds of ``time.monotonic()``; infinite without limit.
 
     Raises:
@@ -60,27 +46,19 @@ class ProtocolTrainer(Trainer):
 
     eval_step: int
     item_tensor: Any
-    saved_model_file: str
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         metric_values(np.ones(1), config["metrics"], config["topk"])
         torch.autograd.set_detect_anomaly(False)  # RecBole's sine.py turns it on for every model
-        run_dir = config["run_dir"]
-        with patch.object(recbole_trainer, "get_tensorboard", _tensorboard(run_dir)):
+        with patch.object(recbole_trainer, "get_tensorboard", _tensorboard(config["run_dir"])):
             super().__init__(config, model)
-        folder, name = Path(self.checkpoint_dir), Path(self.saved_model_file).stem
-        self.saved_model_file = str(folder / (WEIGHTS_NAME if run_dir else f"{name}.safetensors"))
-        self.state_file = folder / (STATE_NAME if run_dir else f"{name}.pt")
-        self.stage = config["train_stage"] or "train"
+        has_stages = "train_stage" in config.internal_config_dict
+        self.stage = config["train_stage"] if has_stages else "train"
         self.stage_seconds = {"pretrain": 0.0, "finetune": 0.0}
         self.tokens_per_second: float | None = None
-        self.pretrain_datasets: list[str] = []
-        self.epochs_run = 0
-        self.best_epoch: int | None = None
-        self.checkpoint_from: str | None = None
-        self.item_ids: str | None = None
-        self.deadline = math.inf
-        self._has_saved = False
+        self.learning_curve: list[dict[str, Any]] = []
+        self.deadline, self.time_share = math.inf, 1.0
+        self._started, self._seconds_before = time.monotonic(), 0.0
 
     def fit(
         self,
@@ -107,25 +85,36 @@ class ProtocolTrainer(Trainer):
             super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         except TimeSpentError:
             self.logger.info(f"max_train_seconds is spent: stopped in epoch {self.epochs_run - 1}")
+        if self.stage == "pretrain" and self.epochs_run:
+            self.pretrain_datasets.append(self.config["dataset"])
         if saved and not self._has_saved:  # S3Rec's pre-training is never validated
-            self._save_checkpoint(self.epochs_run - 1, verbose=verbose)
+            self._save_checkpoint(self.epochs_run - self.epochs_before - 1, verbose=verbose)
         kind = "pretrain" if self.stage == "pretrain" else "finetune"
         self.stage_seconds[kind] = time.monotonic() - started
         return self.best_valid_score, self.best_valid_result
 
     def start_clock(self) -> float:
-        """Set the deadline, ``max_train_seconds`` from now; returns now."""
+        """Set the deadline, ``max_train_seconds`` after the first stage began; returns now."""
         now, limit = time.monotonic(), self.config["max_train_seconds"]
-        self.deadline = math.inf if limit is None else now + limit
+        self._started = now - self._seconds_before
+        self.deadline = math.inf if limit is None else self._started + limit * self.time_share
         return now
 
-    def start_from_checkpoint(self) -> None:
-        """Load the weights that ``checkpoint`` names, if it names any."""
-        if self.config["checkpoint"]:
-            self.checkpoint_from = str(weights_file(self.config["checkpoint"]))
-            metadata = load_weights(self.model, self.checkpoint_from, item_ids=self.item_ids)
-            self.pretrain_datasets[:0] = json.loads(metadata.get("pretrain_datasets", "[]"))
-            self.logger.info(f"start from {self.checkpoint_from}")
+    def continue_from(self, before: ProtocolTrainer) -> None:
+        """Count time, epochs and pre-training on from an earlier stage of the same run."""
+        self._seconds_before = time.monotonic() - before._started
+        self.epochs_run = self.epochs_before = before.epochs_run
+        self.stage_seconds = dict(before.stage_seconds)
+        self.learning_curve = list(before.learning_curve)
+        self.pretrain_datasets = list(before.pretrain_datasets)
+
+    def record_validation(self, stage: str, valid: float) -> None:
+        """Add a point, of the epoch under way, to the learning curve."""
+        seconds = round(time.monotonic() - self._started, 3)
+        epoch = max(0, self.epochs_run - 1)
+        self.learning_curve.append(
+            {"stage": stage, "epoch": epoch, "seconds": seconds, "valid": float(valid)}
+        )
 
     @torch.no_grad()
     def evaluate(
@@ -190,69 +179,6 @@ class ProtocolTrainer(Trainer):
             del scores  # before the next batch makes its own
         return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64)
 
-    def load_best(self, model_file: str | None = None) -> None:
-        """Give the model the best weights on disk, or those of another file.
-
-        Raises:
-            ValueError: as ``load_weights``.
-        """
-        load_weights(self.model, model_file or self.saved_model_file, item_ids=self.item_ids)
-
-    def training_state(self, epoch: int) -> dict[str, Any]:
-        """What goes on beside the weights: plain values and tensors."""
-        return {
-            "model": self.config["model"],
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": float(self.best_valid_score),
-            "optimizer": self.optimizer.state_dict(),
-            "other_parameter": {  # modules among them are part of the weights already
-                name: value
-                for name, value in self.model.other_parameter().items()
-                if not isinstance(value, nn.Module)
-            },
-        }
-
-    def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Continue after the epoch whose weights and state lie in a folder of this trainer.
-
-        Raises:
-            ValueError: as ``load_weights`` and ``load_state``, or if these are of different saves.
-        """
-        weights = weights_file(resume_file)
-        own_name = weights.name == WEIGHTS_NAME
-        file = weights.with_name(STATE_NAME) if own_name else weights.with_suffix(".pt")
-        state, metadata = load_state(file), read_weights(weights)[1]
-        if "token" not in state or state["token"] != metadata.get("token"):
-            raise ValueError(f"{file} and {weights.name} were not written together")
-        self.item_ids = load_weights(self.model, weights).get("item_ids")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.model.load_other_parameter(state["other_parameter"])
-        self.start_epoch = state["epoch"] + 1
-        self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
-
-    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
-        """Write what S3Rec's finetuning reads through ``pre_model_path``."""
-        state = {"state_dict": self.model.state_dict(), **self.training_state(epoch)}
-        save_state(saved_model_file, state)
-
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """Keep the weights: the best so far, or the newest where nothing validates them."""
-        self._refuse_unless(all(p.isfinite().all() for p in self.model.parameters()), "weights")
-        weights = kwargs.get("saved_model_file", self.saved_model_file)
-        self.pretrain_datasets = list(dict.fromkeys(self.pretrain_datasets))
-        sources = json.dumps(self.pretrain_datasets)
-        token = f"{epoch}-{secrets.token_hex(8)}"  # says which two files belong together
-        metadata = {"epoch": str(epoch), "token": token, "pretrain_datasets": sources}
-        if self.item_ids:
-            metadata["item_ids"] = self.item_ids
-        save_state(self.state_file, {"token": token, **self.training_state(epoch)})
-        save_weights(self.model, weights, metadata)
-        self.best_epoch = epoch if epoch >= 0 else None
-        self._has_saved = True
-        if verbose:
-            self.logger.info(f"saved {weights}")
-
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> Any:
@@ -260,12 +186,23 @@ class ProtocolTrainer(Trainer):
         if time.monotonic() >= self.deadline and self.epochs_run:
             raise TimeSpentError
         self.epochs_run += 1
+        if field := self.config["MASK_INDEX"]:  # of RecBole's transform mask_itemseq
+            train_data = MaskedBatches(train_data, field)
         loss = super()._train_epoch(
             UntilDeadline(train_data, self.deadline), epoch_idx, loss_func, show_progress
         )
         if time.monotonic() >= self.deadline and self.eval_step > 0:
             self.eval_step = 1  # so that these last weights are validated
         return loss
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self.record_validation(self.stage, score)
+        return score, result
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        self._refuse_unless(all(p.isfinite().all() for p in self.model.parameters()), "weights")
+        super()._save_checkpoint(epoch, verbose, **kwargs)
 
     def _check_nan(self, loss: Tensor) -> None:
         self._refuse_unless(torch.isfinite(loss), f"training losses (the last is {loss.item()})")
@@ -280,6 +217,13 @@ class ProtocolTrainer(Trainer):
                 f"{fault} after epoch {self.epochs_run - 1}: training diverged; try a "
                 f"learning_rate below {self.learning_rate} or clip_grad_norm={{'max_norm': 1}}"
             )
+
+    def _add_train_loss_to_tensorboard(
+        self, epoch_idx: int, losses: Any, tag: str = "Loss/Train"
+    ) -> None:
+        """Give pre-training a curve of its own."""
+        tag = "Loss/Pretrain" if self.stage == "pretrain" else tag
+        super()._add_train_loss_to_tensorboard(epoch_idx, losses, tag)
 
     def _add_hparam_to_tensorboard(self, best_valid_result: float) -> None:
         """Leave out RecBole's copy of the settings in a folder of its own."""

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import resource
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import init_seed
-from torch import Tensor
 
 from recbole_jepa4rec.allocator import reuse_freed_memory
 from recbole_jepa4rec.checkpoint import weights_file
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.doctor import hardware, versions
-from recbole_jepa4rec.histories import HistoryRows
+from recbole_jepa4rec.item_attribute import KEYS as ATTRIBUTE_KEYS
+from recbole_jepa4rec.item_files import refuse_without_text
 from recbole_jepa4rec.metrics import mean_metrics
+from recbole_jepa4rec.pretrained_chain import PretrainedChain, asked_stage, is_chained
 from recbole_jepa4rec.registry import find_dataset, find_trainer
+from recbole_jepa4rec.result import facts, per_user
 from recbole_jepa4rec.run_folder import RunFolder
 from recbole_jepa4rec.time_limit import ending_on_sigterm
 
@@ -92,6 +91,9 @@ def run(
     config = Config(model, dataset, config_files, config_dict, command_line)
     if config["checkpoint"]:
         weights_file(config["checkpoint"])
+    refuse_without_text(config)
+    if is_chained(config):
+        asked_stage(config)
     folder = RunFolder.of(config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
@@ -139,12 +141,20 @@ def _train_and_test(
     train, valid, test = loaders
     config.save(folder.config_file)
     logger.info(f"{config['dataset']}: {data.statistics()}")
+    for key in ATTRIBUTE_KEYS:
+        if key in config.internal_config_dict:
+            logger.info(f"{key}: {config[key]}")
     for key in config.unread_keys():
         logger.warning(f"{config['model']} does not read {key!r}")
-    trainer = _trainer(config, folder, train)
-    clock.lap("load")
-
-    _, valid_result = trainer.fit(train, valid, show_progress=show_progress)
+    make_trainer = partial(_trainer, config, folder, train)
+    if is_chained(config):
+        clock.lap("load")
+        chain = PretrainedChain(config, folder.path, make_trainer)
+        trainer, valid_result = chain.fit(train, valid, show_progress)
+    else:
+        trainer = make_trainer()
+        clock.lap("load")
+        _, valid_result = trainer.fit(train, valid, show_progress=show_progress)
     trainer.tensorboard.close()
     clock.lap("train")
 
@@ -157,7 +167,7 @@ def _train_and_test(
     folder.write_per_user(per_user(test._dataset, ranks))
     clock.lap("evaluate")
     return {
-        **_facts(config, data, trainer),
+        **facts(config, data, trainer),
         "valid": valid_result,
         "test": test_result,
         "seconds": clock.seconds(trainer.stage_seconds),
@@ -177,6 +187,12 @@ def _trainer(config: Config, folder: RunFolder, train: Any) -> Any:
     except KeyError as error:
         _explain(error, config)
         raise
+    except (NotImplementedError, SystemExit) as error:  # RecBole's models on a loss they lack
+        if isinstance(error, SystemExit) and error.code:  # told to end
+            raise
+        raise ValueError(
+            f"loss_type {config['loss_type']!r} is unknown to model {config['model']!r}"
+        ) from error
     if hasattr(model, "prepare_run_folder"):
         model.prepare_run_folder(folder.path)
     return find_trainer(config.model_class, config)(config, model)
@@ -185,8 +201,7 @@ def _trainer(config: Config, folder: RunFolder, train: Any) -> Any:
 def _explain(error: KeyError, config: Config) -> None:
     """Say which column or which setting a model looked up in vain, where that can be known."""
     settings, name = config.final_config_dict, error.args[0]
-    columns = [settings.get("selected_features"), settings.get("item_attribute")]
-    columns += [value for key, value in settings.items() if key.endswith("_FIELD")]
+    columns = [value for key, value in settings.items() if key.endswith("_FIELD")]
     if name in {x for c in columns if c for x in ([c] if isinstance(c, str) else c)}:
         raise ValueError(
             f"model {config['model']!r} needs {error}, which data set {config['dataset']!r} lacks "
@@ -195,69 +210,6 @@ def _explain(error: KeyError, config: Config) -> None:
     keys = [key for key, value in settings.items() if isinstance(value, str) and value == name]
     if keys:
         raise ValueError(f"{keys[0]} {error} is unknown to model {config['model']!r}") from error
-
-
-def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:
-    """What ``per_user.parquet`` holds.
-
-    Args:
-        test: the data set whose rows were ranked.
-        ranks: of each row's target, ``[R]``.
-
-    Returns:
-        ``user_id`` and ``target_item`` (raw), ``history_length`` (uncut), ``rank``, and
-        ``target_train_count``: how often the target occurs in the training part.
-    """
-    rows: HistoryRows = test.inter_feat
-    histories = rows.histories
-    target = histories.items[rows.target]
-    counts = torch.bincount(histories.items[histories.in_training], minlength=test.item_num)
-    return pd.DataFrame(
-        {
-            "user_id": test.id2token(test.uid_field, rows.user_id).astype(str),
-            "target_item": test.id2token(test.iid_field, target).astype(str),
-            "history_length": rows.history_length.numpy(),
-            "rank": ranks.numpy(),
-            "target_train_count": counts[target].numpy(),
-        }
-    )
-
-
-def _facts(config: Config, data: Any, trainer: Any) -> dict[str, Any]:
-    """What a row of a table must say beside its metrics."""
-    return {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "stage": trainer.stage,
-        "status": "finished",
-        "protocol": {
-            **config["eval_args"],
-            "filter_history": config["filter_history"],
-            "candidates": "all items",
-            "ties": "mean rank",
-            "users": "at least 3 interactions",
-        },
-        "data_fingerprint": data.fingerprint,
-        "checkpoint_from": trainer.checkpoint_from,
-        "pretrain_datasets": trainer.pretrain_datasets,
-        "statistics": data.statistics(),
-        "epochs": trainer.epochs_run,
-        "best_epoch": trainer.best_epoch,
-        "tokens_per_second": trainer.tokens_per_second,
-        "peak_memory_gib": _peak_memory_gib(config["device"]),
-        "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "hardware": hardware(config["device"]),
-        "versions": versions(),
-    }
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    """Most memory held: of the GPU where one is used, else of this process since it began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _command(

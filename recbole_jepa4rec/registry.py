@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -20,18 +21,28 @@ for _alias, _name in {"float_": "float64", "complex_": "complex128", "unicode_":
 
 MODELS = {
     "JEPA4Rec": "recbole_jepa4rec.model.jepa4rec:JEPA4Rec",
+    "RecFormer": "recbole_jepa4rec.model.recformer:RecFormer",
+    "UniSRec": "recbole_jepa4rec.model.unisrec:UniSRec",
+    "VQRec": "recbole_jepa4rec.model.vqrec:VQRec",
+    "LlamaRec": "recbole_jepa4rec.model.llamarec:LlamaRec",
     "Popularity": "recbole_jepa4rec.model.popularity:Popularity",
     "Markov": "recbole_jepa4rec.model.markov:Markov",
 }
 """Our models: name -> where its class is."""
 
-TRAINERS = {"JEPA4Rec": "recbole_jepa4rec.trainer:TwoStageTrainer"}
+TEXT_MODELS = ("JEPA4Rec", "RecFormer", "UniSRec", "VQRec", "LlamaRec")
+"""Models that know items by their text."""
+
+TRAINERS = dict.fromkeys(TEXT_MODELS, "recbole_jepa4rec.trainer:TwoStageTrainer")
 """Trainers of their own; every other model has RecBole's, with our protocol mixed in."""
 
 DATASETS = dict.fromkeys(MODELS, "recbole_jepa4rec.dataset:SequentialTextDataset")
 """Data sets of our models inside RecBole's own scripts; our runner gives it to every model."""
 
 SEQUENTIAL = "recbole.model.sequential_recommender"
+
+LOSSES = ("CE", "BPR")
+"""What ``loss_type`` may be: cross-entropy over all items, or one sampled negative a target."""
 
 
 def find_model(name: str) -> type:
@@ -54,6 +65,34 @@ def find_model(name: str) -> type:
     if name.lower() in others:
         raise ValueError(f"model {name!r} is not sequential; only sequential models can run here")
     raise ValueError(f"unknown model {name!r}{did_you_mean(name, [*MODELS, *theirs])}")
+
+
+def find_entry(entry: str) -> tuple[str, dict[str, str]]:
+    """The model, and the settings, that a name in a list of models stands for.
+
+    ``SASRec-BPR`` is SASRec with ``loss_type: BPR``; a name without such an ending is the model's.
+
+    Raises:
+        ValueError: if there is no such model, or its loss cannot be chosen in this way.
+    """
+    name, dash, loss = entry.partition("-")
+    find_model(name)
+    if not dash:
+        return name, {}
+    if not has_loss_type(name):
+        raise ValueError(f"model {entry!r}: {name} has one loss only (write {name})")
+    if loss not in LOSSES:
+        allowed = ", ".join(f"{name}-{known}" for known in LOSSES)
+        raise ValueError(f"model {entry!r}: no such loss (allowed: {name}, {allowed})")
+    return name, {"loss_type": loss}
+
+
+def has_loss_type(name: str) -> bool:
+    """Whether the loss of a model can be chosen: its yaml of RecBole's has a ``loss_type``."""
+    properties = Path(import_module("recbole").__path__[0], "properties", "model", f"{name}.yaml")
+    if name in MODELS or not properties.is_file():
+        return False
+    return re.search(r"^loss_type *:", properties.read_text(encoding="utf-8"), re.M) is not None
 
 
 def find_trainer(model_class: type, config: Any) -> type:

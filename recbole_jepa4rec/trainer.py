@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import sys
 import time
@@ -15,29 +17,23 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from recbole_jepa4rec.checkpoint import item_ids_digest, load_weights, read_weights, weights_file
 from recbole_jepa4rec.collapse import spread, warn_if_collapsed
+from recbole_jepa4rec.epoch_plan import count_targets, epoch_key, plan_epoch
 from recbole_jepa4rec.histories import HistoryRows
 from recbole_jepa4rec.metrics import mean_metrics, target_ranks
 from recbole_jepa4rec.phase import (
-    FINETUNE,
-    FINETUNE_FROZEN_ITEMS,
+    PRECISIONS,
     PRETRAIN,
     Phase,
+    finetuning_phases,
+    refuse_settings,
     warmup_then_decay,
 )
 from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
-from recbole_jepa4rec.token_batch import fill_batches
-from recbole_jepa4rec.training_rows import (
-    held_out_users,
-    history_tokens,
-    target_positions,
-    trainable_users,
-    window_ends,
-)
+from recbole_jepa4rec.training_rows import held_out_users, trainable_users
 
-STAGES = ("pretrain", "finetune", "both")
 FUSED = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TwoStageTrainer(ProtocolTrainer, Trainer):
@@ -45,7 +41,10 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
 
     Beside RecBole's methods the model offers ``begin_phase(name, steps)``, ``begin_epoch(key)``,
     ``begin_step(number)``, ``weights_moved()``, ``loss_weights``, ``item_vectors()``,
-    ``item_tokens``, ``trains_all_prefixes`` and ``tokens_seen``.
+    ``trains_all_prefixes``, ``tokens_seen`` and ``item_tokens`` (``None`` where training reads no
+    tokens). It may offer ``keeps_from_start(weights, same_items)``: names of
+    weights that a checkpoint does not replace, because they belong to another catalogue; and
+    ``learns_permutation``: whether ``permutation_epochs`` come before finetuning.
 
     Raises:
         ValueError: for a setting out of its range; names it.
@@ -54,15 +53,10 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.best_valid_result: dict[str, float] | None = None
-        self._check(config)
         self.sources = config["source_datasets"] or [config["dataset"]]
         if self.stage == "both" and config["checkpoint"]:
             self.stage = "finetune"  # the checkpoint is pre-trained
-        if len(self.sources) > 1 and self.stage != "pretrain":
-            raise ValueError(
-                f"train_stage is {self.stage!r} with {len(self.sources)} data sets; allowed: "
-                "'pretrain' (finetune on one of them afterwards, with --checkpoint)"
-            )
+        refuse_settings(config, self.stage, self.sources)
         self.tokens_trained, self.seconds_trained = 0, 0.0
         self.amp_dtype = PRECISIONS[config["precision"]]
         self.scaler = torch.amp.GradScaler(
@@ -80,6 +74,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
     ) -> tuple[float, dict[str, float] | None]:
         """Run the phases of ``train_stage``; see RecBole's ``Trainer.fit`` for the arguments."""
         started = self.start_clock()
+        self.item_ids = item_ids_digest(self.model, train_data._dataset)
         self.start_from_checkpoint()
         self.rows: HistoryRows = train_data._dataset.inter_feat
         self.show_progress = show_progress and sys.stderr.isatty()
@@ -95,6 +90,20 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             self._save_checkpoint(-1, verbose=verbose)
         return self.best_valid_score, self.best_valid_result
 
+    def start_from_checkpoint(self) -> None:
+        """Load what ``checkpoint`` names, but for what the model keeps of its own catalogue."""
+        if not self.config["checkpoint"] or not hasattr(self.model, "keeps_from_start"):
+            super().start_from_checkpoint()
+            return
+        file = weights_file(self.config["checkpoint"])
+        weights, metadata = read_weights(file)
+        same_items = self.item_ids is not None and metadata.get("item_ids") == self.item_ids
+        keep = self.model.keeps_from_start(weights, same_items)
+        load_weights(self.model, file, keep=keep)
+        self.checkpoint_from = str(file)
+        self.pretrain_datasets[:0] = json.loads(metadata.get("pretrain_datasets", "[]"))
+        self.logger.info(f"start from {file}; not replaced: {', '.join(keep) or 'nothing'}")
+
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Refuse: a state of several phases cannot be resumed yet.
 
@@ -102,15 +111,6 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             ValueError: always; says what works instead.
         """
         raise ValueError(f"cannot resume {resume_file}; --checkpoint starts anew from its weights")
-
-    def _check(self, config: Any) -> None:
-        """Refuse settings out of their range."""
-        for key, allowed in (("train_stage", STAGES), ("precision", tuple(PRECISIONS))):
-            if config[key] not in allowed:
-                raise ValueError(f"{key} is {config[key]!r}; allowed: {', '.join(allowed)}")
-        for key in ("enable_amp", "enable_scaler"):
-            if config[key]:
-                raise ValueError(f"{key} is RecBole's; allowed here: precision=bf16 or fp16")
 
     def _phases(self, started: float, valid_data: Any) -> Iterator[Phase]:
         """The phases of ``train_stage`` that have epochs, in order."""
@@ -134,21 +134,10 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             self.best_valid_score, self.best_valid_result = -math.inf, None  # of held-out users
         if self.stage == "pretrain" or not config["epochs"]:
             return
-        for number, name in enumerate((FINETUNE, FINETUNE_FROZEN_ITEMS), start=1):
-            epochs = config["epochs" if name == FINETUNE else "frozen_items_epochs"]
-            if epochs:
-                yield Phase(
-                    name=name,
-                    number=number,
-                    epochs=epochs,
-                    batch_size=config["train_batch_size"],
-                    learning_rate=config["learning_rate"],
-                    users=users,
-                    validate=(lambda: self.evaluate(valid_data, load_best_model=False) or {})
-                    if valid_data
-                    else None,
-                    deadline=self.deadline,
-                )
+        evaluate = functools.partial(self.evaluate, valid_data, load_best_model=False)
+        validate = (lambda: evaluate() or {}) if valid_data else None
+        learns_permutation = getattr(self.model, "learns_permutation", False)
+        yield from finetuning_phases(config, learns_permutation, users, validate, self.deadline)
 
     def _run(self, phase: Phase) -> None:
         """Train one phase, keep its best weights, and leave the model with them.
@@ -189,7 +178,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         """One pass over the users; mean of every weighted loss term."""
         config, model = self.config, self.model
         model.train()
-        model.begin_epoch(_epoch_key(phase, epoch))
+        model.begin_epoch(epoch_key(phase, epoch))
         batches = self._plan(phase, epoch)
         sums = dict.fromkeys(model.loss_weights, 0.0)
         started, tokens, done = time.monotonic(), model.tokens_seen, 0
@@ -211,37 +200,23 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
                         sums[name] += value * len(positions)
                 self._step(schedule)
                 done += rows
-                rate = (model.tokens_seen - tokens) / (time.monotonic() - started)
                 progress.update(rows)
-                progress.set_postfix_str(f"{rate:,.0f} tokens/s")
                 if time.monotonic() >= phase.deadline:
                     break
         self.tokens_trained += model.tokens_seen - tokens
         self.seconds_trained += time.monotonic() - started
-        self.tokens_per_second = self.tokens_trained / self.seconds_trained
+        if model.item_tokens is not None:
+            self.tokens_per_second = self.tokens_trained / self.seconds_trained
         return {name: total / done for name, total in sums.items()}
 
     def _plan(self, phase: Phase, epoch: int) -> list[Tensor]:
-        """The targets of an epoch in batches, which a number of tokens and of sequences bounds."""
-        config, histories = self.config, self.rows.histories
-        max_items, key = config["MAX_ITEM_LIST_LENGTH"], _epoch_key(phase, epoch)
-        if self.model.trains_all_prefixes:
-            targets = window_ends(histories, phase.users, config["seed"], key, max_items)
-        else:
-            targets = target_positions(histories, phase.users, config["seed"], key)
-        tokens = history_tokens(
-            histories, targets, self.model.item_tokens, max_items, config["max_sequence_tokens"]
-        )
-        sizes = fill_batches(tokens, config["tokens_per_batch"], phase.batch_size)
-        return list(targets.split(sizes))
+        """The targets of an epoch in batches; see ``plan_epoch``."""
+        return plan_epoch(self.rows.histories, phase, epoch, self.model, self.config)
 
     def _count_targets(self, positions: Tensor) -> int:
-        """Items that the histories before these positions are trained to predict."""
-        if not self.model.trains_all_prefixes:
-            return len(positions)
-        histories = self.rows.histories
-        before = positions - histories.offsets[histories.users[positions]]
-        return int(before.clamp(max=self.config["MAX_ITEM_LIST_LENGTH"]).sum())
+        """Items that a batch trains to predict; see ``count_targets``."""
+        window = self.config["MAX_ITEM_LIST_LENGTH"]
+        return count_targets(self.rows.histories, positions, self.model, window)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's choice of optimizer; Adam and AdamW in one fused kernel."""
@@ -288,6 +263,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         epoch = self.epochs_run - 1
         result = validate()
         score = result[self.valid_metric]
+        self.record_validation(phase.name, score)
         measured = spread(self.model.item_vectors())
         warn_if_collapsed(measured)
         for name, value in (*result.items(), *measured.items()):
@@ -318,9 +294,6 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         for name, value in losses.items():
             self.tensorboard.add_scalar(f"{phase.name}/loss_{name}", value, epoch)
         named = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        self.logger.info(f"{phase.name} {epoch}: {named}; {self.tokens_per_second:,.0f} tokens/s")
-
-
-def _epoch_key(phase: Phase, epoch: int) -> int:
-    """What keys an epoch's random draws, different in every phase."""
-    return phase.number * 1_000_000 + epoch
+        rate = self.tokens_per_second
+        speed = "" if rate is None else f"; {rate:,.0f} tokens/s"
+        self.logger.info(f"{phase.name} {epoch}: {named}{speed}")

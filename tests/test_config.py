@@ -12,7 +12,7 @@ import yaml
 
 from recbole_jepa4rec.allowed_values import refuse_values
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.registry import MODELS, find_properties
+from recbole_jepa4rec.registry import find_properties
 from recbole_jepa4rec.settings import Loader, known_keys, parse_command_line, parse_value
 from tests.conftest import ROOT
 
@@ -75,6 +75,16 @@ class TestLayers:
     def test_full_softmax_needs_no_negatives(self):
         assert config()["train_neg_sample_args"]["distribution"] == "none"
         assert config(loss_type="BPR")["train_neg_sample_args"]["distribution"] == "uniform"
+
+    def test_a_model_s_name_may_choose_its_loss(self):
+        made = config(model="SASRec-BPR")
+        assert (made["model"], made["loss_type"]) == ("SASRec", "BPR")
+        assert made["train_neg_sample_args"]["distribution"] == "uniform"
+        again = Config(config_dict=made.external())
+        assert again["loss_type"] == "BPR"
+        assert config("--loss_type=BPR", model="SASRec-BPR")["loss_type"] == "BPR"
+        expected = "model 'SASRec-BPR' and loss_type 'CE' contradict each other"
+        assert refusal("--loss_type=CE", model="SASRec-BPR") == expected
 
     def test_model_and_data_set_may_stand_in_any_layer(self):
         made = Config(config_dict={"model": "GRU4Rec"}, command_line=["--dataset=ml-100k"])
@@ -231,6 +241,22 @@ class TestRefusals:
         assert text.startswith(f"{key} ")
         assert text.endswith(f" must be {message}")
 
+    @pytest.mark.parametrize(
+        ("word", "model", "message"),
+        [
+            ("--save_step=0", "S3Rec", "save_step 0 must be a whole number from 1"),
+            ("--pretrain_memory_mib=0", "S3Rec", "pretrain_memory_mib 0 must be a positive number"),
+            ("--pretrain_time_ratio=2", "S3Rec", "pretrain_time_ratio 2 must be a number from 0"),
+            (
+                "--MAX_ITEM_LIST_LENGTH=4",
+                "BERT4Rec",
+                "mask_ratio 0.2 of MAX_ITEM_LIST_LENGTH 4 masks no item",
+            ),
+        ],
+    )
+    def test_keys_of_recboles_models(self, word, model, message):
+        assert refusal(word, model=model).startswith(message)
+
     def test_limits_are_allowed(self):
         words = ["ema_momentum=1", "warmup_ratio=0", "attention_window=2", "dropout=0", "epochs=0"]
         words += ["user_inter_num_interval=(2,5];[7,inf)", "item_text_fields=title"]
@@ -318,8 +344,7 @@ class TestOurFiles:
             for folder in (ROOT / "recbole_jepa4rec", RECBOLE.parent)
             for path in folder.rglob("*.py")
         )
-        files = [find_properties() / "overall.yaml"]
-        files += [find_properties() / "model" / f"{model}.yaml" for model in MODELS]
+        files = [find_properties() / "overall.yaml", *find_properties().glob("model/*.yaml")]
         for file in files:
             for key in yaml.load(file.read_text(encoding="utf-8"), Loader) or {}:
                 assert re.search(rf"\b{key}\b", code), f"{key} of {file.name}"

@@ -2,9 +2,13 @@
 
 from typing import ClassVar
 
+import pytest
 import torch
 
-from tests.contract import ModelContract
+from recbole_jepa4rec.checkpoint import save_state
+from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.registry import find_dataset
+from tests.contract import SMALL, ModelContract, training_batch
 
 
 class TestPopularity(ModelContract):
@@ -25,6 +29,56 @@ class TestSASRec(ModelContract):
 class TestGRU4Rec(ModelContract):
     model = "GRU4Rec"
     settings: ClassVar = {"embedding_size": 16, "hidden_size": 16, "loss_type": "CE"}
+
+
+class TestSASRecByBPR(ModelContract):
+    model = "SASRec-BPR"
+    settings: ClassVar = {"hidden_size": 16, "inner_size": 16}
+
+    def test_a_row_has_a_negative_that_is_not_its_target(self, parts):
+        first, again = training_batch(parts[0]), training_batch(parts[0])
+        negatives = first["neg_item_id"]
+        assert negatives.shape == first["item_id"].shape
+        assert not (negatives == first["item_id"]).any()
+        assert 1 <= negatives.min() <= negatives.max() < parts[0].item_num
+        assert not torch.equal(negatives, again["neg_item_id"])
+
+
+class TestBERT4Rec(ModelContract):
+    model = "BERT4Rec"
+    settings: ClassVar = {"hidden_size": 16, "inner_size": 16}
+
+
+class TestFDSA(ModelContract):
+    model = "FDSA"
+    settings: ClassVar = {"hidden_size": 16, "inner_size": 16}
+
+
+class TestS3RecInPretraining(ModelContract):
+    model = "S3Rec"
+    settings: ClassVar = {
+        "hidden_size": 16,
+        "inner_size": 16,
+        "train_stage": "pretrain",
+        "pretrain_epochs": 1,
+    }
+
+
+class TestS3Rec(ModelContract):
+    """Both stages where a run is made, else the second one, after a first that trained nothing."""
+
+    model = "S3Rec"
+    settings: ClassVar = {**TestS3RecInPretraining.settings, "train_stage": "both"}
+
+    @pytest.fixture(scope="class")
+    def config(self, tmp_path_factory):
+        given = {**SMALL, **self.settings}
+        first = Config(self.model, "toy", config_dict={**given, "train_stage": "pretrain"})
+        parts = find_dataset(first.model_class)(first).build()
+        file = tmp_path_factory.mktemp("first") / "pretrained.pt"
+        save_state(file, {"state_dict": first.model_class(first, parts[0]).state_dict()})
+        second = {"train_stage": "finetune", "pre_model_path": str(file)}
+        return Config(self.model, "toy", config_dict={**given, **second})
 
 
 class TestJEPA4Rec(ModelContract):

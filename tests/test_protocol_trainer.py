@@ -10,7 +10,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import S3RecTrainer, Trainer
 from recbole.utils import InputType, init_seed
 
-from recbole_jepa4rec import protocol_trainer
+from recbole_jepa4rec import checkpointed_trainer
 from recbole_jepa4rec.checkpoint import item_ids_digest, load_state, read_weights
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.dataset import SequentialTextDataset
@@ -167,6 +167,20 @@ class TestFit:
         assert set(trainer.best_valid_result) == {"recall@10", "ndcg@10", "mrr@10", "mrr"}
         assert trainer.stage_seconds["finetune"] >= 0.1
 
+    def test_every_validation_is_a_point_of_the_curve(self, prepare):
+        trainer, (train, valid, _) = prepare(epochs=4, eval_step=2)
+        scores = iter([0.25, 0.5])
+        trainer.evaluate = lambda *_, **__: {"ndcg@10": next(scores)}
+        before = time.monotonic()
+        trainer.fit(train, valid)
+        points = trainer.learning_curve
+        seconds = [point.pop("seconds") for point in points]
+        assert points == [
+            {"stage": "train", "epoch": 1, "valid": 0.25},
+            {"stage": "train", "epoch": 3, "valid": 0.5},
+        ]
+        assert 0 < seconds[0] < seconds[1] <= time.monotonic() - before + 0.001
+
     def test_one_step_is_made_however_short_the_time(self, prepare):
         trainer, (train, valid, _) = prepare(epochs=100, max_train_seconds=1e-9)
         trainer.fit(train, valid)
@@ -263,7 +277,7 @@ class TestFiles:
         def fail(*_):
             raise OSError("disk full")
 
-        monkeypatch.setattr(protocol_trainer, "save_weights", fail)
+        monkeypatch.setattr(checkpointed_trainer, "save_weights", fail)
         with pytest.raises(OSError, match="disk full"):
             trainer._save_checkpoint(1)
         assert weights.read_bytes() == old
@@ -300,6 +314,7 @@ class TestFiles:
             **TINY,
             "item_attribute": "categories",
             "load_col": {"inter": ["user_id", "item_id"], "item": ["item_id", "categories"]},
+            "train_stage": "pretrain",
             "pretrain_epochs": 1,
             "save_step": 1,
         }
@@ -309,9 +324,8 @@ class TestFiles:
         assert trainer.stage_seconds["pretrain"] > 0
         file = workplace / "run" / "S3Rec-toy-1.pth"
         assert "state_dict" in load_state(file)
-        finetuned, _ = prepare(
-            S3RecTrainer, S3Rec, **settings, train_stage="finetune", pre_model_path=str(file)
-        )
+        settings |= {"train_stage": "finetune", "pre_model_path": str(file)}
+        finetuned, _ = prepare(S3RecTrainer, S3Rec, **settings)
         for name, weights in trainer.model.state_dict().items():
             assert torch.equal(finetuned.model.state_dict()[name], weights)
 

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import recbole
 import recbole.data.dataset
 import recbole.trainer
 import recbole.trainer.trainer
@@ -44,7 +46,10 @@ SIGNATURES = {
     Trainer._save_checkpoint: "self epoch verbose kwargs",
     Trainer._full_sort_batch_eval: "self batched_data",
     Trainer._check_nan: "self loss",
+    Trainer._valid_epoch: "self valid_data show_progress",
+    Trainer._add_train_loss_to_tensorboard: "self epoch_idx losses tag",
     Trainer._add_hparam_to_tensorboard: "self best_valid_result",
+    PretrainTrainer.pretrain: "self train_data verbose show_progress",
     PretrainTrainer.save_pretrained_model: "self epoch saved_model_file",
     recbole.trainer.trainer.get_tensorboard: "logger",
     get_model: "model_name",
@@ -121,6 +126,44 @@ def test_an_unknown_model_is_refused(name, message):
     with pytest.raises(ValueError, match="model") as error:
         recbole_jepa4rec.find_model(name)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ("SASRec", ("SASRec", {})),
+        ("SASRec-BPR", ("SASRec", {"loss_type": "BPR"})),
+        ("GRU4Rec-CE", ("GRU4Rec", {"loss_type": "CE"})),
+        ("Markov", ("Markov", {})),
+    ],
+)
+def test_an_entry_names_a_model_and_its_loss(entry, found):
+    assert registry.find_entry(entry) == found
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "SASRec-TOP1",
+            "model 'SASRec-TOP1': no such loss (allowed: SASRec, SASRec-CE, SASRec-BPR)",
+        ),
+        ("SASRec-", "model 'SASRec-': no such loss (allowed: SASRec, SASRec-CE, SASRec-BPR)"),
+        ("Markov-CE", "model 'Markov-CE': Markov has one loss only (write Markov)"),
+        ("SASrec-CE", "unknown model 'SASrec' (did you mean 'SASRec'?)"),
+    ],
+)
+def test_an_entry_that_names_nothing_is_refused(entry, message):
+    with pytest.raises(ValueError, match="model") as error:
+        registry.find_entry(entry)
+    assert str(error.value) == message
+
+
+def test_the_models_with_a_choice_of_loss_are_those_whose_yaml_has_one():
+    folder = Path(recbole.__file__).parent / "properties" / "model"
+    with_loss = {file.stem for file in folder.glob("*.yaml") if "loss_type:" in file.read_text()}
+    names = {file.stem for file in folder.glob("*.yaml")} | set(registry.MODELS)
+    assert {name for name in names if registry.has_loss_type(name)} == with_loss
 
 
 def test_a_model_with_a_data_set_class_of_its_own_is_refused():

@@ -15,9 +15,11 @@ from recbole_jepa4rec import quick_start
 from recbole_jepa4rec.checkpoint import load_state, read_weights
 from recbole_jepa4rec.metrics import mean_metrics
 from recbole_jepa4rec.quick_start import main, run
+from recbole_jepa4rec.registry import find_model
 from tests.conftest import ROOT, TINY
 
 KEYS = {
+    "label",
     "model",
     "dataset",
     "seed",
@@ -32,6 +34,7 @@ KEYS = {
     "test",
     "epochs",
     "best_epoch",
+    "learning_curve",
     "seconds",
     "tokens_per_second",
     "peak_memory_gib",
@@ -142,6 +145,43 @@ def test_models_run(model, workplace, toy):
     assert 0 < result["test"]["mrr"] < 1
 
 
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        ("Markov", "Markov"),
+        ("SASRec", "SASRec-CE"),
+        ("SASRec-BPR", "SASRec-BPR"),
+        ("FPMC", "FPMC-BPR"),
+    ],
+)
+def test_a_row_is_called_by_model_and_loss(model, label, workplace, toy):
+    result = run(model, config_dict={**toy, **TINY, "embedding_size": 8, "epochs": 0})
+    assert (result["label"], result["model"]) == (label, label.partition("-")[0])
+
+
+def test_a_model_may_name_its_row(workplace, toy, monkeypatch):
+    monkeypatch.setattr(find_model("Markov"), "label", "Markov (first order)", raising=False)
+    assert run("Markov", config_dict=toy)["label"] == "Markov (first order)"
+
+
+def test_the_learning_curve_goes_through_all_phases(workplace, toy):
+    small = {"hidden_size": 16, "vocab_size": 300, "epochs": 2, "frozen_items_epochs": 1}
+    settings = {**toy, **small, "cache_dir": "cache", "show_progress": False}
+    result = run("JEPA4Rec", config_dict=settings)
+    curve = result["learning_curve"]
+    points = [(point["stage"], point["epoch"]) for point in curve]
+    stages = ["pretrain", "finetune", "finetune", "finetune_frozen_items"]
+    assert points == list(zip(stages, range(4), strict=True))
+    seconds = [point["seconds"] for point in curve]
+    assert seconds == sorted(seconds)
+    assert max(p["valid"] for p in curve[1:]) == result["valid"]["ndcg@10"]
+
+
+def test_bert4rec_trains_on_batches_in_which_nothing_is_masked(workplace, toy):
+    settings = {**toy, **TINY, "train_batch_size": 1, "epochs": 1}
+    assert run("BERT4Rec", config_dict=settings)["test"]["mrr"] > 0
+
+
 def test_a_run_folder_can_be_chosen_and_is_not_overwritten(workplace, words, capsys):
     assert main([*words, "--run_dir=here/it/is"]) == 0
     assert capsys.readouterr().out == "here/it/is/result.json\n"
@@ -174,7 +214,9 @@ class TestErrors:
             ("--config_files=no.yaml", "cannot read config file no.yaml"),
             ("--checkpoint=nowhere", "checkpoint 'nowhere'"),
             ("--USER_ID_FIELD=who", "'who'"),
-            ("--model=SASRecF", "model 'SASRecF' needs 'class', which data set 'toy' lacks"),
+            ("--model=FOSSIL-TOP1", "allowed: FOSSIL, FOSSIL-CE, FOSSIL-BPR"),
+            ("--model=FPMC-CE", "loss_type 'CE' is unknown to model 'FPMC'"),
+            ("--loss_type=TOP1", "loss_type 'TOP1' must be one of CE, BPR"),
             ("--learning_rate=1e30", "try a learning_rate below 1e+30"),
             ("--hidden_act=foo", "hidden_act 'foo' is unknown to model 'SASRec'"),
             ("--run_dir=/proc/x", "run_dir '/proc/x' cannot be made: "),
@@ -189,6 +231,12 @@ class TestErrors:
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         assert not list(workplace.rglob("result.json"))
+
+    def test_a_model_of_recboles_that_exits_is_one_line(self, workplace, words, capsys):
+        words = without(words, "model", "hidden_size", "train_batch_size")
+        assert main([*words, "--model=GRU4RecCPR-BPR", "--state=error"]) == 2
+        error = capsys.readouterr().err
+        assert error == "error: loss_type 'BPR' is unknown to model 'GRU4RecCPR'\n"
 
     def test_one_step_that_diverges_names_model_and_learning_rate(self, workplace, words, capsys):
         words = [*without(words, "train_batch_size"), "--train_batch_size=4096"]

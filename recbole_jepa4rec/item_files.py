@@ -1,0 +1,66 @@
+"""Where the ``.item`` files of a run lie, and whether they hold the text that its model reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import recbole
+
+from recbole_jepa4rec.atomic_files import read_atomic, read_header
+from recbole_jepa4rec.registry import TEXT_MODELS
+
+
+def source_folders(config: Any) -> dict[str, Path]:
+    """Folder of each data set that a run reads, by name.
+
+    Args:
+        config: RecBole's, or ours.
+    """
+    path, names = Path(config["data_path"]), config["source_datasets"]
+    if not names:
+        return {config["dataset"]: path}
+    folders = {name: path.parent / name for name in names}
+    if "ml-100k" in folders and not folders["ml-100k"].is_dir():
+        folders["ml-100k"] = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
+    return folders
+
+
+def item_files(config: Any) -> dict[str, Path]:
+    """The ``.item`` file of each data set, there or not, by the data set's name."""
+    return {name: folder / f"{name}.item" for name, folder in source_folders(config).items()}
+
+
+def refuse_without_text(config: Any) -> None:
+    """Refuse a model that reads item text where a data set has none; other models pass.
+
+    It reads no interactions, so that a list of runs can be checked before the first begins.
+
+    Args:
+        config: ours, of the run.
+
+    Raises:
+        ValueError: in one line, naming the model and the data set; or as ``read_header``.
+    """
+    model, fields = config["model"], config["item_text_fields"]
+    if model not in TEXT_MODELS:
+        return
+    for name, path in item_files(config).items():
+        if not path.parent.is_dir():
+            return  # loading says so, and which data sets there are
+        lacks = f"model {model!r} reads item text, which data set {name!r} lacks"
+        if not path.is_file():
+            raise ValueError(f"{lacks}: there is no file {path}")
+        wanted = [fields] if isinstance(fields, str) else fields
+        columns = [
+            column.name
+            for column in read_header(path)
+            if column.name != config["ITEM_ID_FIELD"]
+            and (column.name in wanted if wanted else column.type.startswith("token"))
+        ]
+        if not columns:
+            asked = f"column {', '.join(wanted)}" if wanted else "token or token_seq column"
+            raise ValueError(f"{lacks}: {path} has no {asked} beside the id")
+        table = read_atomic(path, columns, as_text=True)
+        if not any(table[column].str.strip().any() for column in columns):
+            raise ValueError(f"{lacks}: {', '.join(columns)} of {path} is empty for every item")

@@ -1,0 +1,98 @@
+"""What a result says: the facts of a run, and each user's rank."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.doctor import hardware, versions
+from recbole_jepa4rec.histories import HistoryRows
+from recbole_jepa4rec.registry import has_loss_type
+
+
+def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:
+    """What ``per_user.parquet`` holds.
+
+    Args:
+        test: the data set whose rows were ranked.
+        ranks: of each row's target, ``[R]``.
+
+    Returns:
+        ``user_id`` and ``target_item`` (raw), ``history_length`` (uncut), ``rank``, and
+        ``target_train_count``: how often the target occurs in the training part.
+    """
+    rows: HistoryRows = test.inter_feat
+    histories = rows.histories
+    target = histories.items[rows.target]
+    counts = torch.bincount(histories.items[histories.in_training], minlength=test.item_num)
+    return pd.DataFrame(
+        {
+            "user_id": test.id2token(test.uid_field, rows.user_id).astype(str),
+            "target_item": test.id2token(test.iid_field, target).astype(str),
+            "history_length": rows.history_length.numpy(),
+            "rank": ranks.numpy(),
+            "target_train_count": counts[target].numpy(),
+        }
+    )
+
+
+def facts(config: Config, data: Any, trainer: Any) -> dict[str, Any]:
+    """What a row of a table must say beside its metrics.
+
+    Args:
+        config: settings of the run.
+        data: the whole data set.
+        trainer: after training.
+    """
+    return {
+        "label": label(config, trainer.model),
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "stage": trainer.stage,
+        "status": "finished",
+        "protocol": {
+            **config["eval_args"],
+            "filter_history": config["filter_history"],
+            "candidates": "all items",
+            "ties": "mean rank",
+            "users": "at least 3 interactions",
+        },
+        "data_fingerprint": data.fingerprint,
+        "checkpoint_from": trainer.checkpoint_from,
+        "pretrain_datasets": trainer.pretrain_datasets,
+        "statistics": data.statistics(),
+        "epochs": trainer.epochs_run,
+        "best_epoch": trainer.best_epoch,
+        "learning_curve": trainer.learning_curve,
+        "tokens_per_second": trainer.tokens_per_second,
+        "peak_memory_gib": _peak_memory_gib(config["device"]),
+        "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "hardware": hardware(config["device"]),
+        "versions": versions(),
+    }
+
+
+def label(config: Config, model: nn.Module) -> str:
+    """What the row is called: the model's own ``label``, or its name and, where it has one, loss.
+
+    SASRec trained by cross-entropy and by BPR are different baselines, so that the name must tell.
+    """
+    if own := getattr(model, "label", None):
+        return own
+    name = config["model"]
+    return f"{name}-{config['loss_type']}" if has_loss_type(name) else name
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Most memory held: of the GPU where one is used, else of this process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
