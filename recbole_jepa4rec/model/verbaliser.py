@@ -1,0 +1,74 @@
+"""Reads a language model's answer off the logits of a few tokens (LlamaRec, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recbole_jepa4rec.token_batch import fill_batches
+
+
+class Verbaliser(nn.Module):
+    """A language model that answers each prompt with one of some letters.
+
+    The letters' logits are computed in float32 from the hidden state of the last token, whatever
+    the model computes in: bfloat16 logits would tie. A final soft cap, where a model has one, is
+    left out; it would not change their order.
+
+    Args:
+        language_model: a causal one of transformers, wrapped by peft.
+        letters: vocabulary ids of the letters, ``C``.
+
+    Raises:
+        ValueError: if the output layer is not a plain linear one.
+    """
+
+    letters: Tensor
+
+    def __init__(self, language_model: Any, letters: Sequence[int]) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.register_buffer("letters", torch.tensor(letters), persistent=False)
+        self.tokens_seen = 0
+        if not isinstance(self._causal.get_output_embeddings(), nn.Linear):
+            raise ValueError("lora_target_modules must leave out the language model's output layer")
+
+    @property
+    def _causal(self) -> Any:
+        """The model of transformers, its layers with the low-rank weights inside."""
+        return self.language_model.get_base_model()
+
+    def forward(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of the letters after each prompt, float32 ``[B, C]``.
+
+        Prompts are padded on the right, where no token of a causal model ever looks.
+        """
+        device = self.letters.device
+        rows = [torch.tensor(prompt) for prompt in prompts]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        self.tokens_seen += sum(map(len, prompts))
+        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        place = torch.arange(input_ids.shape[1], device=device)
+        hidden = self._causal.base_model(
+            input_ids=input_ids, attention_mask=(place < lengths[:, None]).long(), use_cache=False
+        ).last_hidden_state
+        last = hidden[torch.arange(len(rows), device=device), lengths - 1]
+        head = self._causal.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[self.letters].float()
+        with torch.autocast(device.type, enabled=False):
+            return F.linear(last.float(), head.weight[self.letters].float(), bias)
+
+    @torch.no_grad()
+    def in_batches(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
+        """As :meth:`forward`, prompts of like length together, ``max_tokens`` at once."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        order = lengths.argsort(stable=True)
+        sizes = fill_batches(lengths[order], max_tokens, max(1, len(prompts)))
+        logits = torch.empty(len(prompts), len(self.letters), device=self.letters.device)
+        for part in order.split(sizes):
+            logits[part.to(logits.device)] = self([prompts[row] for row in part.tolist()])
+        return logits
