@@ -1,13 +1,24 @@
-"""``python -m recbole_jepa4rec doctor``."""
+"""``python -m recbole_jepa4rec doctor``, and the runs that a comparison starts."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+
+
+def main(words: Sequence[str]) -> int:
+    """Do what the first word says; returns the exit status."""
+    if list(words) == ["doctor"]:
+        from recbole_jepa4rec.doctor import diagnose
+
+        return 1 if diagnose() else 0
+    if words and words[0] == "run":
+        from recbole_jepa4rec.experiment.child import main as run_as_child
+
+        return run_as_child(words[1:])
+    print("usage: python -m recbole_jepa4rec doctor", file=sys.stderr)
+    return 2
+
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["doctor"]:
-        print("usage: python -m recbole_jepa4rec doctor", file=sys.stderr)
-        sys.exit(2)
-    from recbole_jepa4rec.doctor import diagnose
-
-    sys.exit(1 if diagnose() else 0)
+    sys.exit(main(sys.argv[1:]))

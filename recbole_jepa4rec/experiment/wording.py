@@ -1,0 +1,131 @@
+"""How numbers and findings of a comparison are said in tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+ALPHA = 0.05
+"""Corrected p-values below it are called significant."""
+
+NAMES = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hit": "Hit", "map": "MAP"}
+MISSING = "–"
+COST = {
+    "train_seconds": "training, s",
+    "total_seconds": "in all, s",
+    "tokens_per_second": "tokens/s",
+    "peak_memory_gib": "peak memory, GiB",
+    "parameters": "parameters",
+}
+
+
+def metric_name(key: str) -> str:
+    """``NDCG@10`` for ``ndcg@10``."""
+    name, at, k = key.partition("@")
+    return NAMES.get(name, name.capitalize()) + at + k
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A metric, with four digits after the point."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def spread(entry: Mapping[str, Any]) -> str:
+    """Mean, and ± the standard deviation where there is one."""
+    std = entry["std"]
+    return number(entry["mean"]) + ("" if std is None else f" ± {number(std)}")
+
+
+def amount(value: float | None) -> str:
+    """A count, seconds or rate: three digits or all before the point, with separators."""
+    if value is None:
+        return MISSING
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A signed percentage."""
+    return MISSING if value is None else f"{value:+.{digits}f} %"
+
+
+def p_value(p: float) -> str:
+    """A p-value; very small ones as a bound."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+def plain(value: Any) -> str:
+    """A setting or fact in one line, without quotes around names."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(plain, value)) + "]"
+    return "null" if value is None else str(value)
+
+
+def label_of(comparison: Mapping[str, Any], entry: str) -> str:
+    """What the row of an entry is called."""
+    return next(row["label"] for row in comparison["rows"] if row["entry"] == entry)
+
+
+def headline(comparison: Mapping[str, Any]) -> list[str]:
+    """The comparison in one sentence, and what the test says of it in another, if it says any."""
+    reference, best = comparison["reference"], comparison["best_baseline"]
+    name, key = label_of(comparison, reference), comparison["valid_metric"]
+    row = next(row for row in comparison["rows"] if row["entry"] == reference)
+    if not row["counts"]:
+        return [f"{name} has no complete result on {comparison['dataset']}: nothing is tested."]
+    reached = (
+        f"On {comparison['dataset']}, {name} reaches {metric_name(key)} "
+        f"{number(row['test'][key]['mean'])} on the test split"
+    )
+    if best is None:
+        return [f"{reached}; there is no baseline to compare it with."]
+    change = comparison["improvement"][key]
+    by = "" if change is None else f"{abs(change):.1f} % "
+    way = "above" if change is None or change >= 0 else "below"
+    against = f"{by}{way} {label_of(comparison, best)}, the best baseline on validation"
+    return [f"{reached}, {against}.", _verdict(comparison, name, best, key)]
+
+
+def _verdict(comparison: Mapping[str, Any], name: str, best: str, key: str) -> str:
+    test = next(t for t in comparison["tests"] if (t["baseline"], t["metric"]) == (best, key))
+    figures = f"p {_equals(test['p_holm'])} after Holm's correction, {comparison['users']:,} users"
+    if test["p_holm"] < ALPHA:
+        return f"The difference is significant ({figures})."
+    if test["difference"] <= 0:
+        return f"Nothing here says that {name} is better ({figures})."
+    return f"The difference may be chance ({figures})."
+
+
+def _equals(p: float) -> str:
+    return p_value(p) if p < 1e-4 else f"= {p_value(p)}"
+
+
+def progress(comparison: Mapping[str, Any]) -> str | None:
+    """How many runs are still to come; ``None`` when all have ended."""
+    rows = comparison["rows"]
+    asked = len(rows) * len(comparison["seeds"])
+    left = asked - sum(len(row["seeds"]) + len(row["errors"]) for row in rows)
+    return f"{left} of {asked} runs still to come." if left else None
+
+
+def failures(comparison: Mapping[str, Any]) -> list[str]:
+    """A line for each failed run."""
+    return [
+        f"{row['label']}, seed {seed}, failed: {error}"
+        for row in comparison["rows"]
+        for seed, error in row["errors"].items()
+    ]
+
+
+def unequal_machines(comparison: Mapping[str, Any]) -> list[str]:
+    """A line for each of hardware and versions that is not the same for all rows."""
+    return [
+        f"Not all runs had the same {name}: costs are not comparable."
+        if name == "hardware"
+        else f"Not all runs had the same {name}."
+        for name in ("hardware", "versions")
+        if len(comparison["conditions"][name]) > 1
+    ]
