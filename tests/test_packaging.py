@@ -24,19 +24,22 @@ def distribution(tmp_path_factory):
     return folder
 
 
-def test_every_module_and_yaml_ships(distribution):
-    modules = {path.relative_to(ROOT) for path in (ROOT / "recbole_jepa4rec").rglob("*.py")}
+def test_every_module_template_and_yaml_ships(distribution):
+    package = ROOT / "recbole_jepa4rec"
+    modules = {path.relative_to(ROOT) for path in package.rglob("*.py")}
+    templates = {path.relative_to(ROOT) for path in package.glob("experiment/templates/*")}
     settings = {
         "recbole_jepa4rec" / path.relative_to(ROOT)
         for path in (ROOT / "properties").rglob("*")
         if path.suffix in (".py", ".yaml")
     }
     shipped = (distribution / "recbole_jepa4rec").rglob("*.*")
-    assert {path.relative_to(distribution) for path in shipped} == modules | settings
+    assert {path.relative_to(distribution) for path in shipped} == modules | templates | settings
 
 
 def test_every_import_is_a_requirement(distribution):
-    required = {canonicalize_name(each.name) for each in requirements(distribution, "3.11")}
+    (found,) = distributions(path=[str(distribution)])
+    required = {canonicalize_name(Requirement(line).name) for line in found.requires}
     providers = packages_distributions()
     for path in (ROOT / "recbole_jepa4rec").rglob("*.py"):
         for module in imported(path) - {"recbole_jepa4rec"}:
