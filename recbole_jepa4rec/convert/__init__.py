@@ -1,0 +1,1 @@
+"""Public dumps and people's own tables made into RecBole's atomic files."""

@@ -1,0 +1,115 @@
+"""Filters against slow loops over sets and lists."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_jepa4rec.convert.filters import apply, k_core, without_duplicates
+from recbole_jepa4rec.convert.interactions import Interactions
+from recbole_jepa4rec.convert.rules import Rule
+
+rows_of = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz"), st.integers(0, 3)), max_size=60
+)
+
+
+def raw(interactions):
+    """(user, item, time) of each, by raw ids."""
+    columns = (interactions.users, interactions.items, interactions.times)
+    return [
+        (interactions.user_ids[u], interactions.item_ids[i], t)
+        for u, i, t in zip(*map(np.ndarray.tolist, columns), strict=True)
+    ]
+
+
+@given(rows_of, st.integers(0, 4), st.integers(0, 4))
+def test_core(rows, least_user, least_item):
+    kept = list(rows)
+    while True:
+        users, items = Counter(r[0] for r in kept), Counter(r[1] for r in kept)
+        fewer = [r for r in kept if users[r[0]] >= least_user and items[r[1]] >= least_item]
+        if fewer == kept:
+            break
+        kept = fewer
+    assert raw(k_core(Interactions.read(rows), least_user, least_item)) == kept
+
+
+@given(rows_of)
+def test_duplicates(rows):
+    exact, seen = [], set()
+    for row in rows:
+        if row not in seen:
+            exact.append(row)
+        seen.add(row)
+    read = Interactions.read(rows)
+    assert raw(without_duplicates(read, "exact")) == exact
+    earliest = {}
+    for place, (user, item, time) in enumerate(rows):
+        best = earliest.get((user, item))
+        if best is None or time < rows[best][2]:
+            earliest[user, item] = place
+    assert raw(without_duplicates(read, "pair")) == [rows[p] for p in sorted(earliest.values())]
+
+
+@given(rows_of)
+def test_order_is_by_first_appearance_of_users_then_time_and_stable(rows):
+    users = list(dict.fromkeys(row[0] for row in rows))
+    expected = sorted(rows, key=lambda row: (users.index(row[0]), row[2]))
+    assert raw(Interactions.read(rows).in_order().renumbered()) == expected
+
+
+def test_renumbered_ids_are_those_that_occur():
+    rows = Interactions.read([("a", "x", 1), ("b", "y", 1), ("c", "z", 1)])
+    kept = rows.where(np.array([False, True, True])).renumbered()
+    assert (kept.user_ids, kept.item_ids) == (["b", "c"], ["y", "z"])
+    assert kept.users.tolist() == kept.items.tolist() == [0, 1]
+
+
+def test_cold_users_come_back_with_items_of_the_core():
+    core = [(u, i, 0) for u in "ab" for i in "xy"]
+    rows = Interactions.read([*core, ("c", "x", 0), ("c", "z", 0)])
+    assert raw(apply(Rule(core_users=2, core_items=2), rows, None)[0]) == core
+    kept, steps = apply(Rule(core_users=2, core_items=2, cold_users=True), rows, None)
+    assert raw(kept) == [*core, ("c", "x", 0)]
+    assert steps[-1] == {
+        "step": "core 2, 2 and cold users",
+        "users": 3,
+        "items": 2,
+        "interactions": 5,
+    }
+
+
+def test_a_share_of_users_hangs_on_their_ids_alone():
+    rows = [(f"u{n}", "i", n) for n in range(2000)]
+    rule = Rule(user_share=0.2)
+    drawn = {row[0] for row in raw(apply(rule, Interactions.read(rows), None)[0])}
+    assert 320 < len(drawn) < 480
+    assert drawn == {row[0] for row in raw(apply(rule, Interactions.read(rows[::-1]), None)[0])}
+    other = apply(Rule(user_share=0.2, seed=1), Interactions.read(rows), None)[0]
+    assert drawn != {row[0] for row in raw(other)}
+
+
+def test_nothing_left_says_after_which_step():
+    rows = Interactions.read([("u", "i", 0)])
+    with pytest.raises(ValueError, match="left after step «core 5, 5», where 1 were read"):
+        apply(Rule(core_users=5, core_items=5), rows, None)
+    with pytest.raises(ValueError, match="left after step «read»"):
+        apply(Rule(), Interactions.read([]), None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"duplicates": "all"}, "duplicates 'all' is not one of keep, exact, pair"),
+        ({"without_text": "drop"}, "without_text 'drop'"),
+        ({"core_users": -1}, "core_users -1"),
+        ({"user_share": 0}, "user_share 0"),
+        ({"user_share": float("nan")}, "user_share nan"),
+    ],
+)
+def test_rules_refuse(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Rule(**setting)

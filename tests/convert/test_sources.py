@@ -1,0 +1,212 @@
+"""MovieLens, Yelp, Steam, people's own tables, and atomic files that others made."""
+
+import gzip
+
+import pandas as pd
+import pytest
+
+from tests.convert.conftest import write_json_lines
+
+INTER = [["u1", "i1", "10"], ["u1", "i2", "20"]]
+FLAGS = "|".join("1" if n in (3, 4) else "0" for n in range(19))
+
+
+@pytest.mark.parametrize(
+    ("ratings", "movies"),
+    [
+        (
+            ("u.data", "1\t2\t5\t20\n1\t1\t3\t10\n"),
+            ("u.item", f"1|Café (1995)|01-Jan-1995||http://x|{FLAGS}\n2|B|||x|{'0|' * 18}1\n"),
+        ),
+        (
+            ("ratings.dat", "1::2::5::20\n1::1::3::10\n"),
+            ("movies.dat", "1::Café (1995)::Animation|Children's\n2::B::Western\n"),
+        ),
+        (
+            ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,5.0,20\n1,1,3.0,10\n"),
+            (
+                "movies.csv",
+                "movieId,title,genres\n1,Café (1995),Animation|Children's\n2,B,Western\n",
+            ),
+        ),
+    ],
+)
+def test_movielens(made, tmp_path, ratings, movies):
+    encoding = "utf-8" if ratings[0].endswith("csv") else "latin-1"
+    for name, content in (ratings, movies):
+        (tmp_path / name).write_text(content, encoding=encoding)
+    inter, item, _ = made("movielens", tmp_path)
+    assert inter == [["1", "1", "10"], ["1", "2", "20"]]
+    assert item == [["1", "Café (1995)", "Animation, Children's"], ["2", "B", "Western"]]
+    words = ("movielens", tmp_path / ratings[0], tmp_path / movies[0], "--min-rating", 4)
+    assert made(*words, out="liked")[0] == [["1", "2", "20"]]
+
+
+def test_yelp(made, tmp_path):
+    inter, item, _ = made(
+        "yelp",
+        write_json_lines(
+            tmp_path / "review.json",
+            [{"user_id": "u", "business_id": "b", "stars": 4.0, "date": "2018-07-07 22:09:11"}],
+        ),
+        write_json_lines(
+            tmp_path / "business.json",
+            [{"business_id": "b", "name": "Bar", "categories": "Bars, Pubs", "city": "Reno"}],
+        ),
+    )
+    assert inter == [["u", "b", "1531001351"]]
+    assert item == [["b", "Bar", "Bars, Pubs", "Reno"]]
+
+
+def test_steam(made, tmp_path):
+    inter, item, _ = made(
+        "steam",
+        write_json_lines(
+            tmp_path / "reviews.json.gz",
+            ["{u'username': u'a b', u'product_id': u'7', u'date': u'2017-12-17', u'text': u'\"'}"],
+        ),
+        write_json_lines(
+            tmp_path / "games.json.gz",
+            ["{u'id': u'7', u'app_name': u'Go', u'genres': [u'Indie', u'Casual']}"],
+        ),
+    )
+    assert inter == [["a b", "7", "1513468800"]]
+    assert item == [["7", "Go", "Indie, Casual", "", ""]]
+
+
+class TestGeneric:
+    ROWS = [
+        {"who": "u1", "what": "i2", "at": 20, "score": 4.0},
+        {"who": "u1", "what": "i1", "at": 10, "score": 1.0},
+    ]
+    GOODS = [
+        {"what": "i1", "name": 'say "a, b"\nand c', "colour": None},
+        {"what": "i2", "name": "NA", "colour": "red"},
+    ]
+    WORDS = ("--user", "who", "--item", "what", "--time", "at")
+    ITEM = [["i1", 'say "a, b" and c', ""], ["i2", "NA", "red"]]
+
+    def write(self, tmp_path, suffix):
+        paths = []
+        for name, records in (("events", self.ROWS), ("goods", self.GOODS)):
+            path, table = tmp_path / f"{name}{suffix}", pd.DataFrame(records)
+            if "jsonl" in suffix:
+                write_json_lines(path, records)
+            elif suffix == ".parquet":
+                table.to_parquet(path)
+            else:
+                table.to_csv(path, index=False, sep="\t" if "tsv" in suffix else ",")
+            paths.append(path)
+        return paths
+
+    @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".parquet", ".jsonl.gz"])
+    def test_every_form_of_table(self, made, tmp_path, suffix):
+        paths = self.write(tmp_path, suffix)
+        words = ("generic", *paths, *self.WORDS)
+        if "jsonl" in suffix:
+            words += ("--attributes", "name,colour")
+        assert made(*words)[:2] == (INTER, self.ITEM)
+        liked = made(*words, "--rating", "score", "--min-rating", 2, out="liked")
+        assert liked[0] == [["u1", "i2", "20"]]
+
+    def test_one_file_holds_both(self, made, tmp_path):
+        path = tmp_path / "all.csv"
+        path.write_text("user_id,item_id,timestamp,name\nu1,i1,10,\nu1,i2,20,b\nu2,i1,5,a\n")
+        inter, item, _ = made("generic", path, "--attributes", "name")
+        assert inter == [*INTER, ["u2", "i1", "5"]]
+        assert item == [["i2", "b"], ["i1", "a"]]
+        assert made("generic", path, out="ids")[1] is None
+
+    def test_order_stands_in_for_time(self, made, tmp_path):
+        path = tmp_path / "x.csv"
+        path.write_text("user_id,item_id\na,z\nb,y\na,x\n")
+        assert made("generic", path, "--no-time")[0] == [
+            ["a", "z", "0"], ["a", "x", "2"], ["b", "y", "1"],
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("written", "time"),
+        [
+            ("1.5e9", "1500000000"),
+            ("1588687728.923", "1588687728.923"),
+            ("9007199254740991", "9007199254740991"),
+            ("2011-12-09T12:50:00", "1323435000"),
+            ("2011-12-09 12:50:00+01:00", "1323431400"),
+            ("2011-12-09", "1323388800"),
+        ],
+    )
+    def test_times(self, made, tmp_path, written, time):
+        path = tmp_path / "x.csv"
+        path.write_text(f"user_id,item_id,timestamp\nu,i,{written}\n")
+        assert made("generic", path)[0] == [["u", "i", time]]
+
+    def test_parquet_times_and_number_ids(self, made, tmp_path):
+        table = pd.DataFrame({"user_id": [1.0], "item_id": [7], "timestamp": ["2011-12-09"]})
+        table["timestamp"] = pd.to_datetime(table["timestamp"])
+        table.to_parquet(tmp_path / "x.parquet")
+        assert made("generic", tmp_path / "x.parquet")[0] == [["1", "7", "1323388800"]]
+
+    def test_quotes_can_be_plain_characters(self, made, tmp_path):
+        path = tmp_path / "x.tsv"
+        path.write_text('user_id\titem_id\ttimestamp\tname\nu\ti\t1\t"open\nu\tj\t2\t12" pan\n')
+        words = ("generic", path, "--no-quotes", "--attributes", "name")
+        assert made(*words)[1] == [["i", '"open'], ["j", '12" pan']]
+
+    def test_encoding(self, made, run, tmp_path):
+        path = tmp_path / "x.csv"
+        path.write_bytes(b"user_id,item_id,timestamp,name\nu,i,1,caf\xe9\n")
+        status, _, errors = run("generic", path, "--attributes", "name")
+        assert status == 2 and "x.csv, line 2: expected utf-8 text" in errors
+        words = ("generic", path, "--attributes", "name", "--encoding", "latin-1")
+        assert made(*words)[1] == [["i", "café"]]
+
+
+class TestFromRecbole:
+    def write(self, tmp_path, inter, item=None):
+        folder = tmp_path / "old"
+        folder.mkdir()
+        (folder / "old.inter").write_bytes(inter)
+        if item is not None:
+            (folder / "old.item").write_bytes(item)
+        return folder
+
+    def test_mends(self, made, run, tmp_path):
+        folder = self.write(
+            tmp_path,
+            b"item_id:token\tuser_id:token\trating:float\ttimestamp:float\r\n"
+            b"NA\tu\t1\t20\r\n\r\nb\tu\t1\t10\r\nb\tu\t1\t10\r\n",
+            b"item_id:token\tprice:float\ttitle:token_seq\n"
+            b'b\t1\tcaf\xe9 \0 "x\nb\t2\tagain\nunbought\t3\tt\n',
+        )
+        assert run("check", folder, out=None)[0] == 1
+        inter, item, _ = made("--from-recbole", folder, "--duplicates", "exact")
+        assert inter == [["u", "b", "10"], ["u", "NA", "20"]]
+        assert item == [["b", 'café "x'], ["NA", ""]]
+        status, listed, _ = run("check", tmp_path / "made", out=None)
+        assert status == 1 and listed.count("\n") == 3  # NA is an id, twice, and has no text
+
+    def test_a_broken_row_is_counted(self, made, run, tmp_path):
+        folder = self.write(
+            tmp_path, b"user_id:token\titem_id:token\ttimestamp:float\nu\ti\nu\tj\t1\n"
+        )
+        status, _, errors = run("from-recbole", folder)
+        assert status == 2 and "old.inter, line 2: expected 3 columns" in errors
+        assert made("from-recbole", folder, "--max-bad", 1)[0] == [["u", "j", "1"]]
+
+    def test_the_toy_set_keeps_its_fingerprint(self, made, toy):
+        from recbole_jepa4rec.config import Config
+        from recbole_jepa4rec.dataset import SequentialTextDataset
+
+        loaded = SequentialTextDataset(Config("Markov", "toy", config_dict=toy))
+        _, item, statistics = made("from-recbole", f"{toy['data_path']}/toy", out="toy")
+        assert statistics["fingerprint"] == loaded.fingerprint
+        assert statistics["statistics"] == loaded.statistics()
+        texts = loaded.item_text.to_numpy().tolist()[1:]
+        ids = loaded.field2id_token["item_id"][1:].tolist()
+        assert dict(zip(ids, texts, strict=True)) == {row[0]: row[1:] for row in item}
+
+
+def test_gzip_is_known_by_its_content(made, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(gzip.compress(b"user_id,item_id,timestamp\nu,i,1\n"))
+    assert made("generic", path)[0] == [["u", "i", "1"]]
