@@ -52,6 +52,8 @@ class ProtocolTrainer(CheckpointedTrainer):
         torch.autograd.set_detect_anomaly(False)  # RecBole's sine.py turns it on for every model
         with patch.object(recbole_trainer, "get_tensorboard", _tensorboard(config["run_dir"])):
             super().__init__(config, model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            self.epochs = 0  # nothing to train, whatever a preset for all models says
         has_stages = "train_stage" in config.internal_config_dict
         self.stage = config["train_stage"] if has_stages else "train"
         self.stage_seconds = {"pretrain": 0.0, "finetune": 0.0}

@@ -9,6 +9,7 @@ from recbole_jepa4rec.dataset import SequentialTextDataset
 from recbole_jepa4rec.metrics import mean_metrics, target_ranks
 from recbole_jepa4rec.model.markov import Markov
 from recbole_jepa4rec.model.popularity import Popularity
+from recbole_jepa4rec.quick_start import run
 
 MODELS = [Popularity, Markov]
 
@@ -96,3 +97,17 @@ def test_ml_100k_gives_the_reference_figures(model_class, expected):
         ranks = [target_ranks(model.full_sort_predict(b), b["item_id"]) for b, *_ in test]
     means = mean_metrics(torch.cat(ranks), ["Recall", "NDCG"], [10])
     assert {name: round(means[name], 4) for name in expected} == expected
+
+
+@pytest.mark.parametrize("model", ["Popularity", "Markov"])
+def test_counted_models_train_no_epoch_whatever_a_preset_says(model, toy, tmp_path):
+    given = {
+        **toy,
+        "epochs": 50,
+        "eval_step": 1,
+        "use_gpu": False,
+        "run_dir": str(tmp_path / "run"),
+    }
+    found = run(model, config_dict=given)
+    assert found["epochs"] == 0 and found["learning_curve"] == []
+    assert found["test"]["recall@10"] > 0
