@@ -40,10 +40,10 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
     """Trains a model that moves through phases, as JEPA4Rec does.
 
     Beside RecBole's methods the model offers ``begin_phase(name, steps)``, ``begin_epoch(key)``,
-    ``begin_step(number)``, ``weights_moved()``, ``loss_weights``, ``item_vectors()``,
-    ``trains_all_prefixes``, ``tokens_seen`` and ``item_tokens`` (``None`` where training reads no
-    tokens). It may offer ``keeps_from_start(weights, same_items)``: names of
-    weights that a checkpoint does not replace, because they belong to another catalogue; and
+    ``begin_step(number)``, ``weights_moved()``, ``loss_weights``, ``trains_all_prefixes``,
+    ``tokens_seen`` and ``item_tokens`` (``None`` where training reads no tokens). It may offer
+    ``item_vectors()``, whose collapse is watched; ``keeps_from_start(weights, same_items)``: names
+    of weights that a checkpoint does not replace, because they belong to another catalogue; and
     ``learns_permutation``: whether ``permutation_epochs`` come before finetuning.
 
     Raises:
@@ -264,11 +264,13 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         result = validate()
         score = result[self.valid_metric]
         self.record_validation(phase.name, score)
-        measured = spread(self.model.item_vectors())
-        warn_if_collapsed(measured)
-        for name, value in (*result.items(), *measured.items()):
+        shown = dict(result)
+        if hasattr(self.model, "item_vectors"):
+            shown |= (measured := spread(self.model.item_vectors()))
+            warn_if_collapsed(measured)
+        for name, value in shown.items():
             self.tensorboard.add_scalar(f"{phase.name}/{name}", value, epoch)
-        named = (f"{name} {value:.4f}" for name, value in (*result.items(), *measured.items()))
+        named = (f"{name} {value:.4f}" for name, value in shown.items())
         self.logger.info(f"{phase.name} {epoch} validation: {', '.join(named)}")
         if self.callback and (phase.name != PRETRAIN or self.stage == "pretrain"):
             self.callback(epoch, score)

@@ -11,7 +11,6 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_jepa4rec.collapse import SAMPLED_ITEMS
 from recbole_jepa4rec.keyed_random import derive
 from recbole_jepa4rec.model.language_model import PRECISIONS, add_lora, load_language_model
 from recbole_jepa4rec.model.verbaliser import Verbaliser
@@ -108,13 +107,6 @@ class LlamaRec(SequentialRecommender):
 
     def weights_moved(self) -> None:
         """Nothing is kept that depends on the weights."""
-
-    def item_vectors(self) -> Tensor:
-        """Mean input embedding of titles, which is frozen, ``[S, D]``; some of them at most."""
-        titles = self.prompt.titles[1 :: -(-self.n_items // SAMPLED_ITEMS)]
-        table = self.verbaliser.language_model.get_input_embeddings().weight
-        tokens = self.prompt.tokenizer(titles, add_special_tokens=False)["input_ids"]
-        return torch.stack([table[row].float().mean(dim=0) for row in tokens if row])
 
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
         """Cross-entropy of the true item's letter among those of the candidates (section 3.3)."""
