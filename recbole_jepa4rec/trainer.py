@@ -242,10 +242,8 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         terms = [loss.item() for loss in losses]
         if not all(map(math.isfinite, terms)):
             named = dict(zip(self.model.loss_weights, terms, strict=True))
-            raise ValueError(
-                f"loss is not finite: {named}; try a lower learning_rate, clip_grad_norm or "
-                "precision=fp32"
-            )
+            advice = "try a lower learning_rate, clip_grad_norm or precision=fp32"
+            raise ValueError(f"loss is not finite: {named}; {advice}")
         self.scaler.scale(sum(losses) * share).backward()
         return terms
 

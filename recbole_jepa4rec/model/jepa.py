@@ -10,9 +10,10 @@ from recbole_jepa4rec.loss import mapping_loss
 from recbole_jepa4rec.masking import draw_masked_item
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.masked_pair import MaskedPair
 from recbole_jepa4rec.model.objective import JointEmbeddingObjective
 from recbole_jepa4rec.model.predictor import Predictor
-from recbole_jepa4rec.model.sentence_model import MaskedPair, SentenceModel
+from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.sentences import ItemSentences
 from recbole_jepa4rec.token_batch import TokenBatch
 
