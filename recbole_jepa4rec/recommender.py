@@ -13,6 +13,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_jepa4rec.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.pretrained_chain import is_chained
 from recbole_jepa4rec.registry import MODELS, did_you_mean, find_dataset
 
 Item = str | Mapping[str, str]
@@ -38,6 +39,8 @@ def load(run_dir: str | Path, **settings: Any) -> Recommender:
         config_file_list=[folder / "config.yaml"],
         config_dict={"checkpoint": str(folder), "encoder_checkpoint": None, **settings},
     )
+    if is_chained(config):
+        config["train_stage"] = "pretrain"  # the other stage would read the file of the first
     dataset = find_dataset(config.model_class)(config)
     train = dataset.build()[0]
     model = config.model_class(config, train).to(config["device"])

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import recbole
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
@@ -17,6 +18,9 @@ from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.recommender import load
 from recbole_jepa4rec.registry import find_entry, find_properties
 from recbole_jepa4rec.settings import read_yaml
+
+MACHINE = ("seed", "data_path", "use_gpu", "gpu_id", "state", "reproducibility", "show_progress")
+"""Keys beside data and protocol that a retriever has from its ranker."""
 
 
 class Retriever:
@@ -34,7 +38,7 @@ class Retriever:
             more of a history than there will be.
 
     Attributes:
-        label: the model's name, with its loss where that can be chosen.
+        label: what tables call the run.
         digest: SHA-256 of the weights file, ``[32]`` bytes.
     """
 
@@ -53,9 +57,7 @@ class Retriever:
                 f"--MAX_ITEM_LIST_LENGTH={recommender.max_length} or more"
             )
         self.folder, self.model = folder, recommender.model
-        settings = read_yaml(folder / "config.yaml")
-        loss = settings.get("loss_type")
-        self.label = f"{settings['model']}-{loss}" if loss else str(settings["model"])
+        self.label = _read_result(folder)["label"]
         weights = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes())
         self.digest = torch.tensor(list(weights.digest()), dtype=torch.uint8)
 
@@ -108,19 +110,21 @@ def is_folder(retriever: str) -> bool:
 
 
 def retriever_config(config: Any) -> Config:
-    """Settings of a retriever to be trained: the ranker's data, seed and protocol, its defaults.
+    """Settings of a retriever to be trained: the ranker's data, seed and protocol.
+
+    How it is trained is its own defaults' matter, and ``retriever_settings``'.
 
     Args:
-        config: the ranker's; ``retriever_settings`` go before everything else, and
-            ``retriever_time_ratio`` is the share of ``max_train_seconds``.
+        config: the ranker's; ``retriever_time_ratio`` is the share of ``max_train_seconds``.
 
     Raises:
         ValueError: if ``retriever_settings`` cannot be used.
     """
     name, settings = find_entry(config["retriever"])
-    own = {*read_yaml(find_properties() / "model" / "LlamaRec.yaml"), *config.unread_keys()}
-    given = {key: value for key, value in config.external().items() if key not in own}
-    dataset, limit = given.pop("dataset"), config["max_train_seconds"]
+    external, limit = config.external(), config["max_train_seconds"]
+    dataset = external["dataset"]
+    shared = {*MACHINE, *read_yaml(find_properties() / "overall.yaml"), *_data_keys()}
+    given = {key: value for key, value in external.items() if key in shared}
     given |= {
         "model": name,
         "MAX_ITEM_LIST_LENGTH": config["MAX_ITEM_LIST_LENGTH"],
@@ -153,17 +157,32 @@ def train_retriever(settings: Config, folder: Path) -> None:
         raise ValueError(f"{folder} holds a retriever that was trained with other settings")
 
 
-def _check_fingerprint(folder: Path, dataset: Any) -> None:
-    """Refuse a run on other data before its model is loaded."""
+def _data_keys() -> set[str]:
+    """Keys that say what is loaded and how it is filtered: those of RecBole's ``sample.yaml``."""
+    return set(read_yaml(Path(recbole.__file__).parent / "properties" / "dataset" / "sample.yaml"))
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    """What a finished run says of itself.
+
+    Raises:
+        ValueError: if the folder is no finished run's.
+    """
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        fingerprint, name = result["data_fingerprint"], result["dataset"]
+        return {key: result[key] for key in ("label", "data_fingerprint", "dataset")}
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"retriever {str(folder)!r} is no finished run's folder: no result.json that names data"
         ) from None
-    if fingerprint != dataset.fingerprint:
+
+
+def _check_fingerprint(folder: Path, dataset: Any) -> None:
+    """Refuse a run on other data before its model is loaded."""
+    result = _read_result(folder)
+    if result["data_fingerprint"] != dataset.fingerprint:
         raise ValueError(
-            f"retriever {str(folder)!r} was trained on other data: {name} ({fingerprint}) instead "
-            f"of {dataset.dataset_name} ({dataset.fingerprint})"
+            f"retriever {str(folder)!r} was trained on other data: {result['dataset']} "
+            f"({result['data_fingerprint']}) instead of {dataset.dataset_name} "
+            f"({dataset.fingerprint})"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +12,7 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole_jepa4rec.checkpoint import load_weights, save_weights
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.recommender import load
 from recbole_jepa4rec.registry import find_dataset
 
 SMALL = {
@@ -117,6 +119,11 @@ class ModelContract:
         first, second = result("first"), result("second")
         assert first["valid"] == second["valid"]
         assert first["test"] == second["test"]
+
+    def test_a_run_folder_recommends(self, result):
+        recommender = load(Path(result()["path"]).parent)
+        found = recommender.recommend([recommender.item_ids[1:4]], k=5)
+        assert found["rank"].tolist() == [1, 2, 3, 4, 5]
 
     def test_batch_size_of_the_evaluation_changes_nothing(self, result):
         small, large = result("small", eval_batch_size=3), result("large", eval_batch_size=1000)

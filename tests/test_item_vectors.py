@@ -17,7 +17,14 @@ from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.item_vectors import ItemVectors, drop_words
 from recbole_jepa4rec.registry import find_dataset
 from recbole_jepa4rec.text_encoder import MINILM, TextEncoder
-from tests.tiny_encoder import TEXTS, catalogue, pool_by, save_tiny_bert, tiny_bert  # noqa: F401
+from tests.tiny_encoder import (  # noqa: F401
+    TEXTS,
+    catalogue,
+    pool_by,
+    save_tiny_bert,
+    tiny_bert,
+    write_data_sets,
+)
 
 
 @pytest.fixture
@@ -208,6 +215,22 @@ class TestFile:
         assert items.word_dropped(0.5) is None and items.source == "own.npy"
         with pytest.raises(ValueError, match=r"own\.npy holds no vectors of new items"):
             items.append(pd.DataFrame({"title": ["x"]}))
+
+    def test_rows_of_several_data_sets_follow_each_other(self, tmp_path):
+        titles = {"one": ["red can", "knife", "spade"], "two": ["hose", "blue can", "rose", "pot"]}
+        write_data_sets(tmp_path, **titles)
+        array = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+        np.save(tmp_path / "own.npy", array)
+        given = {"data_path": str(tmp_path), "text_encoder": str(tmp_path / "own.npy")}
+        given |= {"use_gpu": False, "train_stage": "pretrain"}
+        config = Config("UniSRec", "one,two", config_dict=given)
+        dataset = find_dataset(config.model_class)(config)
+        items = ItemVectors.of(config, dataset)
+        tokens = [f"{name}/i{n}" for name, texts in titles.items() for n in range(len(texts))]
+        assert sorted(tokens) == sorted(dataset.field2id_token["item_id"][1:])
+        for line, token in enumerate(tokens):
+            row = items.row_of_item[dataset.token2id("item_id", token)]
+            assert np.array_equal(items.table[row].numpy(), array[line])
 
     def test_what_does_not_fit_is_refused(self, of):
         good = np.ones((len(self.lines()), 4), dtype=np.float32)

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
@@ -22,6 +23,7 @@ from recbole_jepa4rec.metrics import target_ranks
 from recbole_jepa4rec.model.llamarec import LlamaRec
 from recbole_jepa4rec.quick_start import run
 from recbole_jepa4rec.reranking import rerank, retrieve, training_candidates
+from recbole_jepa4rec.retriever import Retriever
 from tests.contract import SMALL, ModelContract
 from tests.tiny_llama import save_tiny_llama
 
@@ -301,6 +303,24 @@ def test_a_retriever_reads_what_it_was_trained_on(make, tiny):
     )
     own = load(tiny["retriever"]).model.full_sort_predict(own_rows)
     assert torch.equal(net.retriever.scores(rows)[:, 1:], own[:, 1:])
+
+
+def test_a_retriever_that_numbers_the_items_otherwise_is_refused(make, tiny):
+    net, parts = make()
+    assert parts[0].fingerprint  # kept: it does not depend on the numbers
+    tokens = parts[0].field2id_token["item_id"]
+    tokens[[3, 7]] = tokens[[7, 3]]
+    with pytest.raises(ValueError, match="numbers the items in another order") as caught:
+        Retriever(Path(tiny["retriever"]), net.config, parts[0])
+    assert tiny["retriever"] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_reading_a_retriever_draws_no_random_numbers(make, tiny):
+    net, parts = make()
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    Retriever(Path(tiny["retriever"]), net.config, parts[0])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- what is trained, saved and loaded

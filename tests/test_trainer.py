@@ -4,8 +4,10 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import recbole_jepa4rec
 from recbole_jepa4rec.collapse import spread, warn_if_collapsed
@@ -168,6 +170,72 @@ def test_validation_of_pretraining_is_that_of_the_protocol(train):
     alone = train("alone", train_stage="pretrain")
     both = train("both", epochs=0)
     assert both["valid"] == alone["valid"] and both["test"] == alone["test"]
+
+
+@pytest.mark.parametrize("mode", ["random", "all_prefixes"])
+def test_held_out_users_validate_pretraining_and_never_train_in_it(train, monkeypatch, mode):
+    trained, validated, everybody = set(), set(), set()
+    backward, rank_targets_at = TwoStageTrainer._backward, TwoStageTrainer._rank_targets_at
+
+    def watch_training(self, positions, share):
+        histories = self.rows.histories
+        everybody.update(trainable_users(histories).tolist())
+        trained.update(histories.users[positions].tolist())
+        return backward(self, positions, share)
+
+    def watch_validation(self, positions):
+        validated.update(self.rows.histories.users[positions].tolist())
+        return rank_targets_at(self, positions)
+
+    monkeypatch.setattr(TwoStageTrainer, "_backward", watch_training)
+    monkeypatch.setattr(TwoStageTrainer, "_rank_targets_at", watch_validation)
+    train(train_stage="pretrain", training_targets=mode)
+    assert trained and validated and not trained & validated
+    assert trained | validated == everybody
+
+
+def write_histories(folder, last, shift):
+    """40 users over the toy items, who pass the items of their ``last`` interactions on.
+
+    All training parts come first in the file, so that items are always numbered alike.
+    """
+    text = Path("dataset/toy/toy.item").read_text(encoding="utf-8")
+    (folder / "toy").mkdir(parents=True)
+    (folder / "toy" / "toy.item").write_text(text, encoding="utf-8")
+    items = [line.partition("\t")[0] for line in text.splitlines()[1:]]
+    generator = np.random.default_rng(0)
+    histories = [list(generator.permutation(items)[: 6 + user % 4]) for user in range(40)]
+    ends = [history[-last:] for history in histories]
+    assert {item for history in histories for item in history[:-2]} == {*items}
+    for user, history in enumerate(histories):
+        history[-last:] = ends[(user + shift) % 40]
+    lines = [
+        (place >= len(history) - 2, f"u{user}\t{item}\t{place}")
+        for user, history in enumerate(histories)
+        for place, item in enumerate(history)
+    ]
+    rows = [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+    rows = ["user_id:token\titem_id:token\ttimestamp:float", *rows]
+    (folder / "toy" / "toy.inter").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("mode", ["random", "all_prefixes"])
+@pytest.mark.parametrize(("stage", "last"), [("pretrain", 2), ("both", 1)])
+def test_training_knows_nothing_of_what_is_held_back(train, tmp_path, stage, last, mode):
+    """Of the validation and test targets in pre-training, of the test targets in finetuning."""
+    weights, curves, tests = [], [], []
+    for name, shift in (("own", 0), ("others", 7)):
+        data = write_histories(tmp_path / f"data-{name}", last, shift)
+        result = train(name, data_path=data, train_stage=stage, training_targets=mode)
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        points = result["learning_curve"]
+        curves.append([(point["stage"], point["epoch"], point["valid"]) for point in points])
+        tests.append(result["test"])
+    assert tests[0] != tests[1]
+    assert curves[0] == curves[1] != []
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_two_data_sets_pretrain_for_a_third(train, tmp_path):

@@ -131,6 +131,35 @@ def test_mixture_is_equations_4_and_5():
     torch.testing.assert_close(noisy, slow(torch.randn(6, 4)), atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_dropout_reaches_the_experts_and_not_the_gate(monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    torch.manual_seed(0)
+    width = 40
+    mixture = MixtureOfExperts(width, width, experts=3, dropout=0.25, initializer_range=0.5)
+    nn.init.normal_(mixture.w_gate)
+    nn.init.normal_(mixture.w_noise)
+    for k, expert in enumerate(mixture.experts):  # v is a multiple of what the experts read
+        expert.lin.weight.copy_((k + 1) * torch.eye(width))
+    x = torch.randn(9, width)
+    dropped = 0
+    for training in (True, False):
+        out = mixture.train(training)(x)
+        for row in range(9):
+            logits = x[row] @ mixture.w_gate
+            if training:
+                logits = logits + torch.log1p(torch.exp(x[row] @ mixture.w_noise))
+            gates = logits.exp() / logits.exp().sum()
+            multiple = float(sum((k + 1) * gates[k] for k in range(3)))
+            read = x[row] * (out[row] != 0) / (0.75 if training else 1.0)
+            torch.testing.assert_close(out[row], multiple * read, atol=1e-5, rtol=1e-5)
+        if training:
+            dropped = int((out == 0).sum())
+        else:
+            assert out.all()
+    assert dropped / x.numel() == pytest.approx(0.25, abs=0.06)
+
+
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a @ b / (a.norm() * b.norm())).item()
 
@@ -193,6 +222,52 @@ def test_sequence_item_is_equation_8_at_every_position(made):
             below = sum(math.exp(value) for value in logits.values())
             terms.append(-math.log(math.exp(logits[int(rows[window[end]])]) / below))
     assert loss == pytest.approx(sum(terms) / len(terms), abs=1e-4)
+
+
+def test_pretraining_adds_lambda_times_equation_9_by_the_last_targets(made):
+    """Without dropped items a window's augmentation is the window."""
+    model, data = made(sequence_sequence_weight=0.25, item_drop_ratio=0.0, item_drop_share=1.0)
+    model.eval().begin_phase("pretrain", 1)
+    batch = data.join(data.inter_feat[0:30])
+    one, two = (loss.item() for loss in model.calculate_loss(batch))
+    rows, seen = model.text.row_of_item, windows(model, batch)
+    first, last = ([int(rows[window[at]]) for window in seen] for at in (1, -1))
+    pairs = [(j, k) for j in range(30) for k in range(j)]
+    assert any(first[j] == first[k] and last[j] != last[k] for j, k in pairs)
+    assert any(first[j] != first[k] and last[j] == last[k] for j, k in pairs)
+    s = []
+    for window in seen:
+        vectors = model.adaptor(model.text.table[rows[window[:-1]]])
+        s.append(model.encoder(vectors[None])[0, -1])
+    total = 0.0
+    for j in range(30):
+        rivals = [k for k in range(30) if k == j or last[k] != last[j]]
+        below = sum(math.exp(cosine(s[j], s[k]) / 0.07) for k in rivals)
+        total -= math.log(math.exp(cosine(s[j], s[j]) / 0.07) / below)
+    assert two == pytest.approx(0.25 * total / 30, rel=1e-3)
+    assert model.loss_weights == {"sequence_item": 1.0, "sequence_sequence": 0.25}
+
+    other = made(sequence_sequence_weight=0.0, item_drop_ratio=0.0, item_drop_share=1.0)[0]
+    other.eval().begin_phase("pretrain", 1)
+    assert [loss.item() for loss in other.calculate_loss(batch)] == [pytest.approx(one), 0.0]
+
+
+@torch.no_grad()
+def test_an_empty_history_is_zero_and_likes_all_items_alike(made):
+    model, data = made()
+    model.eval()
+    batch = data.join(data.inter_feat[0:3])
+    whole = model.full_sort_predict(batch)
+    batch["item_id_list"][1], batch["item_length"][1] = 0, 0
+    sequences = model(batch["item_id_list"], batch["item_length"])
+    assert sequences.any(dim=1).tolist() == [True, False, True]
+    scores = model.full_sort_predict(batch)
+    assert not scores[1].any() and scores.isfinite().all()
+    torch.testing.assert_close(scores[[0, 2]], whole[[0, 2]])
+
+
+def test_the_adaptor_has_the_dropout_of_its_key(made):
+    assert made(adaptor_dropout_prob=0.3)[0].adaptor.dropout.p == 0.3
 
 
 @pytest.mark.parametrize("mode", ["inductive", "transductive"])

@@ -220,6 +220,29 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a @ b / (a.norm() * b.norm())).item()
 
 
+def test_every_position_and_epoch_has_a_synthetic_code_of_its_own(made, monkeypatch):
+    from recbole_jepa4rec.model import vqrec
+
+    model, data = made(code_replacement_ratio=1.0, code_values=256)
+    model.eval().begin_phase("pretrain", 1)
+    rows = data.inter_feat[0:30]
+    ends = list(zip(rows["user_id"].tolist(), rows["item_id"].tolist(), strict=True))
+    batch = data.join(rows[[ends.index(end) for end in sorted(set(ends))]])
+    drawn = []
+
+    def remember(*args):
+        drawn.append(replaced_digits(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(vqrec, "replaced_digits", remember)
+    for epoch in range(2):
+        model.begin_epoch(epoch)
+        model.calculate_loss(batch)
+    codes = torch.cat(drawn)
+    assert len(codes) == 2 * int(batch["item_length"].sum()) > 2 * len(batch)
+    assert len(torch.unique(codes, dim=0)) == len(codes)
+
+
 def test_pretraining_contrasts_with_the_batch_and_a_half_synthetic_code(made, monkeypatch):
     from recbole_jepa4rec.model import vqrec
 
@@ -343,6 +366,19 @@ class TestTransfer:
         _, result = train("target", "three", checkpoint=source, learning_rate=0.0)
         assert len(self.stages(result)) == 4
         assert len({point["valid"] for point in result["learning_curve"]}) == 1
+
+    def test_another_catalogue_has_codes_of_its_own(self, train):
+        source, _ = train("source", "one,two", train_stage="pretrain")
+        target, _ = train("target", "three", checkpoint=source, epochs=0, permutation_epochs=0)
+        old, new = (recbole_jepa4rec.load(folder).model for folder in (source, target))
+        assert torch.equal(new.code_embedding, old.code_embedding)
+        vectors = new.text.table[torch.unique(new.text.row_of_item[1:])]
+        fresh = ProductQuantiser.fit(vectors, 4, 8)
+        assert torch.equal(new.quantiser.rotation, fresh.rotation)
+        assert torch.equal(new.quantiser.centroids, fresh.centroids)
+        assert not torch.equal(new.quantiser.rotation, old.quantiser.rotation)
+        assert not torch.equal(new.quantiser.centroids, old.quantiser.centroids)
+        assert bytes(new.catalogue.tolist()).hex() == new.text.key != old.text.key
 
     def test_its_own_catalogue_needs_no_permutation(self, train):
         source, _ = train("source", "three", train_stage="pretrain")

@@ -74,6 +74,12 @@ class RecFormer(SequentialRecommender):
         )
 
     @property
+    def label(self) -> str:
+        """What tables call the model, which name the targets of a pass (``training_targets``)."""
+        targets = "all prefixes" if self.trains_all_prefixes else "one random target"
+        return f"{type(self).__name__} ({targets})"
+
+    @property
     def loss_weights(self) -> dict[str, float]:
         """The loss terms of the current phase, in the order of :meth:`calculate_loss`."""
         return self.core.loss_weights if self.phase == PRETRAIN else {"finetune": 1.0}
