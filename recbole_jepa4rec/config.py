@@ -29,6 +29,7 @@ from recbole_jepa4rec.settings import (
     read_yaml,
     refuse_unknown,
 )
+from recbole_jepa4rec.split_files import split_names
 
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
@@ -171,13 +172,16 @@ class Config(RecBoleConfig):
         self._resolved = copy.deepcopy(settings)
         return settings
 
-    def _check_protocol(self, settings: Mapping[str, Any]) -> None:
+    def _check_protocol(self, settings: dict[str, Any]) -> None:
         """Refuse by name what the evaluation cannot honour."""
         for key in PICKLES:
             if settings.get(key):
                 raise ValueError(f"{key} is not supported: RecBole would pickle")
-        if settings["benchmark_filename"]:
-            raise ValueError("benchmark_filename is not supported: the split is leave-one-out")
+        settings["benchmark_filename"] = split_names(settings["benchmark_filename"])
+        if settings["benchmark_filename"] and len(self._sources) > 1:
+            raise ValueError(
+                f"benchmark_filename needs one data set, and {', '.join(self._sources)} are named"
+            )
         eval_args = settings["eval_args"]
         if not isinstance(eval_args, dict):
             raise ValueError(f"eval_args {eval_args!r} must be a mapping")

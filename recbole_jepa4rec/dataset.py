@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ import torch
 from pandas.api.types import union_categoricals
 from recbole.utils import FeatureSource
 
+from recbole_jepa4rec.fingerprint import fingerprint
 from recbole_jepa4rec.histories import Histories, HistoryRows
 from recbole_jepa4rec.item_files import source_folders
 from recbole_jepa4rec.item_text import read_item_text
 from recbole_jepa4rec.raw_dataset import RawSequentialDataset
 from recbole_jepa4rec.registry import did_you_mean
 from recbole_jepa4rec.settings import PROTOCOL
+from recbole_jepa4rec.split_files import PARTS, checked_parts, refuse_unknown_items, split_names
 
 
 class SequentialTextDataset(RawSequentialDataset):
@@ -27,7 +29,8 @@ class SequentialTextDataset(RawSequentialDataset):
     Departs from RecBole's ``SequentialDataset``: time is compared at full precision with the file's
     order breaking ties, users with three interactions are validated as well, and windows of the
     history are cut when a row is fetched. Several data sets (``source_datasets``) become one with
-    ids ``NAME/id``; only users, items, times and item text are taken from each.
+    ids ``NAME/id``; only users, items, times and item text are taken from each. The split is
+    leave-one-out, or that of the files which ``benchmark_filename`` names (see ``split_files``).
 
     Args:
         config: RecBole's, or ours.
@@ -36,7 +39,8 @@ class SequentialTextDataset(RawSequentialDataset):
         ValueError: if a file, a column or the split cannot be used; one line says which.
 
     Attributes:
-        histories: all users' interactions, sorted by user and time.
+        histories: all users' interactions, sorted by user and time; in what ``build`` gives of a
+            split in files, those that the rows may read.
     """
 
     histories: Histories
@@ -65,30 +69,15 @@ class SequentialTextDataset(RawSequentialDataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the histories hold, as 16 hexadecimal digits.
-
-        It depends on the raw ids of users and items and on the order inside each history, not on
-        the order of the users in the file.
-        """
+        """What the histories hold, as 16 hexadecimal digits; see ``fingerprint.fingerprint``."""
         histories = self.histories
-        item_order = _sorted_by_token(
-            histories.distinct_items.numpy(), self.field2id_token[self.iid_field]
+        return fingerprint(
+            self.field2id_token[self.uid_field],
+            self.field2id_token[self.iid_field],
+            histories.users.numpy(),
+            histories.items.numpy(),
+            None if histories.part is None else histories.part.numpy(),
         )
-        user_order = _sorted_by_token(
-            torch.nonzero(histories.lengths)[:, 0].numpy(), self.field2id_token[self.uid_field]
-        )
-        rank_of_item = np.zeros(self.item_num, dtype="<i8")
-        rank_of_item[item_order] = np.arange(len(item_order))
-        lengths = histories.lengths.numpy()[user_order].astype("<i8")
-        moved = histories.offsets.numpy()[user_order] - (lengths.cumsum() - lengths)
-        by_user = np.repeat(moved, lengths) + np.arange(len(histories.items))
-
-        digest = hashlib.sha256()
-        for field, order in ((self.uid_field, user_order), (self.iid_field, item_order)):
-            digest.update("\n".join(self.field2id_token[field][order]).encode() + b"\n\n")
-        digest.update(lengths.tobytes())
-        digest.update(rank_of_item[histories.items.numpy()[by_user]].tobytes())
-        return digest.hexdigest()[:16]
 
     def statistics(self) -> dict[str, float]:
         """Counts of what occurs: users, items, interactions; the average length and the density."""
@@ -104,12 +93,12 @@ class SequentialTextDataset(RawSequentialDataset):
         }
 
     def build(self) -> list[SequentialTextDataset]:
-        """Split by leaving one out, in time order.
+        """Split by leaving one out, in time order, or as the files say.
 
         Returns:
-            Data sets for training, validation and test: of each user with three interactions or
-            more the last is tested and the one before it validated; every earlier interaction that
-            has a history trains.
+            Data sets for training, validation and test. Leaving one out, the last interaction of
+            each user with three or more is tested and the one before it validated; every earlier
+            one that has a history trains. Of files, see ``HistoryRows.by_part``.
 
         Raises:
             ValueError: if ``eval_args`` asks for another split.
@@ -118,7 +107,12 @@ class SequentialTextDataset(RawSequentialDataset):
         self._change_feat_format()
         self._drop_unused_col()
         rows: HistoryRows = self.inter_feat
-        return [self.copy(rows.with_targets(part)) for part in self.histories.leave_one_out()]
+        if self.histories.part is None:
+            return [self.copy(rows.with_targets(part)) for part in self.histories.leave_one_out()]
+        parts = [self.copy(part) for part in rows.by_part()]
+        for part in parts:
+            part.histories = part.inter_feat.histories
+        return parts
 
     def data_augmentation(self) -> None:
         """Stand in for RecBole's unrolling: rows whose windows are cut when they are fetched."""
@@ -143,8 +137,19 @@ class SequentialTextDataset(RawSequentialDataset):
                 raise ValueError(f"eval_args.{key} {given!r} is not supported (allowed: {allowed})")
 
     def _change_feat_format(self) -> None:
-        if not isinstance(self.inter_feat, HistoryRows):  # a second build() finds it done
-            super()._change_feat_format()
+        if isinstance(self.inter_feat, HistoryRows):  # a second build() finds it done
+            return
+        super()._change_feat_format()
+        if self.split_paths:  # RecBole takes the rows of such files to be windows already
+            self.data_augmentation()
+
+    def _benchmark_presets(self) -> None:
+        """Skip RecBole's bookkeeping for windows that stand in the files of a split."""
+
+    def _get_preset(self) -> None:
+        super()._get_preset()
+        self.split_paths: list[Path] = []
+        self.benchmark_filename_list = None  # the parts are told apart here, not by RecBole
 
     def _source_folders(self) -> dict[str, Path]:
         """Folder of each data set that makes up this one."""
@@ -169,12 +174,43 @@ class SequentialTextDataset(RawSequentialDataset):
                 names = self._prefix(name) + column.cat.categories
                 self.inter_feat[field] = column.cat.rename_categories(names)
             tables.append(self.inter_feat)
-        self.inter_feat = pd.concat(tables, ignore_index=True)
-        for field in ids:  # concat gives strings where the categories differ
-            self.inter_feat[field] = union_categoricals([table[field] for table in tables])
+        self.inter_feat = _joined(tables, ids)
         self.user_feat = self.item_feat = None
         self.field2source[self.uid_field] = FeatureSource.USER_ID
         self.field2source[self.iid_field] = FeatureSource.ITEM_ID
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        """Load RecBole's table, or those of a split, one after another."""
+        names = split_names(self.config["benchmark_filename"])
+        if names is None:
+            super()._load_inter_feat(token, dataset_path)
+            return
+        self.split_paths = [Path(dataset_path, f"{token}.{name}.inter") for name in names]
+        tables: list[pd.DataFrame] = []
+        longest: dict[str, int] = {}
+        for path in self.split_paths:
+            table: Any = self._load_feat(str(path), FeatureSource.INTERACTION)
+            if tables and [*table] != [*tables[0]]:
+                raise ValueError(f"{path}: expected the columns {', '.join(tables[0])}")
+            tables.append(table)
+            for field, length in self.field2seqlen.items():
+                longest[field] = max(length, longest.get(field, 0))
+        self.field2seqlen.update(longest)
+        item_file, ids = Path(dataset_path, f"{token}.item"), [t[self.iid_field] for t in tables]
+        refuse_unknown_items(self.split_paths, item_file, self.iid_field, ids)
+        self.inter_feat = _joined(tables, (self.uid_field, self.iid_field))
+        self.part_of_row = np.repeat(
+            np.arange(len(PARTS), dtype=np.int8), [len(table) for table in tables]
+        )
+
+    def _data_filtering(self) -> None:
+        before = len(self.inter_feat)
+        super()._data_filtering()
+        if self.split_paths and len(self.inter_feat) != before:
+            raise ValueError(
+                "benchmark_filename: val_interval, user_inter_num_interval, item_inter_num_interval"
+                f" and rm_dup_inter would drop {before - len(self.inter_feat)} rows of a split"
+            )
 
     def _get_load_and_unload_col(self, source: Any) -> tuple[set[str] | None, set[str] | None]:
         if self.config["source_datasets"]:
@@ -190,10 +226,16 @@ class SequentialTextDataset(RawSequentialDataset):
         order = np.lexsort((times, low, high))  # stable; 16-bit keys are sorted by radix
         columns = {name: table.pop(name).to_numpy()[order] for name in list(table)}
         self.inter_feat = pd.DataFrame(columns, copy=False)
+        users, items = (columns[field] for field in (self.uid_field, self.iid_field))
+        part = None
+        if self.split_paths:
+            in_order = users, items, columns[self.time_field]
+            part = checked_parts(self.split_paths, self.part_of_row, order, in_order)
         self.histories = Histories.of(
-            torch.from_numpy(columns[self.uid_field]),
-            torch.from_numpy(columns[self.iid_field]),
+            torch.from_numpy(users),
+            torch.from_numpy(items),
             self.user_num,
+            None if part is None else torch.from_numpy(part),
         )
 
 
@@ -205,5 +247,9 @@ def _check_folder(name: str, folder: Path) -> None:
     raise ValueError(f"no data set {name!r} in {folder.parent}{hint}")
 
 
-def _sorted_by_token(ids: np.ndarray, id2token: np.ndarray) -> np.ndarray:
-    return ids[np.argsort(id2token[ids], kind="stable")]
+def _joined(tables: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:
+    """Tables one below the other, their ids still categories."""
+    joined = pd.concat(tables, ignore_index=True)
+    for field in ids:  # concat gives strings where the categories differ
+        joined[field] = union_categoricals([table[field] for table in tables])
+    return joined

@@ -21,7 +21,7 @@ def drop_history(scores: Tensor, target: Tensor, rows: HistoryRows, batch: slice
         ValueError: if the rows do not know the histories.
     """
     if not isinstance(rows, HistoryRows):
-        raise ValueError("filter_history needs whole histories, which benchmark_filename lacks")
+        raise ValueError("filter_history needs rows that know the whole histories")
     position = rows.target[batch]
     length = position - rows.histories.offsets[rows.histories.users[position]]
     row = torch.repeat_interleave(torch.arange(len(position)), length)

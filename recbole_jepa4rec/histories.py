@@ -12,6 +12,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_jepa4rec.split_files import PARTS, last_of_part
+
 
 @dataclass(frozen=True, eq=False)
 class Histories:
@@ -21,22 +23,33 @@ class Histories:
         items: internal item ids, sorted by user, then time, ``[M]``.
         offsets: user ``u`` owns ``items[offsets[u] : offsets[u + 1]]``, ``[U + 1]`` for the ``U``
             internal user ids; user 0 is padding and owns nothing.
+        part: where a split is given, number of the part of each interaction, ``[M]``: 0 trains, 1
+            is validated, 2 tested. None where the last two of each user are.
     """
 
     items: Tensor
     offsets: Tensor
+    part: Tensor | None = None
 
     @classmethod
-    def of(cls, users: Tensor, items: Tensor, num_users: int) -> Histories:
+    def of(
+        cls, users: Tensor, items: Tensor, num_users: int, part: Tensor | None = None
+    ) -> Histories:
         """Histories of interactions that are sorted by user already.
 
         Args:
             users: internal user ids, ``[M]``.
             items: internal item ids, ``[M]``.
             num_users: of all internal user ids, padding included.
+            part: number of the part of each, ``[M]``, if a split is given.
         """
         lengths = torch.bincount(users, minlength=num_users)
-        return cls(items, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+        return cls(items, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), part)
+
+    def where(self, kept: Tensor) -> Histories:
+        """Those of the interactions that a mask names, bool ``[M]``."""
+        part = None if self.part is None else self.part[kept]
+        return Histories.of(self.users[kept], self.items[kept], len(self.lengths), part)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -57,13 +70,23 @@ class Histories:
     def train_end(self) -> Tensor:
         """Position after each user's training part, ``[U]``.
 
-        The last two interactions validate and test; users with fewer than three only train.
+        The last two interactions validate and test; users with fewer than three only train. Of a
+        given split the training rows have histories of their own, which train to the end.
+
+        Raises:
+            RuntimeError: for histories of a given split that hold more than training.
         """
+        if self.part is not None:
+            if self.part.any():
+                raise RuntimeError("the training part of a given split need not be a prefix")
+            return self.offsets[1:]
         return self.offsets[1:] - 2 * (self.lengths >= 3)
 
     @cached_property
     def in_training(self) -> Tensor:
         """Which interactions belong to a training part, bool ``[M]``."""
+        if self.part is not None:
+            return self.part == 0
         return torch.arange(len(self.items)) < self.train_end[self.users]
 
     @cached_property
@@ -125,6 +148,40 @@ class HistoryRows(Interaction):
         rows = HistoryRows(
             self.histories,
             self._source,
+            target,
+            self._list_fields,
+            self._length_field,
+            self._max_length,
+        )
+        rows.interaction.names = list(self.interaction.names)
+        return rows
+
+    def by_part(self) -> list[HistoryRows]:
+        """Rows of each part of a given split; see ``split_files``.
+
+        Returns:
+            For training one row for every interaction of that part that has another of it before
+            it; for validation and test one row a user. Each has histories of its own: nothing of a
+            later part stands in them.
+
+        Raises:
+            RuntimeError: if no split is given.
+        """
+        part = self.histories.part
+        if part is None:
+            raise RuntimeError("without a given split there are no parts")
+        return [self._of_part(number, part) for number in range(len(PARTS))]
+
+    def _of_part(self, number: int, part: Tensor) -> HistoryRows:
+        kept = part <= number
+        histories = self.histories.where(kept)
+        target = histories.targets
+        if number:
+            last = last_of_part(histories.users.numpy(), part[kept].numpy(), number)
+            target = torch.from_numpy(last)
+        rows = HistoryRows(
+            histories,
+            {name: values[kept] for name, values in self._source.items()},
             target,
             self._list_fields,
             self._length_field,

@@ -20,7 +20,7 @@ from recbole_jepa4rec.atomic_files import (
     refuse_rows,
 )
 
-_ONLY = {"field_separator": "\t", "encoding": "utf-8", "benchmark_filename": None}
+_ONLY = {"field_separator": "\t", "encoding": "utf-8"}
 _BY_DEFAULT = {"user_id", "item_id", "rating", "timestamp"}  # RecBole asks for them, there or not
 _FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
 _ALL = (None, "[0,inf)")
@@ -87,6 +87,8 @@ class RawSequentialDataset(SequentialDataset):
     def _load_data(self, token: str, dataset_path: str) -> None:
         for suffix, names in (self.config["load_col"] or {}).items():
             path = Path(dataset_path, f"{token}.{suffix}")
+            if suffix == "inter" and self.config["benchmark_filename"]:
+                continue  # the split's files, not this one, are read
             if names and names != "*" and not path.is_file():
                 raise ValueError(f"load_col.{suffix} {names!r}: there is no file {path}")
         super()._load_data(token, dataset_path)

@@ -14,6 +14,7 @@ from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.doctor import hardware, versions
 from recbole_jepa4rec.histories import HistoryRows
 from recbole_jepa4rec.registry import has_loss_type
+from recbole_jepa4rec.split_files import split_title
 
 
 def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:
@@ -57,13 +58,7 @@ def facts(config: Config, data: Any, trainer: Any) -> dict[str, Any]:
         "seed": config["seed"],
         "stage": trainer.stage,
         "status": "finished",
-        "protocol": {
-            **config["eval_args"],
-            "filter_history": config["filter_history"],
-            "candidates": "all items",
-            "ties": "mean rank",
-            "users": "at least 3 interactions",
-        },
+        "protocol": _protocol(config, data),
         "data_fingerprint": data.fingerprint,
         "checkpoint_from": trainer.checkpoint_from,
         "pretrain_datasets": trainer.pretrain_datasets,
@@ -77,6 +72,22 @@ def facts(config: Config, data: Any, trainer: Any) -> dict[str, Any]:
         "hardware": hardware(config["device"]),
         "versions": versions(),
     }
+
+
+def _protocol(config: Config, data: Any) -> dict[str, Any]:
+    """How the evaluation was made; of a split in files, which one it is."""
+    protocol = {
+        **config["eval_args"],
+        "filter_history": config["filter_history"],
+        "candidates": "all items",
+        "ties": "mean rank",
+        "users": "at least 3 interactions",
+    }
+    if data.split_paths:
+        stats_file = data.split_paths[0].with_name(f"{data.dataset_name}.stats.json")
+        split = split_title(config["benchmark_filename"], stats_file, data.fingerprint)
+        protocol |= {"split": split, "users": "last row of each in the part's file"}
+    return protocol
 
 
 def label(config: Config, model: nn.Module) -> str:

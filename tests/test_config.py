@@ -188,7 +188,7 @@ class TestRefusals:
             ("--eval_args=3", "eval_args 3 must be a mapping"),
             ("--seed.x=3", "key 'seed.x': 'seed' is 2020, which holds no keys"),
             ("--save_dataset=True", "save_dataset is not supported"),
-            ("--benchmark_filename=[a,b,c]", "benchmark_filename is not supported"),
+            ("--benchmark_filename=[a,b]", "benchmark_filename ['a', 'b'] must be three"),
             ("--epochs=null", "epochs None must be a number"),
             ("--stopping_step=-1", "stopping_step -1 must be a whole number from 0"),
             ("--MAX_ITEM_LIST_LENGTH=0", "MAX_ITEM_LIST_LENGTH 0 must be a whole number from 1"),

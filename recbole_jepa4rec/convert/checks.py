@@ -13,6 +13,7 @@ import numpy as np
 
 from recbole_jepa4rec.atomic_files import AtomicFileError, Column, is_number, read_header
 from recbole_jepa4rec.convert.lines import numbered_lines
+from recbole_jepa4rec.convert.split_checks import Rows, split_faults, split_paths
 
 SUFFIXES = ("inter", "item", "user", "kg", "link", "net")
 
@@ -71,8 +72,10 @@ def problems(folder: Path) -> list[Problem]:
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in SUFFIXES}
     if not paths["inter"].is_file():
         raise ValueError(f"{folder}: expected a folder with {name}.inter")
-    bought = _Ids()
-    found = _check_interactions(paths["inter"], bought)
+    found: list[Problem] = []
+    users, bought = _Ids(), _Ids()
+    whole = _read_interactions(paths["inter"], found, users, bought)
+    found += _check_interactions(whole, users, bought)
     if paths["item"].is_file():
         found += _check_items(paths["item"], paths["inter"], bought)
     for suffix in SUFFIXES[2:]:
@@ -81,14 +84,15 @@ def problems(folder: Path) -> list[Problem]:
             for _ in _rows(paths[suffix], others, {}):
                 pass
             found += others
-    order = {path: place for place, path in enumerate(paths.values())}
+    splits = split_paths(folder, name)
+    found += _check_split(splits, paths["item"], whole, users, bought)
+    order = {path: place for place, path in enumerate([*paths.values(), *splits])}
     return sorted(found, key=lambda problem: (order[problem.path], problem.line))
 
 
-def _check_interactions(path: Path, items: _Ids) -> list[Problem]:
-    found: list[Problem] = []
-    users, lines = _Ids(), array("q")
-    user_numbers, item_numbers, times = array("i"), array("i"), array("d")
+def _read_interactions(path: Path, found: list[Problem], users: _Ids, items: _Ids) -> Rows:
+    """The rows of a file that are as they should be; the others are problems."""
+    user_numbers, item_numbers, times, lines = array("i"), array("i"), array("d"), array("q")
     for line, (user, item, time) in _rows(path, found, _INTER):
         missing = [n for n, v in zip(_INTER, (user, item, time), strict=True) if not v]
         if missing:
@@ -102,11 +106,30 @@ def _check_interactions(path: Path, items: _Ids) -> list[Problem]:
             lines.append(line)
     if not lines:
         found.append(Problem(path, 1, True, "expected rows below the header"))
-    found += _swallowed(path, "user_id", users) + _swallowed(path, "item_id", items)
-    arrays = [np.array(column) for column in (user_numbers, item_numbers, times)]
-    found += _duplicates(path, np.array(lines), *arrays)
-    found += _unsorted(path, np.array(lines), list(users.number_of), *arrays)
-    return found
+    return Rows(path, *map(np.array, (lines, user_numbers, item_numbers, times)))
+
+
+def _check_interactions(rows: Rows, users: _Ids, items: _Ids) -> list[Problem]:
+    found = _swallowed(rows.path, "user_id", users) + _swallowed(rows.path, "item_id", items)
+    found += _duplicates(*rows)
+    return found + _unsorted(rows.path, rows.lines, list(users.number_of), rows.users, rows.times)
+
+
+def _check_split(
+    paths: Sequence[Path], item_file: Path, whole: Rows, users: _Ids, items: _Ids
+) -> list[Problem]:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        return [Problem(path, 1, True, "expected this file of the split") for path in missing]
+    found: list[Problem] = []
+    parts = [_read_interactions(path, found, users, items) for path in paths]
+    if not parts or not all(len(rows.lines) for rows in parts):
+        return found
+    described = np.arange(len(items.lines))
+    if item_file.is_file():
+        ids = (item for _, (item,) in _rows(item_file, [], {"item_id": None}))
+        described = np.array([items.number_of[item] for item in ids if item in items.number_of])
+    return found + [Problem(*fault) for fault in split_faults(whole, parts, described)]
 
 
 def _duplicates(
@@ -132,7 +155,6 @@ def _unsorted(
     lines: np.ndarray,
     names: Sequence[str],
     users: np.ndarray,
-    _: np.ndarray,
     times: np.ndarray,
 ) -> list[Problem]:
     """Users whose rows are not in order of time; each at the first row that goes back."""

@@ -17,7 +17,7 @@ from recbole_jepa4rec.convert.json_source import LAYOUTS, JsonSource
 from recbole_jepa4rec.convert.lines import BadLines
 from recbole_jepa4rec.convert.movielens import MovieLens
 from recbole_jepa4rec.convert.online_retail import OnlineRetail
-from recbole_jepa4rec.convert.options import PRESETS, PROGRAM, SOURCES, parse
+from recbole_jepa4rec.convert.options import PRESETS, PROGRAM, SOURCES, parse, split_of
 from recbole_jepa4rec.convert.recbole_files import AtomicFiles
 from recbole_jepa4rec.convert.rules import PLAIN, Preset, rule_with
 from recbole_jepa4rec.convert.source import Source
@@ -60,6 +60,7 @@ def _run(words: Sequence[str]) -> int:
         user_share=options.user_share,
         seed=options.seed,
     )
+    split = split_of(options, rule.seed)
     source = _source(options, preset, BadLines(options.max_bad))
     about = {
         "source": options.source,
@@ -68,7 +69,7 @@ def _run(words: Sequence[str]) -> int:
         "rule": vars(rule),
         "command": shlex.join(PROGRAM.split() + list(words)),
     }
-    content = convert(source, rule, options.out, options.force, about)
+    content = convert(source, rule, options.out, options.force, about, split)
     print(summary(content), file=sys.stderr)
     print(options.out)
     return 0

@@ -11,13 +11,14 @@ import numpy as np
 
 from recbole_jepa4rec.convert import statistics
 from recbole_jepa4rec.convert.filters import apply
-from recbole_jepa4rec.convert.fingerprint import fingerprint
 from recbole_jepa4rec.convert.folder import check_target, whole_folder, writing
 from recbole_jepa4rec.convert.interactions import Interactions
 from recbole_jepa4rec.convert.rules import Rule
 from recbole_jepa4rec.convert.source import Source
+from recbole_jepa4rec.convert.split import Split, split_rows
 from recbole_jepa4rec.convert.writer import write_interactions, write_items
 from recbole_jepa4rec.experiment.published import beside_published
+from recbole_jepa4rec.fingerprint import fingerprint
 
 
 def convert(
@@ -26,8 +27,11 @@ def convert(
     target: Path,
     force: bool = False,
     about: Mapping[str, Any] | None = None,
+    split: Split | None = None,
 ) -> dict[str, Any]:
     """Read a source, filter it, and write ``NAME.inter``, ``NAME.item`` and ``NAME.stats.json``.
+
+    Of a split, ``NAME.train.inter``, ``NAME.valid.inter`` and ``NAME.test.inter`` as well.
 
     Args:
         source: of the interactions and the item text.
@@ -35,6 +39,7 @@ def convert(
         target: the folder; its name is that of the data set. It appears whole or not at all.
         force: whether it may replace a data set of that name.
         about: written first into ``NAME.stats.json``.
+        split: to be written, if any.
 
     Returns:
         What ``NAME.stats.json`` holds.
@@ -55,8 +60,11 @@ def convert(
     keys = kept.item_ids
     ids = source.item_ids(keys, np.bincount(kept.items, minlength=len(keys)))
     kept = Interactions(kept.user_ids, ids, kept.users, kept.items, kept.times)
+    parts = split_rows(split, kept) if split else None
     with whole_folder(target, force) as folder:
         write_interactions(folder / f"{target.name}.inter", kept, ids)
+        for name, part in parts.files().items() if parts else ():
+            write_interactions(folder / f"{target.name}.{name}.inter", part, ids)
         text = {}
         if source.attributes:
             of_text = statistics.TextStatistics(source.attributes, len(ids))
@@ -69,10 +77,13 @@ def convert(
             "name": target.name,
             **(about or {}),
             "bad_lines": len(source.bad),
-            "fingerprint": fingerprint(kept),
+            "fingerprint": fingerprint(
+                np.array(kept.user_ids, object), np.array(ids, object), kept.users, kept.items
+            ),
             "statistics": counts,
             **statistics.order_and_targets(kept),
             **text,
+            "split": parts.summary() if parts else None,
             "steps": steps,
             "published": beside_published(target.name, counts),
         }

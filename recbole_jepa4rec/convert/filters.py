@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from recbole_jepa4rec.convert.draw import draw
 from recbole_jepa4rec.convert.interactions import Interactions
 from recbole_jepa4rec.convert.rules import Rule
 
@@ -89,12 +89,4 @@ def _with_text(rows: Interactions, has_text: np.ndarray | None) -> Interactions:
 
 def _drawn(rows: Interactions, share: float, seed: int) -> np.ndarray:
     """Whether a user number is drawn, bool ``[U]``, by its raw id and the seed alone."""
-    key = seed.to_bytes(8, "little", signed=True)
-    bound = int(share * 2**64)
-    return np.array(
-        [
-            int.from_bytes(blake2b(user.encode(), digest_size=8, key=key).digest(), "little")
-            < bound
-            for user in rows.user_ids
-        ]
-    )
+    return draw(rows.user_ids, seed) < np.uint64(int(share * 2**64))

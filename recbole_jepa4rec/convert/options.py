@@ -13,6 +13,7 @@ from recbole_jepa4rec.atomic_files import is_number
 from recbole_jepa4rec.convert.json_source import LAYOUTS
 from recbole_jepa4rec.convert.online_retail import ITEMS, USERS
 from recbole_jepa4rec.convert.rules import AMAZON, DUPLICATES, ONLINE_RETAIL, WITHOUT_TEXT, Preset
+from recbole_jepa4rec.convert.split import EXPLANATION, KINDS, Split
 
 PROGRAM = "python -m recbole_jepa4rec.convert"
 
@@ -23,6 +24,7 @@ _EXAMPLES = f"""examples:
   {PROGRAM} movielens ml-1m/ --core 5 --out dataset/ml-1m
   {PROGRAM} generic events.parquet goods.csv --user uid --item sku --time at --out dataset/shop
   {PROGRAM} --from-recbole old/steam --out dataset/steam
+  {PROGRAM} from-recbole dataset/steam --split cold_items --out dataset/steam-cold
   {PROGRAM} check dataset/online-retail
 
 It writes dataset/NAME/NAME.inter, NAME.item and NAME.stats.json, whole or not at all; the last line
@@ -101,11 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, (files, explanation) in SOURCES.items():
         one = sources.add_parser(
             name, help=f"{files}: {explanation}", description=f"{name} {files}: {explanation}.",
-            formatter_class=form, allow_abbrev=False, epilog=_presets_text(name),
+            formatter_class=form, allow_abbrev=False, epilog=_epilog(name),
         )  # fmt: skip
         one.add_argument("files", nargs="+", type=Path, metavar="FILE", help=files)
         _add_output(one)
         _add_rule(one, name)
+        _add_split(one)
         _add_text(one, name)
         if name == "generic":
             _add_columns(one)
@@ -119,9 +122,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _presets_text(name: str) -> str:
+def _epilog(name: str) -> str:
     lines = [f"  {key}: {preset.explanation}" for key, preset in PRESETS.get(name, {}).items()]
-    return "\n".join(["presets:", *lines]) if lines else ""
+    presets = "\n".join(["presets:", *lines, "", ""]) if lines else ""
+    return presets + EXPLANATION
+
+
+def split_of(options: argparse.Namespace, seed: int) -> Split | None:
+    """The split that the words ask for.
+
+    Raises:
+        ValueError: for shares that the split does not read, or that leave nothing to train on.
+    """
+    shares = {
+        name: value
+        for name in ("valid_share", "test_share")
+        if (value := getattr(options, name)) is not None
+    }
+    if shares and options.split in (None, "loo"):
+        option = f"--{min(shares).replace('_', '-')}"
+        raise ValueError(f"{option} needs --split temporal or --split cold_items")
+    return Split(options.split, seed=seed, **shares) if options.split else None
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +188,17 @@ def _add_rule(parser: argparse.ArgumentParser, source: str) -> None:
         "--min-length", type=_count, metavar="K", help="drop shorter users in the end"
     )
     group.add_argument("--user-share", type=float, metavar="S", help="draw this share of the users")
-    group.add_argument("--seed", type=int, metavar="N", help="of that draw (default 2020)")
+    group.add_argument(
+        "--seed", type=int, metavar="N", help="of that draw and of cold items (default 2020)"
+    )
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a split written as files, see below (default: none)")
+    group.add_argument("--split", choices=KINDS, help="which")
+    of_what = "of the interactions (temporal) or items (cold_items), default 0.1"
+    group.add_argument("--valid-share", type=float, metavar="S", help=f"validated share {of_what}")
+    group.add_argument("--test-share", type=float, metavar="S", help=f"tested share {of_what}")
 
 
 def _add_text(parser: argparse.ArgumentParser, source: str) -> None:

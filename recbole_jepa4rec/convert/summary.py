@@ -58,6 +58,7 @@ def _remarks(content: Mapping[str, Any]) -> list[str]:
         f"order hangs on equal times for {content['users_with_equal_times']:.1%} of the users; "
         f"cold test items: {content['cold_targets']:.1%}"
     )
+    lines += _split_remarks(content["split"])
     if bad := content.get("bad_lines"):
         lines.append(f"{bad} bad lines were left out")
     published = content["published"]
@@ -65,6 +66,22 @@ def _remarks(content: Mapping[str, Any]) -> list[str]:
         if published and published[key]:
             lines.append(f"{key}: {published[key]}")
     return lines
+
+
+def _split_remarks(split: Mapping[str, Any] | None) -> list[str]:
+    if split is None:
+        return []
+    parts = split["parts"]
+    lines = [f"split {split['kind']}: {parts['train']['interactions']:,} interactions train"]
+    lines += [
+        f"{name}: {part['interactions']:,} interactions, {part['targets']:,} targets, "
+        f"{part['cold_targets']:.1%} of them of items that nobody trains on"
+        for name, part in parts.items()
+        if "targets" in part
+    ]
+    if left := split["left_out"]:
+        lines.append(f"{left:,} interactions of users without training before are left out")
+    return [*lines, f"fingerprint of the split {split['fingerprint']}"]
 
 
 def _number(value: float) -> str:
