@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +79,18 @@ class SequentialTextDataset(RawSequentialDataset):
             histories.items.numpy(),
             None if histories.part is None else histories.part.numpy(),
         )
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """What the items' texts hold, as 16 hexadecimal digits; their order is not in it.
+
+        Raises:
+            ValueError: as ``item_text``.
+        """
+        ids = self.field2id_token[self.iid_field][1:].astype(str)
+        text = self.item_text.iloc[1:].set_axis(ids, axis="index").sort_index()
+        lines = ["\t".join([self.iid_field, *text.columns]), *map("\t".join, text.itertuples())]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def statistics(self) -> dict[str, float]:
         """Counts of what occurs: users, items, interactions; the average length and the density."""

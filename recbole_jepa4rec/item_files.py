@@ -8,6 +8,7 @@ from typing import Any
 import recbole
 
 from recbole_jepa4rec.atomic_files import read_atomic, read_header
+from recbole_jepa4rec.item_attribute import KEYS as ATTRIBUTE_KEYS
 from recbole_jepa4rec.registry import TEXT_MODELS
 
 
@@ -29,6 +30,12 @@ def source_folders(config: Any) -> dict[str, Path]:
 def item_files(config: Any) -> dict[str, Path]:
     """The ``.item`` file of each data set, there or not, by the data set's name."""
     return {name: folder / f"{name}.item" for name, folder in source_folders(config).items()}
+
+
+def reads_text(config: Any) -> bool:
+    """Whether the model reads what ``.item`` says of the items: text, or an attribute column."""
+    keys = config.internal_config_dict
+    return config["model"] in TEXT_MODELS or any(key in keys for key in ATTRIBUTE_KEYS)
 
 
 def refuse_without_text(config: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.doctor import hardware, versions
 from recbole_jepa4rec.histories import HistoryRows
+from recbole_jepa4rec.item_files import reads_text
 from recbole_jepa4rec.registry import has_loss_type
 from recbole_jepa4rec.split_files import split_title
 
@@ -60,6 +61,7 @@ def facts(config: Config, data: Any, trainer: Any) -> dict[str, Any]:
         "status": "finished",
         "protocol": _protocol(config, data),
         "data_fingerprint": data.fingerprint,
+        "text_fingerprint": data.text_fingerprint if reads_text(config) else None,
         "checkpoint_from": trainer.checkpoint_from,
         "pretrain_datasets": trainer.pretrain_datasets,
         "statistics": data.statistics(),

@@ -524,3 +524,22 @@ def test_the_toy_set_holds_its_nasty_cases():
     assert inter.duplicated(["user", "item"]).any()
     assert inter.duplicated(["user", "time"]).any()
     assert (inter.groupby("user")["time"].diff() < 0).any()
+
+
+def test_the_text_fingerprint_is_of_texts_and_not_of_their_order(tmp_path):
+    def fingerprint(name, lines):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = "".join(f"u{u}\ti{i}\t{i}\n" for u in range(4) for i in range(3))
+        header = "user_id:token\titem_id:token\ttimestamp:float\n"
+        (folder / f"{name}.inter").write_text(header + rows)
+        (folder / f"{name}.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(lines))
+        config = Config("JEPA4Rec", name, config_dict={"data_path": str(tmp_path)})
+        return SequentialTextDataset(config).text_fingerprint
+
+    lines = ["i0\ta red thing\n", "i1\ta blue thing\n", "i2\tnothing\n"]
+    same = fingerprint("one", lines)
+    assert len(same) == 16
+    assert fingerprint("two", lines[::-1]) == same
+    assert fingerprint("three", [lines[0], lines[1], "i2\tsomething\n"]) != same
+    assert fingerprint("four", ["i1\ta red thing\n", "i0\ta blue thing\n", lines[2]]) != same

@@ -27,6 +27,7 @@ KEYS = {
     "status",
     "protocol",
     "data_fingerprint",
+    "text_fingerprint",
     "checkpoint_from",
     "pretrain_datasets",
     "statistics",

@@ -330,6 +330,7 @@ class TestPermutationPhase:
             scores = model.full_sort_predict(rows)
             model.load_state_dict(model.state_dict())
             torch.testing.assert_close(model.full_sort_predict(rows), scores)
+        assert all(p.requires_grad for p in model.parameters())  # which the result counts
 
 
 class TestTransfer:

@@ -146,6 +146,7 @@ class VQRec(ItemVectorModel):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """RecBole's; the embeddings that are loaded have their order already."""
         self.permutation = None
+        self.requires_grad_(True)  # again, where the permutation alone was learnt
         return super().load_state_dict(*args, **kwargs)
 
     def forget_table(self) -> None:
