@@ -111,6 +111,25 @@ def test_many_users_make_a_difference_significant(tmp_path):
     np.testing.assert_allclose(-ends[:, ::-1], [t["interval"] for t in worse["tests"]])
 
 
+def test_the_interval_of_a_difference_is_that_of_paired_users(tmp_path):
+    rng = np.random.default_rng(5)
+    mine = rng.integers(1, 12, 200)
+    theirs = mine + (rng.random(200) < 0.1)
+    test = comparison(row(tmp_path, "A", mine.tolist()), row(tmp_path, "B", theirs.tolist()))
+    found = next(t for t in test["tests"] if t["metric"] == "ndcg@10")
+
+    gain = [[1 / math.log2(r + 1) if r <= 10 else 0 for r in of] for of in (mine, theirs)]
+    draws = [rng.integers(0, 200, 200) for _ in range(2000)]
+    differences = sorted(
+        sum(gain[0][user] - gain[1][user] for user in draw) / 200 for draw in draws
+    )
+    slow = differences[50], differences[-51]  # 2.5 % beyond each
+    width = slow[1] - slow[0]
+    assert found["interval"] == pytest.approx(slow, abs=0.15 * width)
+    unpaired = sum(np.var(of) / 200 for of in gain) ** 0.5 * 2 * 1.96
+    assert unpaired > 3 * width
+
+
 def test_intervals_of_means_hold_them(three):
     for each in three["rows"]:
         for metric in each["test"].values():
@@ -144,6 +163,15 @@ def test_groups_of_targets(tmp_path):
     assert (empty["users"], empty["ndcg@10"]) == (0, None)
 
 
+def test_groups_are_means_over_the_seeds(tmp_path):
+    counts = [0, 0, 1, 9]
+    seeds = [1, 50, 2, 50], [50, 50, 1, 3], [3, 1, 50, 50]
+    groups = comparison(row(tmp_path, "A", *seeds, counts=counts))["rows"][0]["groups"]
+    ndcg = [(1 + 0 + 0.5 + 1) / 6, (GAIN[2] + 1 + 0) / 3, (0 + 0.5 + 0) / 3]
+    assert [g["ndcg@10"] for g in groups] == pytest.approx(ndcg)
+    assert [g["recall@10"] for g in groups] == pytest.approx([3 / 6, 2 / 3, 1 / 3])
+
+
 def test_the_ranking_curve_counts_targets_among_the_first_k(tmp_path):
     found = comparison(row(tmp_path, "A", [1, 2.5, 50], [1, 1, 50]))["rows"][0]["ranking"]
     share = dict(zip(found["k"], found["recall"], strict=True))
@@ -151,6 +179,24 @@ def test_the_ranking_curve_counts_targets_among_the_first_k(tmp_path):
     assert share[1] == pytest.approx((1 / 3 + 2 / 3) / 2)
     assert share[3] == pytest.approx(2 / 3)
     assert share[100] == 1
+
+
+@pytest.mark.parametrize(("limit", "found"), [(None, None), (2.6, None), (2.5, 2.5), (2, 2)])
+def test_training_that_used_up_its_time(tmp_path, limit, found):
+    done = row(tmp_path, "A", [1, 2], settings={"max_train_seconds": limit})
+    assert comparison(done)["rows"][0]["time_limit"] == found  # its last point is at 2.5 s
+
+
+def test_training_that_used_up_its_time_with_one_seed(tmp_path):
+    curves = [[{"stage": "finetune", "epoch": 0, "seconds": s, "valid": 0.1}] for s in (4, 6)]
+    runs = {
+        seed: write_run(
+            tmp_path / str(seed), [1, 2], learning_curve=curve, settings={"max_train_seconds": 5}
+        )
+        for seed, curve in enumerate(curves)
+    }
+    assert comparison(Row("A", [0, 1], runs, {}))["rows"][0]["time_limit"] == 5
+    assert comparison(Row("A", [0], {0: runs[0]}, {}))["rows"][0]["time_limit"] is None
 
 
 def test_cost(tmp_path):
@@ -209,7 +255,7 @@ class TestFailures:
             {"protocol": {"split": {"LS": "valid_and_test"}, "filter_history": True}},
             "protocol.filter_history is False in the first and True in the second",
         ),
-        ({"settings": {"topk": [5]}}, r"topk is \[10\] in the first and \[5\] in the second"),
+        ({"settings": {"topk": [10, 5]}}, r"topk is \[10\] in the first and \[10, 5\] in the"),
         ({"settings": {"valid_metric": "Recall@10"}}, "valid_metric is 'NDCG@10' in the first"),
         ({"users": ["u0", "who"]}, r"user_id 'u1' is in one only \(2 such\)"),
     ],
@@ -222,6 +268,40 @@ def test_mixtures_are_refused_by_both_folders_and_the_field(tmp_path, changes, m
     assert f"{tmp_path}/A/seed-1 and {tmp_path}/B/seed-1 cannot be compared" in str(refused.value)
 
 
+@pytest.mark.parametrize("changes", [{"data_fingerprint": "f" * 16}, {"users": ["u0", "who"]}])
+def test_every_run_is_held_against_the_first(tmp_path, changes):
+    same = [row(tmp_path, name, [1, 2], [1, 2]) for name in "AB"]
+    other = row(tmp_path, "C", [1, 2])
+    last = write_run(tmp_path / "C" / "seed-2", [1, 2], seed=2, **changes)
+    other = Row("C", [1, 2], {**other.runs, 2: last}, {})
+    message = f"{tmp_path}/A/seed-1 and {tmp_path}/C/seed-2 cannot be compared"
+    with pytest.raises(ValueError, match=message):
+        comparison(*same, other)
+
+
+class TestItemText:
+    def test_rows_that_read_other_text_are_refused(self, tmp_path):
+        rows = [
+            row(tmp_path, name, [1, 2], text_fingerprint=text and text * 16)
+            for name, text in (("A", None), ("B", "b"), ("C", "b"), ("D", None), ("E", "e"))
+        ]
+        message = (
+            f"{tmp_path}/B/seed-1 and {tmp_path}/E/seed-1 cannot be compared: "
+            f"text_fingerprint is '{'b' * 16}' in the first and '{'e' * 16}' in the second"
+        )
+        with pytest.raises(ValueError, match=message):
+            comparison(*rows)
+
+    def test_rows_that_read_none_go_with_any(self, tmp_path):
+        rows = [
+            row(tmp_path, "A", [1, 2]),
+            row(tmp_path, "B", [1, 2], text_fingerprint=None),
+            row(tmp_path, "C", [1, 2], text_fingerprint="c" * 16),
+        ]
+        assert comparison(*rows)["data"]["text_fingerprint"] == "c" * 16
+        assert comparison(*rows[:2])["data"]["text_fingerprint"] is None
+
+
 def test_other_targets_are_refused(tmp_path):
     one, other = row(tmp_path, "A", [1, 2]), row(tmp_path, "B", [1, 2])
     other.runs[1].users.loc["u1", "target_item"] = "else"
@@ -232,10 +312,13 @@ def test_other_targets_are_refused(tmp_path):
 def test_a_run_folder_that_is_not_whole_is_refused(tmp_path):
     done = write_run(tmp_path / "run", [1, 2])
     (done.folder / "per_user.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"cannot read .*per_user\.parquet"):
+    with pytest.raises(ValueError, match=r"per_user\.parquet cannot be read"):
         read_run(done.folder)
     (done.folder / "per_user.parquet").unlink()
-    with pytest.raises(ValueError, match=r"result\.json is missing or is not that of a finished"):
+    with pytest.raises(ValueError, match=r"per_user\.parquet cannot be read"):
+        read_run(done.folder)
+    (done.folder / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"result\.json cannot be read: No such file"):
         read_run(done.folder)
 
 

@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 
 from recbole_jepa4rec.__main__ import main as package_main
 from recbole_jepa4rec.experiment import grid
-from recbole_jepa4rec.experiment.cell_folder import output_file
+from recbole_jepa4rec.experiment.cell_folder import finished_runs, output_file
 from recbole_jepa4rec.experiment.group import main
 from recbole_jepa4rec.experiment.request import read_request
 from tests.conftest import ROOT
@@ -41,7 +44,16 @@ class TestRefusals:
             ([], "model_list '' has no name (write --model_list=A,B,C)"),
             (["--model_list=A,A"], "model_list 'A,A' names 'A' twice"),
             (["--model_list=SASRec,SASRec-CE"], "'SASRec' and 'SASRec-CE', which are the same"),
-            (["--model_list=Markov", "--seeds=1,2,1"], "seeds '1,2,1' names '1' twice"),
+            (["--model_list=Markov", "--seeds=1,2,1"], "seeds '1,2,1' names 1 twice"),
+            (["--model_list=Markov", "--seeds=7,07"], "seeds '7,07' names 7 twice"),
+            (
+                ["--model_list=Markov", "--seeds=4294967296"],
+                "seeds '4294967296' must be a whole number from 0 to 4294967295",
+            ),
+            (
+                ["--model_list=Markov", f"--seeds={'9' * 5000}"],
+                "must be a whole number from 0 to 4294967295",
+            ),
             (["--model_list=Markov", "--seeds=one"], "seeds 'one' must be a whole number from 0"),
             (["--model_list=Markov", "--jobs=0"], "jobs '0' must be a whole number from 1"),
             (
@@ -85,6 +97,13 @@ class TestRefusals:
         assert message in capsys.readouterr().err
         assert not (workplace / "out").exists()
 
+    def test_data_sets_named_in_a_file(self, workplace, capsys):
+        (workplace / "a.yaml").write_text("dataset: toy,other\n")
+        words = [BASE[1], "--model_list=Markov", "--config_files=a.yaml"]
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error == "error: dataset 'toy,other': a comparison takes one data set\n"
+
     def test_no_dataset(self, workplace, capsys):
         assert main(["--model_list=Markov"]) == 2
         assert "no dataset is named (write --dataset=NAME)" in capsys.readouterr().err
@@ -122,6 +141,12 @@ class TestRequest:
         assert cell.settings["loss_type"] == "BPR"
         assert request.reference == "SASRec-BPR"
         assert request.given["epochs"] == 2
+
+    def test_a_seed_is_the_number_that_its_text_stands_for(self):
+        words = [*BASE, "--model_list=Markov", "--seeds=007,4294967295", "--run_dir=out"]
+        cells = read_request(words).cells
+        assert [cell.seed for cell in cells] == [7, 4294967295]
+        assert "--seed=7" in cells[0].words and cells[0].folder.name == "seed-7"
 
     def test_jepa4rec_is_the_reference_where_it_is_listed(self):
         assert read_request([*BASE, "--model_list=Markov,JEPA4Rec"]).reference == "JEPA4Rec"
@@ -202,6 +227,21 @@ class TestGrid:
         assert main([*others, f"--data_path={tmp_path}"]) == 2
         assert "seed-1 holds a run with data_fingerprint '" in capsys.readouterr().err
 
+    def test_a_damaged_run_is_run_again(self, finished, copied, instead_of_runs, capsys):
+        folder, words, _, _ = finished
+        instead_of_runs(f"cp -r '{folder}/out/Markov/seed-1' out/Markov")
+        before = stamps(copied)
+        file = copied / "out" / "Markov" / "seed-1" / "per_user.parquet"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:100])
+        assert main(words) == 0
+        error = capsys.readouterr().err
+        assert "Markov, seed 1, is run again: out/Markov/seed-1/per_user.parquet cannot" in error
+        assert "1 of them finished before" in error
+        assert file.read_bytes() == whole
+        moved = {path for path, stamp in stamps(copied).items() if before[path] != stamp}
+        assert moved == {file.with_name("result.json")}
+
     def test_what_is_no_run_is_not_removed(self, workplace, capsys):
         foreign = workplace / "out" / "Markov" / "seed-2020" / "thesis.txt"
         foreign.parent.mkdir(parents=True)
@@ -229,6 +269,183 @@ class TestGrid:
         assert stamps(workplace) == before
 
 
+@pytest.fixture
+def instead_of_runs(monkeypatch, tmp_path):
+    """Sets a shell command that a comparison starts in place of each run."""
+
+    def set_command(command):
+        file = tmp_path / "command"
+        file.write_text(f"#!/bin/sh\n{command}\n")
+        file.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(file))
+
+    return set_command
+
+
+@pytest.fixture
+def copied(finished, tmp_path, monkeypatch):
+    """A copy of the finished comparison, to be changed; the working directory."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+class TestFinishedRuns:
+    """What stands in the folders, without running anything."""
+
+    @pytest.fixture
+    def cells(self, finished):
+        return read_request(finished[1]).cells
+
+    @pytest.fixture
+    def data(self, finished):
+        result = json.loads((finished[0] / "out/Markov/seed-1/result.json").read_text())
+        return SimpleNamespace(
+            fingerprint=result["data_fingerprint"], text_fingerprint="0123456789abcdef"
+        )
+
+    @pytest.fixture
+    def change(self, copied):
+        """Changes a json or yaml file of Markov's run."""
+
+        def change(name, **fields):
+            file = copied / "out" / "Markov" / "seed-1" / name
+            content = yaml.safe_load(file.read_text())
+            for key, value in fields.items():
+                *parents, last = key.split("__")
+                holder = content
+                for parent in parents:
+                    holder = holder[parent]
+                if value is ...:
+                    del holder[last]
+                else:
+                    holder[last] = value
+            file.write_text(json.dumps(content))
+
+        return change
+
+    def test_whole_runs_are_finished(self, cells, data, copied, capsys):
+        assert [*finished_runs(cells, data)] == [("Popularity", 1), ("Markov", 1)]
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("name", ["result.json", "per_user.parquet", "config.yaml"])
+    @pytest.mark.parametrize("kept", [None, 0, 20])
+    def test_a_cut_or_missing_file_leaves_the_run_unfinished(
+        self, cells, data, copied, capsys, name, kept
+    ):
+        file = copied / "out" / "Markov" / "seed-1" / name
+        if kept is None:
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:kept])
+        assert [*finished_runs(cells, data)] == [("Popularity", 1)]
+        error = capsys.readouterr().err
+        if (name, kept) == ("result.json", None):
+            assert error == ""  # a run that was killed, which is nothing to wonder at
+        else:
+            assert error.startswith("Markov, seed 1, is run again: ") and error.count("\n") == 1
+            assert f"out/Markov/seed-1/{name}" in error
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"test": None}, "test is None, not a mapping"),
+            ({"test__mrr": ...}, "test.mrr is missing"),
+            ({"valid__mrr": None}, "valid.mrr is None"),
+            ({"test__hit@1": 0.5}, "test.hit@1 was not asked for"),
+            ({"valid__mrr": float("nan")}, "not json of finite numbers: Out of range float"),
+            ({"seconds": None}, "seconds is None, not a mapping"),
+            ({"seconds__total": "1 s"}, "seconds.total is '1 s'"),
+            ({"statistics__items": ...}, "statistics.items is missing"),
+            ({"protocol": {}}, "protocol.filter_history is missing"),
+            ({"learning_curve": 1}, "learning_curve is 1, not a list"),
+            ({"learning_curve": [{"stage": "x", "seconds": 1}]}, "learning_curve.0.valid is miss"),
+            ({"label": None}, "label is None"),
+            ({"status": "running"}, "status is 'running', not 'finished'"),
+        ],
+    )
+    def test_a_field_of_another_type(self, cells, data, change, capsys, fields, message):
+        change("result.json", **fields)
+        assert [*finished_runs(cells, data)] == [("Popularity", 1)]
+        error = capsys.readouterr().err
+        assert "out/Markov/seed-1/result.json" in error and message in error
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"topk": ...}, "has no key 'topk'"),
+            ({"metrics": [3]}, "config.yaml: "),
+            ({"topk": None}, "config.yaml: "),
+            ({"valid_metric": "Recall@3"}, "valid_metric 'recall@3' is not among its metrics"),
+        ],
+    )
+    def test_settings_without_metrics(self, cells, data, change, capsys, fields, message):
+        change("config.yaml", **fields)
+        assert [*finished_runs(cells, data)] == [("Popularity", 1)]
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("column", "value", "message"),
+        [
+            ("rank", float("nan"), "is nan, and 1 is the least"),
+            ("rank", float("inf"), "is inf, and 1 is the least"),
+            ("rank", 0.5, "is 0.5, and 1 is the least"),
+            ("rank", "first", "rank holds no numbers"),
+            ("target_train_count", -1, "is -1, and 0 is the least"),
+        ],
+    )
+    def test_ranks_that_are_none(self, cells, data, copied, capsys, column, value, message):
+        file = copied / "out" / "Markov" / "seed-1" / "per_user.parquet"
+        users = pd.read_parquet(file)
+        if isinstance(value, str):
+            users[column] = value
+        else:
+            users.loc[1, column] = value
+            message = f"{column} of user '{users['user_id'][1]}' {message}"
+        users.to_parquet(file)
+        assert [*finished_runs(cells, data)] == [("Popularity", 1)]
+        assert message in capsys.readouterr().err
+
+    def test_a_setting_that_is_in_the_found_run_alone(self, cells, data, change):
+        change("config.yaml", extra_depth=3)
+        with pytest.raises(ValueError, match="seed-1 holds a run with extra_depth 3, not None"):
+            finished_runs(cells, data)
+
+    def test_other_item_text_is_refused(self, cells, data, change):
+        change("result.json", text_fingerprint="f" * 16)
+        message = "Markov/seed-1 holds a run with text_fingerprint 'f{16}', not '0123456789abcdef'"
+        with pytest.raises(ValueError, match=message):
+            finished_runs(cells, data)
+
+    def test_the_command_refuses_other_item_text(self, finished, copied, change, capsys):
+        before = stamps(copied)
+        change("result.json", text_fingerprint="f" * 16)
+        assert main(finished[1]) == 2
+        error = capsys.readouterr().err
+        found = "error: out/Markov/seed-1 holds a run with text_fingerprint 'ffffffffffffffff', not"
+        assert error.startswith(found) and error.count("\n") == 1
+        assert [*stamps(copied)] == [*before]
+
+    def test_the_same_item_text_and_runs_that_read_none_pass(self, cells, data, change):
+        change("result.json", text_fingerprint=data.text_fingerprint)
+        assert len(finished_runs(cells, data)) == 2
+        data.text_fingerprint = "f" * 16
+        change("result.json", text_fingerprint=None)
+        assert len(finished_runs(cells, data)) == 2
+
+    def test_item_text_that_is_gone_is_refused(self, cells, data, change):
+        class WithoutText(SimpleNamespace):
+            @property
+            def text_fingerprint(self):
+                raise ValueError("no text")
+
+        bare = WithoutText(fingerprint=data.fingerprint)
+        assert len(finished_runs(cells, bare)) == 2
+        change("result.json", text_fingerprint="f" * 16)
+        with pytest.raises(ValueError, match=r"text_fingerprint 'f{16}', not None"):
+            finished_runs(cells, bare)
+
+
 class TestProcesses:
     def test_several_jobs_share_the_cores(self, monkeypatch):
         monkeypatch.setattr(grid, "_cores", lambda: 8)
@@ -248,13 +465,32 @@ class TestProcesses:
             "error: run_dir 'out' is in use by another comparison",
         ]
 
+    def test_a_folder_is_in_use_until_the_last_run_of_a_killed_comparison_ends(
+        self, workplace, instead_of_runs, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(grid, "PATIENCE", 0.2)
+        words = [*BASE, "--model_list=Markov", "--run_dir=out"]
+        (cell,) = read_request(words).cells
+        with grid.locked(workplace / "out") as lock:
+            runs = grid.Grid([cell], 1, lock)
+            instead_of_runs("exec sleep 20")
+            runs._start(cell)
+        (orphan,) = (process for _, process, _ in runs._running)
+        try:
+            assert main(words) == 2
+            assert "run_dir 'out' is in use by another comparison" in capsys.readouterr().err
+        finally:
+            orphan.kill()
+            orphan.communicate()
+        with grid.locked(workplace / "out"):
+            pass
+
     @pytest.mark.parametrize(
         ("status", "output", "error"),
         [
             (2, "12:00 step\nerror: first\nerror: \x1b[31mlast\x1b[0m\nnoise\n", "last"),
             (1, "Traceback\nKeyError: 'x'\n\n", "KeyError: 'x'"),
             (1, "", "ended with status 1"),
-            (0, "", "ended with status 0"),
             (-9, "error: nothing", "ended by signal 9 (out of memory?)"),
             (-11, "", "ended by signal 11"),
         ],
@@ -263,7 +499,12 @@ class TestProcesses:
         (cell,) = read_request([*BASE, "--model_list=Markov", "--run_dir=out"]).cells
         cell.folder.parent.mkdir(parents=True)
         output_file(cell).write_text(output)
-        assert grid._error(cell, status) == error
+        assert grid._outcome(cell, status, 1.0) == grid.Outcome(cell, 1.0, None, error)
+
+    def test_a_run_that_ends_well_without_a_result_has_failed(self, workplace):
+        (cell,) = read_request([*BASE, "--model_list=Markov", "--run_dir=out"]).cells
+        error = grid._outcome(cell, 0, 1.0).error
+        assert error == f"{cell.folder / 'result.json'} cannot be read: No such file or directory"
 
 
 def wait_for(condition, seconds=60):

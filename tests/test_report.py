@@ -12,11 +12,11 @@ from recbole_jepa4rec.experiment import report
 from recbole_jepa4rec.experiment.comparison import compare
 from recbole_jepa4rec.experiment.figures import COLORS, SYMBOLS, styles
 from recbole_jepa4rec.experiment.report import escape_latex, escape_markdown, write_report
-from recbole_jepa4rec.experiment.wording import amount, headline, p_value
+from recbole_jepa4rec.experiment.wording import amount, headline, out_of_time, p_value
 from tests.handmade_runs import row
 
 LABELS = {
-    "JEPA4Rec": "JEPA4Rec",
+    "JEPA4Rec": "JEPA4Rec (one random target)",
     "Popularity": "Popularity",
     "SASRec-CE": "SASRec-CE",
     "UniSRec": "UniSRec (all-MiniLM-L6-v2, inductive)",
@@ -33,6 +33,8 @@ def comparison(tmp_path_factory):
         counts = [user % 8 for user in range(60)]
         time = {"load": 1, "pretrain": 0, "finetune": 10**i / 100, "evaluate": 1, "total": 5}
         options = {"label": label, "counts": counts, "seconds": time, "valid": 0.1 * i}
+        options["settings"] = {"max_train_seconds": 2.5 if i in (0, 3) else 60}
+        options["text_fingerprint"] = "0a" * 8 if i in (0, 3) else None
         rows.append(row(folder, entry, *ranks, **options))
     rows.append(row(folder, "Gone", errors=["out of <i>memory</i> & 50 % of time_limit", "again"]))
     found = compare(rows, "JEPA4Rec", "online-retail", {"epochs": 3}, "run `it` <now>")
@@ -157,7 +159,9 @@ class TestWords:
     def test_the_headline_says_who_and_by_how_much(self, comparison):
         first, second = headline(comparison)
         ours = comparison["rows"][0]["test"]["ndcg@10"]["mean"]
-        assert first.startswith(f"On online-retail, JEPA4Rec reaches NDCG@10 {ours:.4f}")
+        assert first.startswith(
+            f"On online-retail, {LABELS['JEPA4Rec']} reaches NDCG@10 {ours:.4f}"
+        )
         assert first.endswith(f"{LABELS['Odd']}, the best baseline on validation.")
         assert "60 users" in second
 
@@ -166,13 +170,41 @@ class TestWords:
         [
             (0.1, 1e-9, "is significant (p < 0.0001"),
             (0.1, 0.3, "may be chance (p = 0.30"),
-            (-0.1, 1.0, "Nothing here says that JEPA4Rec is better (p = 1.00"),
+            (-0.1, 1.0, "Nothing here says that JEPA4Rec (one random target) is better (p = 1.00"),
         ],
     )
     def test_the_verdict(self, comparison, difference, p, says):
         changed = {"difference": difference, "p_holm": p}
         tests = [{**test, **changed} for test in comparison["tests"]]
         assert says in headline({**comparison, "tests": tests})[1]
+
+    @pytest.mark.parametrize(
+        ("mine", "theirs", "says"),
+        [
+            ([50, 50], [50, 50], "reaches NDCG@10 0.0000 on the test split, the same as B, the"),
+            ([1, 2], [1, 2], "on the test split, the same as B, the best baseline"),
+            ([1, 2], [50, 50], "on the test split, above B, the best baseline"),
+            ([1, 1], [3, 3], "on the test split, 100.0 % above B, the best baseline"),
+            ([3, 3], [1, 1], "on the test split, 50.0 % below B, the best baseline"),
+        ],
+    )
+    def test_where_the_reference_stands(self, tmp_path, mine, theirs, says):
+        rows = [row(tmp_path, "A", mine, label="A"), row(tmp_path, "B", theirs, label="B")]
+        assert says in headline(compare(rows, "A", "toy", {}, "it"))[0]
+
+    def test_rows_whose_training_used_up_its_time(self, folder, comparison):
+        (line,) = out_of_time(comparison)
+        names = f"{LABELS['JEPA4Rec']}; {LABELS['UniSRec']}"
+        assert line == (
+            "Training used up max_train_seconds (2.5 s), and with more time the figures may be "
+            f"others: {names}."
+        )
+        for kind, escape in (("md", escape_markdown), ("tex", escape_latex), ("html", str)):
+            assert escape(line) in (folder / f"comparison.{kind}").read_text()
+
+    def test_the_item_text_is_named(self, folder):
+        for kind in ("md", "html"):
+            assert "0a" * 8 in (folder / f"comparison.{kind}").read_text()
 
     def test_numbers(self):
         assert [p_value(p) for p in (1e-5, 0.0123, 0.5)] == ["< 0.0001", "0.0123", "0.50"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from recbole_jepa4rec.experiment.finished_run import read_result
+from recbole_jepa4rec.experiment.finished_run import DamagedRunError, FinishedRun, read_run
 from recbole_jepa4rec.experiment.request import Cell, deciding
 from recbole_jepa4rec.run_folder import RunFolder
-from recbole_jepa4rec.settings import read_yaml
 
 OUTPUT_NAME = "output.log"
 """What a run writes to standard output and standard error, in its folder's parent."""
@@ -20,21 +21,29 @@ def output_file(cell: Cell) -> Path:
     return cell.folder.with_name(f"{cell.folder.name}.{OUTPUT_NAME}")
 
 
-def finished_cells(cells: Sequence[Cell], fingerprint: str) -> list[Cell]:
-    """Those of the cells whose run is finished; it must be the run asked for.
+def finished_runs(cells: Sequence[Cell], data: Any) -> dict[tuple[str, int], FinishedRun]:
+    """The finished runs among the cells, by entry and seed; each must be the run asked for.
+
+    A run of which something is damaged is not finished; a line on standard error says what.
 
     Args:
         cells: asked for.
-        fingerprint: of the data as they are now.
+        data: the data set as it is now; only its fingerprints are read.
 
     Raises:
         ValueError: if a folder holds the result of other settings or other data; names both.
     """
-    finished = [cell for cell in cells if _is_finished(cell)]
-    for cell in finished:
-        found = (read_result(cell.folder) or {})["data_fingerprint"]
-        _refuse_other(cell, "data_fingerprint", found, fingerprint)
-    return finished
+    finished = [(cell, run) for cell in cells if (run := _finished(cell))]
+    for cell, run in finished:
+        _refuse_other_settings(cell, run)
+    for cell, run in finished:
+        found = run.result["data_fingerprint"]
+        _refuse_other(cell, "data_fingerprint", found, data.fingerprint)
+    with_text = [(cell, run) for cell, run in finished if run.text_fingerprint is not None]
+    now = _text_fingerprint(data) if with_text else None
+    for cell, run in with_text:
+        _refuse_other(cell, "text_fingerprint", run.text_fingerprint, now)
+    return {cell.key: run for cell, run in finished}
 
 
 def clear(cell: Cell) -> None:
@@ -53,19 +62,30 @@ def clear(cell: Cell) -> None:
         shutil.rmtree(folder)
 
 
-def _is_finished(cell: Cell) -> bool:
-    """Whether the cell's result is there.
+def _finished(cell: Cell) -> FinishedRun | None:
+    """The run of a cell; ``None`` where there is none, or none that is whole."""
+    if not RunFolder(cell.folder).result_file.exists():
+        return None
+    try:
+        return read_run(cell.folder)
+    except DamagedRunError as error:
+        reason = " ".join(str(error).split())
+        print(f"{cell.entry}, seed {cell.seed}, is run again: {reason}", file=sys.stderr)
+        return None
 
-    Raises:
-        ValueError: if it is of other settings.
-    """
-    if read_result(cell.folder) is None:
-        return False
-    found = deciding(read_yaml(RunFolder(cell.folder).config_file))
-    asked = cell.settings
+
+def _text_fingerprint(data: Any) -> str | None:
+    """Of the item text as it is now; ``None`` if there is none any more."""
+    try:
+        return data.text_fingerprint
+    except ValueError:
+        return None
+
+
+def _refuse_other_settings(cell: Cell, run: FinishedRun) -> None:
+    found, asked = deciding(run.settings), cell.settings
     for key in [*asked, *found]:
         _refuse_other(cell, key, found.get(key), asked.get(key))
-    return True
 
 
 def _refuse_other(cell: Cell, key: str, found: object, asked: object) -> None:

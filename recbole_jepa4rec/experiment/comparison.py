@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recbole_jepa4rec.experiment.conditions import conditions
-from recbole_jepa4rec.experiment.finished_run import refuse_mixture
+from recbole_jepa4rec.experiment.finished_run import FinishedRun, refuse_mixture
 from recbole_jepa4rec.experiment.published import beside_published
 from recbole_jepa4rec.experiment.row import Row
 from recbole_jepa4rec.experiment.significance import bootstrap_means, holm, interval, p_better
@@ -60,7 +60,7 @@ def compare(
         "improvement": _improvement(by_entry[reference], by_entry[best]) if best else None,
         "rows": shown,
         "tests": tests,
-        "data": _data(dataset, runs[0].result) if runs else None,
+        "data": _data(dataset, runs) if runs else None,
         "conditions": conditions(rows, given),
     }
 
@@ -81,7 +81,7 @@ def _row(row: Row) -> dict[str, Any]:
     facts["model"] = next(iter(row.runs.values())).result["model"]
     facts["valid"], facts["test"] = row.spread("valid"), row.spread("test")
     facts["groups"], facts["ranking"], facts["cost"] = row.groups(), row.ranking(), row.cost()
-    facts["learning_curves"] = row.learning_curves()
+    facts["learning_curves"], facts["time_limit"] = row.learning_curves(), row.time_limit()
     return facts
 
 
@@ -153,9 +153,13 @@ def _improvement(
     return found
 
 
-def _data(dataset: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def _data(dataset: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    result = runs[0].result
     return {
         "fingerprint": result["data_fingerprint"],
+        "text_fingerprint": next(
+            (run.text_fingerprint for run in runs if run.text_fingerprint is not None), None
+        ),
         "statistics": result["statistics"],
         "published": beside_published(dataset, result["statistics"]),
     }

@@ -10,25 +10,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowInvalid
+from pandas.api.types import is_numeric_dtype
+from pyarrow import ArrowException
 
+from recbole_jepa4rec.experiment.result_shape import NUMBER, SHAPE, misfits
 from recbole_jepa4rec.metrics import metric_values
 from recbole_jepa4rec.run_folder import RunFolder
 from recbole_jepa4rec.settings import read_yaml
 
 COLUMNS = ("user_id", "target_item", "rank", "target_train_count")
+LEAST = {"rank": 1, "target_train_count": 0}
+"""Columns of numbers, and the least that each may hold."""
+
 FACTS = ("dataset", "protocol", "data_fingerprint")
 """Fields of ``result.json`` that must be equal in everything that is compared."""
 
-READ = {
-    *FACTS,
-    *("label", "model", "status", "valid", "test", "statistics", "learning_curve"),
-    *("seconds", "tokens_per_second", "peak_memory_gib", "parameters", "hardware", "versions"),
-}
-"""All fields of ``result.json`` that a comparison reads."""
-
 ASKED = ("metrics", "topk", "valid_metric")
 """Settings for which the same holds."""
+
+
+class DamagedRunError(ValueError):
+    """A folder does not hold the whole of a finished run; one line says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -50,51 +52,36 @@ class FinishedRun:
     @property
     def label(self) -> str:
         """What the run is called in tables."""
-        return str(self.result["label"])
+        return self.result["label"]
+
+    @property
+    def text_fingerprint(self) -> str | None:
+        """Of the item text that the model read; ``None`` if it reads none."""
+        return self.result.get("text_fingerprint")
 
     def values(self) -> dict[str, np.ndarray]:
         """Every configured metric of each user, ``{"recall@10": [U], ..., "mrr": [U]}``."""
-        metrics, topk = (as_list(self.settings[key]) for key in ("metrics", "topk"))
-        return metric_values(self.users["rank"].to_numpy(), metrics, topk)
-
-
-def as_list(value: Any) -> list[Any]:
-    """A list as it is, and one value as a list of one."""
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """``result.json`` of a run; ``None`` if there is none, or none that is whole."""
-    try:
-        result = json.loads(RunFolder(folder).result_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(result, dict) and set(result) >= READ and result["status"] == "finished"
-    return result if whole and RunFolder(folder).per_user_file.is_file() else None
+        return _values(self.users["rank"].to_numpy(), self.settings)
 
 
 def read_run(folder: Path) -> FinishedRun:
     """Read the files of a finished run.
 
     Raises:
-        ValueError: if one of them is missing or does not hold what it should.
+        DamagedRunError: if one of them is missing or does not hold what it should.
     """
     files = RunFolder(folder)
-    result = read_result(folder)
-    if result is None:
-        raise ValueError(f"{files.result_file} is missing or is not that of a finished run")
-    try:
-        users = pd.read_parquet(files.per_user_file)
-    except (OSError, ArrowInvalid) as error:
-        raise ValueError(f"cannot read {files.per_user_file}: {error}") from error
-    for name in COLUMNS:
-        if name not in users:
-            raise ValueError(f"{files.per_user_file} has no column {name!r}")
-    users = users.set_index("user_id").sort_index()
-    if users.index.has_duplicates:
-        twice = users.index[users.index.duplicated()][0]
-        raise ValueError(f"{files.per_user_file} holds user {twice!r} twice")
-    return FinishedRun(folder, result, read_yaml(files.config_file), users)
+    result = _read_result(files.result_file)
+    settings = _read_settings(files.config_file)
+    measured = [*_values(np.ones(1), settings)]
+    shape = dict.fromkeys(("valid", "test"), dict.fromkeys(measured, NUMBER))
+    for misfit in misfits(result, shape):
+        raise DamagedRunError(f"{files.result_file}: {misfit}")
+    for part in shape:
+        for key in result[part]:
+            if key not in measured:
+                raise DamagedRunError(f"{files.result_file}: {part}.{key} was not asked for")
+    return FinishedRun(folder, result, settings, _read_users(files.per_user_file))
 
 
 def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
@@ -105,11 +92,11 @@ def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
     """
     for other in runs[1:]:
         first = runs[0]
-        both = f"{first.folder} and {other.folder} cannot be compared"
+        both = _both(first, other)
         for key in FACTS:
             _refuse_different(both, key, first.result[key], other.result[key])
         for key in ASKED:
-            _refuse_different(both, key, first.settings.get(key), other.settings.get(key))
+            _refuse_different(both, key, first.settings[key], other.settings[key])
         if not first.users.index.equals(other.users.index):
             alone = first.users.index.symmetric_difference(other.users.index)
             raise ValueError(f"{both}: user_id {alone[0]!r} is in one only ({len(alone)} such)")
@@ -117,6 +104,77 @@ def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
         if moved.any():
             user = moved.index[moved][0]
             raise ValueError(f"{both}: target_item of user {user!r} differs ({moved.sum()} such)")
+    with_text = [run for run in runs if run.text_fingerprint is not None]
+    for other in with_text[1:]:
+        prints = with_text[0].text_fingerprint, other.text_fingerprint
+        _refuse_different(_both(with_text[0], other), "text_fingerprint", *prints)
+
+
+def _read_result(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(result, allow_nan=False)  # refuses what could not be written again
+    except OSError as error:
+        raise DamagedRunError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedRunError(f"{file} is not json of finite numbers: {error}") from error
+    for misfit in misfits(result, SHAPE):
+        raise DamagedRunError(f"{file}: {misfit}")
+    if result["status"] != "finished":
+        raise DamagedRunError(f"{file}: status is {result['status']!r}, not 'finished'")
+    return result
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = read_yaml(file)
+        selecting = settings["valid_metric"].lower()
+        measured = _values(np.ones(1), settings)
+    except KeyError as error:
+        raise DamagedRunError(f"{file} has no key {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedRunError(f"{file}: {error}") from error
+    if selecting not in measured:
+        raise DamagedRunError(f"{file}: valid_metric {selecting!r} is not among its metrics")
+    return settings
+
+
+def _read_users(file: Path) -> pd.DataFrame:
+    try:
+        users = pd.read_parquet(file)
+    except (OSError, ValueError, ArrowException) as error:
+        raise DamagedRunError(f"{file} cannot be read: {error}") from error
+    for name in COLUMNS:
+        if name not in users:
+            raise DamagedRunError(f"{file} has no column {name!r}")
+    if users.empty:
+        raise DamagedRunError(f"{file} holds no user")
+    users = users.set_index("user_id").sort_index()
+    if users.index.has_duplicates:
+        twice = users.index[users.index.duplicated()][0]
+        raise DamagedRunError(f"{file} holds user {twice!r} twice")
+    for name, least in LEAST.items():
+        values = users[name]
+        if not is_numeric_dtype(values):
+            raise DamagedRunError(f"{file}: {name} holds no numbers")
+        wrong = values[~(np.isfinite(values) & (values >= least))]
+        if len(wrong):
+            found = f"{name} of user {wrong.index[0]!r} is {wrong.iloc[0]}"
+            raise DamagedRunError(f"{file}: {found}, and {least} is the least")
+    return users
+
+
+def _values(ranks: np.ndarray, settings: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The metrics that settings ask for, of each rank."""
+    metrics, topk = (
+        value if isinstance(value, list) else [value]
+        for value in (settings["metrics"], settings["topk"])
+    )
+    return metric_values(ranks, metrics, topk)
+
+
+def _both(first: FinishedRun, other: FinishedRun) -> str:
+    return f"{first.folder} and {other.folder} cannot be compared"
 
 
 def _refuse_different(both: str, key: str, one: Any, other: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from recbole_jepa4rec.experiment.cell_folder import clear, output_file
-from recbole_jepa4rec.experiment.finished_run import read_result
+from recbole_jepa4rec.experiment.finished_run import DamagedRunError, FinishedRun, read_run
 from recbole_jepa4rec.experiment.request import Cell
 from recbole_jepa4rec.run_folder import COLOR
 
@@ -31,11 +31,12 @@ POLL = 0.1
 
 @dataclass
 class Outcome:
-    """How a cell ended: its seconds here, and what went wrong (``None``: nothing)."""
+    """How a cell ended: its seconds here, and what it left or else what went wrong."""
 
     cell: Cell
     seconds: float
-    error: str | None
+    run: FinishedRun | None = None
+    error: str | None = None
 
 
 @dataclass
@@ -97,8 +98,7 @@ class Grid:
             self._running.remove(each)
             cell, process, started = each
             _close(process.stdin)
-            error = _error(cell, process.returncode)
-            on_end(Outcome(cell, time.monotonic() - started, error))
+            on_end(_outcome(cell, process.returncode, time.monotonic() - started))
 
     def _end_all(self) -> None:
         for _, process, _ in self._running:
@@ -169,10 +169,17 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _error(cell: Cell, status: int) -> str | None:
-    """What went wrong, in one line; ``None`` if the result is there."""
-    if status == 0 and read_result(cell.folder) is not None:
-        return None
+def _outcome(cell: Cell, status: int, seconds: float) -> Outcome:
+    if status:
+        return Outcome(cell, seconds, error=_error(cell, status))
+    try:
+        return Outcome(cell, seconds, run=read_run(cell.folder))
+    except DamagedRunError as error:
+        return Outcome(cell, seconds, error=" ".join(str(error).split()))
+
+
+def _error(cell: Cell, status: int) -> str:
+    """What went wrong in a process that ended with this status, in one line."""
     if status < 0:
         return f"ended by signal {-status}" + (" (out of memory?)" if status == -9 else "")
     text = COLOR.sub("", output_file(cell).read_text(encoding="utf-8", errors="replace"))

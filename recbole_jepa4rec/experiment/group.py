@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_jepa4rec.experiment.cell_folder import finished_cells, output_file
+from recbole_jepa4rec.experiment.cell_folder import finished_runs, output_file
 from recbole_jepa4rec.experiment.comparison import compare
-from recbole_jepa4rec.experiment.finished_run import FinishedRun, read_run
+from recbole_jepa4rec.experiment.finished_run import FinishedRun
 from recbole_jepa4rec.experiment.grid import Grid, Outcome, locked
 from recbole_jepa4rec.experiment.report import write_report
-from recbole_jepa4rec.experiment.request import Cell, Request, read_request
+from recbole_jepa4rec.experiment.request import Request, read_request
 from recbole_jepa4rec.experiment.row import Row
 from recbole_jepa4rec.files import atomic_write
 from recbole_jepa4rec.item_files import refuse_without_text
@@ -47,11 +47,12 @@ def main(command_line: Sequence[str]) -> int:
 
 
 def _compare(request: Request) -> int:
-    fingerprint = _check_data(request)
+    data = _read_data(request)
     with locked(request.folder) as lock:
-        done = finished_cells(request.cells, fingerprint)
+        done = finished_runs(request.cells, data)
+        del data  # it may be large, and every run reads its own
         board = _Board(request, done)
-        missing = [cell for cell in request.cells if cell not in done]
+        missing = [cell for cell in request.cells if cell.key not in done]
         print(
             f"{len(request.cells)} runs in {request.folder}, {len(done)} of them finished before",
             file=sys.stderr,
@@ -63,8 +64,8 @@ def _compare(request: Request) -> int:
     return 1 if board.errors else 0
 
 
-def _check_data(request: Request) -> str:
-    """Read the data once, before anything runs; returns their fingerprint.
+def _read_data(request: Request) -> Any:
+    """The data set, read before anything runs.
 
     Raises:
         ValueError: if they cannot be read, or lack the text that a model reads.
@@ -72,7 +73,7 @@ def _check_data(request: Request) -> str:
     for cell in request.cells[: len(request.entries)]:
         refuse_without_text(cell.config)
     config = request.cells[0].config
-    return find_dataset(config.model_class)(config).fingerprint
+    return find_dataset(config.model_class)(config)
 
 
 class _Board:
@@ -80,25 +81,22 @@ class _Board:
 
     Args:
         request: what was asked for.
-        done: cells that were finished before.
+        done: runs that were finished before, by entry and seed.
     """
 
-    def __init__(self, request: Request, done: Sequence[Cell]) -> None:
+    def __init__(self, request: Request, done: Mapping[tuple[str, int], FinishedRun]) -> None:
         self.request = request
-        self.runs: dict[tuple[str, int], FinishedRun] = {
-            (cell.entry, cell.seed): read_run(cell.folder) for cell in done
-        }
+        self.runs = dict(done)
         self.errors: dict[tuple[str, int], str] = {}
         self._missing = len(request.cells) - len(done)
         self._seconds: list[float] = []
 
     def end(self, outcome: Outcome) -> None:
         """Take in how a cell ended, say so, and write every output again."""
-        cell = outcome.cell
-        if outcome.error is None:
-            self.runs[cell.entry, cell.seed] = read_run(cell.folder)
+        if outcome.run:
+            self.runs[outcome.cell.key] = outcome.run
         else:
-            self.errors[cell.entry, cell.seed] = outcome.error
+            self.errors[outcome.cell.key] = str(outcome.error)
         self._seconds.append(outcome.seconds)
         print(f"{self._says(outcome)}; {self._left()}", file=sys.stderr, flush=True)
         self.report()
@@ -118,8 +116,7 @@ class _Board:
         write_report(json.loads(text), request.folder)
 
     def _says(self, outcome: Outcome) -> str:
-        cell = outcome.cell
-        run = self.runs.get((cell.entry, cell.seed))
+        cell, run = outcome.cell, outcome.run
         if run is None:
             details = output_file(cell)
             return f"{cell.entry}, seed {cell.seed}: failed: {outcome.error} (see {details})"
@@ -138,7 +135,7 @@ class _Board:
         return f"{left} left, about {_duration(mean * left / self.request.jobs)}"
 
 
-def _of(entry: str, by_cell: dict[tuple[str, int], Any]) -> dict[int, Any]:
+def _of(entry: str, by_cell: Mapping[tuple[str, int], Any]) -> dict[int, Any]:
     """The part of one entry, by seed."""
     return {seed: value for (name, seed), value in by_cell.items() if name == entry}
 

@@ -114,6 +114,7 @@ def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "headline": wording.headline(comparison),
         "progress": wording.progress(comparison),
         "failures": wording.failures(comparison),
+        "out_of_time": wording.out_of_time(comparison),
         "machines": wording.unequal_machines(comparison),
         "cost_columns": wording.COST,
         "alpha": wording.ALPHA,

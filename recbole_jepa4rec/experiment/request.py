@@ -36,6 +36,11 @@ PER_RUN = {
 WHEREABOUTS = ("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path")
 """Keys that say where and how loudly to run, not what; the data's fingerprint tells the data."""
 
+MOST_SEED = 2**32 - 1
+"""NumPy takes no greater one."""
+
+MOST_DIGITS = 18
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -54,6 +59,11 @@ class Cell:
     folder: Path
     words: tuple[str, ...]
     config: Config
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Entry and seed, which tell it from every other cell."""
+        return self.entry, self.seed
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,8 +107,10 @@ def read_request(command_line: Sequence[str]) -> Request:
     """
     words = parse_command_line(command_line)
     _refuse_unknown(words)
-    entries = _names("model_list", words)
-    seeds = tuple(_whole("seeds", text, 0) for text in _names("seeds", {"seeds": "2020", **words}))
+    models = words.get("model_list", "")
+    entries = _names("model_list", models, "A,B,C")
+    _refuse_twice("model_list", models, entries)
+    seeds = _seeds(words.get("seeds", "2020"))
     jobs = _whole("jobs", words.get("jobs", "1"), 1)
     reference = words.get("reference", "JEPA4Rec" if "JEPA4Rec" in entries else entries[0])
     if reference not in entries:
@@ -131,21 +143,32 @@ def _refuse_unknown(words: Mapping[str, str]) -> None:
             raise ValueError(f"unknown key {key!r}{did_you_mean(key, known)} on the command line")
 
 
-def _names(key: str, words: Mapping[str, str]) -> tuple[str, ...]:
-    """The parts of a list written with commas, each there once."""
-    names = tuple(name.strip() for name in words.get(key, "").split(","))
+def _names(key: str, text: str, example: str) -> tuple[str, ...]:
+    """The parts of a list written with commas."""
+    names = tuple(name.strip() for name in text.split(","))
     if not all(names):
-        example = "A,B,C" if key == "model_list" else "2020,2021"
-        raise ValueError(f"{key} {words.get(key, '')!r} has no name (write --{key}={example})")
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{key} {words[key]!r} names {name!r} twice")
+        raise ValueError(f"{key} {text!r} has no name (write --{key}={example})")
     return names
 
 
-def _whole(key: str, text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
-        raise ValueError(f"{key} {text!r} must be a whole number from {least}")
+def _seeds(text: str) -> tuple[int, ...]:
+    names = _names("seeds", text, "2020,2021")
+    seeds = tuple(_whole("seeds", name, 0, MOST_SEED) for name in names)
+    _refuse_twice("seeds", text, seeds)
+    return seeds
+
+
+def _refuse_twice(key: str, text: str, values: Sequence[object]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{key} {text!r} names {value!r} twice")
+
+
+def _whole(key: str, text: str, least: int, most: int | None = None) -> int:
+    digits = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    if not digits or int(text) < least or (most is not None and int(text) > most):
+        bound = "" if most is None else f" to {most}"
+        raise ValueError(f"{key} {text!r} must be a whole number from {least}{bound}")
     return int(text)
 
 
@@ -173,7 +196,8 @@ def _cells(
     _refuse_equal(plan[: len(entries)])
     config = plan[0][3]
     if config["source_datasets"]:
-        raise ValueError(f"dataset {rest['dataset']!r}: a comparison takes one data set")
+        names = ",".join(config["source_datasets"])
+        raise ValueError(f"dataset {names!r}: a comparison takes one data set")
     folder = Path(run_dir) if run_dir else _default_folder(config, plan)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir {str(folder)!r} is not a folder")

@@ -109,6 +109,17 @@ class Row:
             "parameters": _mean([result["parameters"] for result in results]),
         }
 
+    def time_limit(self) -> float | None:
+        """``max_train_seconds`` if the training of a seed was validated after it had passed.
+
+        Where training is cut, its last weights are validated at once, so that the curve tells.
+        """
+        for run in self.runs.values():
+            limit, curve = run.settings.get("max_train_seconds"), run.result["learning_curve"]
+            if limit is not None and any(point["seconds"] >= limit for point in curve):
+                return float(limit)
+        return None
+
     def learning_curves(self) -> list[dict[str, Any]]:
         """Of each seed, the validations during training."""
         return [

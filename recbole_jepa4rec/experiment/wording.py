@@ -82,11 +82,22 @@ def headline(comparison: Mapping[str, Any]) -> list[str]:
     )
     if best is None:
         return [f"{reached}; there is no baseline to compare it with."]
+    against = f"{_stands(comparison, key)} {label_of(comparison, best)}"
+    return [
+        f"{reached}, {against}, the best baseline on validation.",
+        _verdict(comparison, name, best, key),
+    ]
+
+
+def _stands(comparison: Mapping[str, Any], key: str) -> str:
+    """Where the reference stands, seen from the best baseline."""
     change = comparison["improvement"][key]
+    means = {row["entry"]: row["test"][key]["mean"] for row in comparison["rows"] if row["counts"]}
+    mine, theirs = means[comparison["reference"]], means[comparison["best_baseline"]]
+    if mine == theirs:
+        return "the same as"
     by = "" if change is None else f"{abs(change):.1f} % "
-    way = "above" if change is None or change >= 0 else "below"
-    against = f"{by}{way} {label_of(comparison, best)}, the best baseline on validation"
-    return [f"{reached}, {against}.", _verdict(comparison, name, best, key)]
+    return f"{by}{'above' if mine > theirs else 'below'}"
 
 
 def _verdict(comparison: Mapping[str, Any], name: str, best: str, key: str) -> str:
@@ -117,6 +128,19 @@ def failures(comparison: Mapping[str, Any]) -> list[str]:
         f"{row['label']}, seed {seed}, failed: {error}"
         for row in comparison["rows"]
         for seed, error in row["errors"].items()
+    ]
+
+
+def out_of_time(comparison: Mapping[str, Any]) -> list[str]:
+    """A line for each ``max_train_seconds`` that the training of a row used up."""
+    labels: dict[float, list[str]] = {}
+    for row in comparison["rows"]:
+        if row.get("time_limit") is not None:
+            labels.setdefault(row["time_limit"], []).append(row["label"])
+    return [
+        f"Training used up max_train_seconds ({limit:g} s), and with more time the figures may be "
+        f"others: {'; '.join(of_limit)}."
+        for limit, of_limit in labels.items()
     ]
 
 
