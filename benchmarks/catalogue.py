@@ -53,7 +53,7 @@ from reference import (
 from torch import Tensor
 
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.sentences import ItemSentences
+from recbole_jepa4rec.text.sentences import ItemSentences
 
 OURS, RECFORMER = "ours", "RecFormer's way"
 MINILM, SMALL = "MiniLM", "2 layers, 128 wide, from nothing"

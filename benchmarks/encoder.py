@@ -50,7 +50,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from recbole_jepa4rec.model.encoder import SentenceEncoder
-from recbole_jepa4rec.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch
 
 OURS_WINDOW, OURS_DENSE, LONGFORMER, BERT = "ours, window 64", "ours, dense", "Longformer", "BERT"
 Encoder = SentenceEncoder | PaddedEncoder

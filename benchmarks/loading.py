@@ -110,7 +110,7 @@ def child(system: str) -> None:
     }
     if system == "ours":
         from recbole_jepa4rec.config import Config
-        from recbole_jepa4rec.dataset import SequentialTextDataset
+        from recbole_jepa4rec.data.dataset import SequentialTextDataset
 
         create_dataset = SequentialTextDataset
     else:

@@ -19,7 +19,7 @@ from measure import arguments, interleaved, matmul_peak, matmuls, peak_memory_mi
 from recbole.evaluator.collector import Collector
 from torch import Tensor
 
-from recbole_jepa4rec.metrics import target_ranks
+from recbole_jepa4rec.evaluation.metrics import target_ranks
 from recbole_jepa4rec.quick_start import SCORE_BYTES
 
 HIDDEN_SIZE = 64

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, LongformerConfig, LongformerForM
 
 from recbole_jepa4rec.model.encoder import TOKEN_TYPES, SentenceEncoder
 from recbole_jepa4rec.model.weight_names import encoder_names
-from recbole_jepa4rec.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch
 
 _POSITIONS = "embeddings.position_embeddings.weight"
 _ITEM_POSITIONS = "embeddings.item_position_embeddings.weight"

@@ -19,7 +19,7 @@ register()
 _LAZY = {
     "Config": "recbole_jepa4rec.config",
     "JEPA4Rec": "recbole_jepa4rec.model.jepa4rec",
-    "load": "recbole_jepa4rec.recommender",
+    "load": "recbole_jepa4rec.evaluation.recommender",
     "run": "recbole_jepa4rec.quick_start",
 }
 

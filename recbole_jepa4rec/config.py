@@ -14,9 +14,10 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.allowed_values import refuse_values
+from recbole_jepa4rec.data.item_attribute import KEYS, find_attributes, with_item_columns
+from recbole_jepa4rec.data.split_files import split_names
+from recbole_jepa4rec.evaluation.metrics import metric_values
 from recbole_jepa4rec.files import atomic_write
-from recbole_jepa4rec.item_attribute import KEYS, find_attributes, with_item_columns
-from recbole_jepa4rec.metrics import metric_values
 from recbole_jepa4rec.registry import find_entry, find_model, find_properties
 from recbole_jepa4rec.settings import (
     PROTOCOL,
@@ -29,7 +30,6 @@ from recbole_jepa4rec.settings import (
     read_yaml,
     refuse_unknown,
 )
-from recbole_jepa4rec.split_files import split_names
 
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 

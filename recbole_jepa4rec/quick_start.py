@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -18,14 +18,15 @@ from recbole.utils import init_seed
 from recbole_jepa4rec.allocator import reuse_freed_memory
 from recbole_jepa4rec.checkpoint import weights_file
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.item_attribute import KEYS as ATTRIBUTE_KEYS
-from recbole_jepa4rec.item_files import refuse_without_text
-from recbole_jepa4rec.metrics import mean_metrics
-from recbole_jepa4rec.pretrained_chain import PretrainedChain, asked_stage, is_chained
+from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
+from recbole_jepa4rec.data.item_files import refuse_without_text
+from recbole_jepa4rec.evaluation.metrics import mean_metrics
+from recbole_jepa4rec.evaluation.result import facts, per_user
 from recbole_jepa4rec.registry import find_dataset, find_trainer
-from recbole_jepa4rec.result import facts, per_user
 from recbole_jepa4rec.run_folder import RunFolder
-from recbole_jepa4rec.time_limit import ending_on_sigterm
+from recbole_jepa4rec.training.phase import PRETRAIN
+from recbole_jepa4rec.training.pretrained_chain import PretrainedChain, asked_stage, is_chained
+from recbole_jepa4rec.training.time_limit import ending_on_sigterm
 
 SCORE_BYTES = 4 * 2
 """Of one score in an evaluation batch: its float, and another where a model makes two matrices."""
@@ -133,12 +134,75 @@ def _loaders(config: Config, data: Any) -> tuple[Any, Any, Any]:
     return train, valid, test
 
 
+def validate(
+    config: Config, data: Any, on_validation: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
+    """Train as ``run`` does, and stop before the test split is read.
+
+    Args:
+        config: settings, ``run_dir`` among them.
+        data: the data set, not split yet.
+        on_validation: told each point of the learning curve as it is measured, those of a
+            pre-training that finetuning follows left out. What it raises ends the training.
+
+    Returns:
+        ``valid`` (metrics of the best epoch), ``epochs``, ``best_epoch``, ``learning_curve`` and
+        ``seconds``.
+
+    Raises:
+        ValueError: for input that cannot be used.
+    """
+    clock, folder = _Clock(), RunFolder.of(config)
+    reuse_freed_memory()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+        init_seed(config["seed"], config["reproducibility"])
+        data.config = config
+        train, valid, _ = _loaders(config, data)
+        folder.create()
+        config["run_dir"] = config["checkpoint_dir"] = str(folder.path)
+        with folder.logging(config["state"]):
+            trainer, result = _train(config, folder, data, (train, valid), clock, on_validation)
+            getLogger().info(f"validation: {result}")
+    return {
+        "valid": result,
+        "epochs": trainer.epochs_run,
+        "best_epoch": trainer.best_epoch,
+        "learning_curve": trainer.learning_curve,
+        "seconds": clock.total(),
+    }
+
+
 def _train_and_test(
     config: Config, folder: RunFolder, data: Any, loaders: tuple[Any, Any, Any], clock: _Clock
 ) -> dict[str, Any]:
     """Train, go back to the best epoch, validate it, and read the test split once."""
-    logger, show_progress = getLogger(), config["show_progress"]
     train, valid, test = loaders
+    trainer, valid_result = _train(config, folder, data, (train, valid), clock)
+    ranks = trainer.rank_targets(test, config["show_progress"])
+    test_result = mean_metrics(ranks, config["metrics"], config["topk"])
+    getLogger().info(f"test: {test_result}")
+    folder.write_per_user(per_user(test._dataset, ranks))
+    clock.lap("evaluate")
+    return {
+        **facts(config, data, trainer),
+        "valid": valid_result,
+        "test": test_result,
+        "seconds": clock.seconds(trainer.stage_seconds),
+    }
+
+
+def _train(
+    config: Config,
+    folder: RunFolder,
+    data: Any,
+    loaders: tuple[Any, Any],
+    clock: _Clock,
+    on_validation: Callable[[Mapping[str, Any]], None] | None = None,
+) -> tuple[Any, dict[str, float]]:
+    """Train and go back to the best epoch; returns the trainer and that epoch's validation."""
+    logger, show_progress = getLogger(), config["show_progress"]
+    train, valid = loaders
     config.save(folder.config_file)
     logger.info(f"{config['dataset']}: {data.statistics()}")
     for key in ATTRIBUTE_KEYS:
@@ -146,7 +210,7 @@ def _train_and_test(
             logger.info(f"{key}: {config[key]}")
     for key in config.unread_keys():
         logger.warning(f"{config['model']} does not read {key!r}")
-    make_trainer = partial(_trainer, config, folder, train)
+    make_trainer = partial(_trainer, config, folder, train, on_validation)
     if is_chained(config):
         clock.lap("load")
         chain = PretrainedChain(config, folder.path, make_trainer)
@@ -161,20 +225,15 @@ def _train_and_test(
     trainer.load_best()
     if valid_result is None:
         valid_result = trainer.evaluate(valid, load_best_model=False, show_progress=show_progress)
-    ranks = trainer.rank_targets(test, show_progress)
-    test_result = mean_metrics(ranks, config["metrics"], config["topk"])
-    logger.info(f"test: {test_result}")
-    folder.write_per_user(per_user(test._dataset, ranks))
-    clock.lap("evaluate")
-    return {
-        **facts(config, data, trainer),
-        "valid": valid_result,
-        "test": test_result,
-        "seconds": clock.seconds(trainer.stage_seconds),
-    }
+    return trainer, valid_result
 
 
-def _trainer(config: Config, folder: RunFolder, train: Any) -> Any:
+def _trainer(
+    config: Config,
+    folder: RunFolder,
+    train: Any,
+    on_validation: Callable[[Mapping[str, Any]], None] | None,
+) -> Any:
     """The trainer, and in it the model on its device.
 
     Raises:
@@ -195,7 +254,25 @@ def _trainer(config: Config, folder: RunFolder, train: Any) -> Any:
         ) from error
     if hasattr(model, "prepare_run_folder"):
         model.prepare_run_folder(folder.path)
-    return find_trainer(config.model_class, config)(config, model)
+    trainer = find_trainer(config.model_class, config)(config, model)
+    if on_validation:
+        _tell_validations(trainer, on_validation)
+    return trainer
+
+
+def _tell_validations(trainer: Any, on_validation: Callable[[Mapping[str, Any]], None]) -> None:
+    """Have a trainer pass on each point that it adds to its learning curve.
+
+    RecBole's ``callback_fn`` would not do: a model trained in two runs has no way to hand it on.
+    """
+    record = trainer.record_validation
+
+    def record_and_tell(stage: str, valid: float) -> None:
+        record(stage, valid)
+        if stage != PRETRAIN or trainer.stage == PRETRAIN:
+            on_validation(trainer.learning_curve[-1])
+
+    trainer.record_validation = record_and_tell
 
 
 def _explain(error: KeyError, config: Config) -> None:
@@ -242,8 +319,11 @@ class _Clock:
         now = time.perf_counter()
         self._laps[name], self._last = now - self._last, now
 
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._begun
+
     def seconds(self, stages: Mapping[str, float]) -> dict[str, float]:
         """All laps in order, that of training split into its stages, and the total."""
-        total = time.perf_counter() - self._begun
         laps = {"load": self._laps["load"], **stages, "evaluate": self._laps["evaluate"]}
-        return {name: round(value, 3) for name, value in {**laps, "total": total}.items()}
+        return {name: round(value, 3) for name, value in {**laps, "total": self.total()}.items()}

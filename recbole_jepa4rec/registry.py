@@ -33,10 +33,10 @@ MODELS = {
 TEXT_MODELS = ("JEPA4Rec", "RecFormer", "UniSRec", "VQRec", "LlamaRec")
 """Models that know items by their text."""
 
-TRAINERS = dict.fromkeys(TEXT_MODELS, "recbole_jepa4rec.trainer:TwoStageTrainer")
+TRAINERS = dict.fromkeys(TEXT_MODELS, "recbole_jepa4rec.training.trainer:TwoStageTrainer")
 """Trainers of their own; every other model has RecBole's, with our protocol mixed in."""
 
-DATASETS = dict.fromkeys(MODELS, "recbole_jepa4rec.dataset:SequentialTextDataset")
+DATASETS = dict.fromkeys(MODELS, "recbole_jepa4rec.data.dataset:SequentialTextDataset")
 """Data sets of our models inside RecBole's own scripts; our runner gives it to every model."""
 
 SEQUENTIAL = "recbole.model.sequential_recommender"
@@ -99,7 +99,7 @@ def find_trainer(model_class: type, config: Any) -> type:
     """The trainer of a model: ours, or RecBole's with our protocol mixed in."""
     from recbole.utils import get_trainer
 
-    from recbole_jepa4rec.protocol_trainer import with_protocol
+    from recbole_jepa4rec.training.protocol_trainer import with_protocol
 
     name = model_class.__name__
     if name in TRAINERS:
@@ -116,7 +116,7 @@ def find_dataset(model_class: type) -> type:
     name = model_class.__name__
     if name not in DATASETS and hasattr(import_module("recbole.data.dataset"), f"{name}Dataset"):
         raise ValueError(f"model {name!r} needs RecBole's own {name}Dataset, which cannot run here")
-    return _resolve("recbole_jepa4rec.dataset:SequentialTextDataset")
+    return _resolve("recbole_jepa4rec.data.dataset:SequentialTextDataset")
 
 
 def find_properties() -> Path:
@@ -163,7 +163,7 @@ def _resolve(target: str) -> type:
 def _own_trainer(name: str) -> type:
     from recbole.trainer import Trainer
 
-    from recbole_jepa4rec.protocol_trainer import with_protocol
+    from recbole_jepa4rec.training.protocol_trainer import with_protocol
 
     return _resolve(TRAINERS[name]) if name in TRAINERS else with_protocol(Trainer)
 
@@ -183,7 +183,7 @@ def _register_metric() -> None:
     """Add the mean reciprocal rank over the whole ranking to RecBole's metric tables."""
     from recbole.evaluator import register as tables
 
-    from recbole_jepa4rec.metrics import FullMRR
+    from recbole_jepa4rec.evaluation.metrics import FullMRR
 
     name = FullMRR.__name__.lower()
     tables.metrics_dict[name] = FullMRR

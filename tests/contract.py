@@ -11,8 +11,8 @@ from recbole.data.utils import create_samplers, get_dataloader
 
 from recbole_jepa4rec.checkpoint import load_weights, save_weights
 from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.evaluation.recommender import load
 from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.recommender import load
 from recbole_jepa4rec.registry import find_dataset
 
 SMALL = {

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_jepa4rec.histories import Histories
-from recbole_jepa4rec.keyed_random import derive
-from recbole_jepa4rec.masking import draw_masked_item
+from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.objective import JointEmbeddingObjective
 from recbole_jepa4rec.model.predictor import Predictor
-from recbole_jepa4rec.sentences import ItemSentences
-from recbole_jepa4rec.token_batch import fill_batches
-from recbole_jepa4rec.tokenizer import train_wordpiece
-from recbole_jepa4rec.training_rows import history_tokens, window_ends
+from recbole_jepa4rec.text.masking import draw_masked_item
+from recbole_jepa4rec.text.sentences import ItemSentences
+from recbole_jepa4rec.text.token_batch import fill_batches
+from recbole_jepa4rec.text.tokenizer import train_wordpiece
+from recbole_jepa4rec.training.keyed_random import derive
+from recbole_jepa4rec.training.training_rows import history_tokens, window_ends
 from tests.test_claims import PAPER, STEP
 
 ITEMS, MAX_TOKENS = 60, 256

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_jepa4rec.atomic_files import (
+from recbole_jepa4rec.data.atomic_files import (
     AtomicFileError,
     Column,
     line_number,

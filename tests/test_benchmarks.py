@@ -118,8 +118,8 @@ def test_padded_models_of_transformers_give_the_same_vectors(window):
     import reference
 
     from recbole_jepa4rec.model.encoder import SentenceEncoder
-    from recbole_jepa4rec.sentences import ItemSentences
-    from recbole_jepa4rec.tokenizer import train_wordpiece
+    from recbole_jepa4rec.text.sentences import ItemSentences
+    from recbole_jepa4rec.text.tokenizer import train_wordpiece
 
     text = texts()
     sentences = ItemSentences.build(text, train_wordpiece(text["title"], 100))

@@ -10,7 +10,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.dataset import SequentialTextDataset
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ITEM = "item_id:token\ttitle:token_seq\tprice:float\tbrand:token\n"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
-from recbole_jepa4rec.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch
 
 CONFIG = EncoderConfig(
     vocab_size=50,

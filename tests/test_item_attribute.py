@@ -5,8 +5,8 @@ import torch
 
 from recbole_jepa4rec import registry
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.item_attribute import find_attributes, with_item_columns
-from recbole_jepa4rec.item_files import refuse_without_text
+from recbole_jepa4rec.data.item_attribute import find_attributes, with_item_columns
+from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.quick_start import main
 from recbole_jepa4rec.registry import find_dataset
 from tests.conftest import ROOT, TINY

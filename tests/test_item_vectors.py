@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 
-from recbole_jepa4rec import text_encoder
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.item_vectors import ItemVectors, drop_words
 from recbole_jepa4rec.registry import find_dataset
-from recbole_jepa4rec.text_encoder import MINILM, TextEncoder
+from recbole_jepa4rec.text import text_encoder
+from recbole_jepa4rec.text.item_vectors import ItemVectors, drop_words
+from recbole_jepa4rec.text.text_encoder import MINILM, TextEncoder
 from tests.tiny_encoder import (  # noqa: F401
     TEXTS,
     catalogue,

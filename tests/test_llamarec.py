@@ -17,13 +17,13 @@ pytest.importorskip("peft", reason="the extra llm is not installed")
 
 from recbole_jepa4rec import load
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.dataset import SequentialTextDataset
-from recbole_jepa4rec.keyed_random import derive
-from recbole_jepa4rec.metrics import target_ranks
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
+from recbole_jepa4rec.evaluation.metrics import target_ranks
+from recbole_jepa4rec.evaluation.reranking import rerank, retrieve, training_candidates
+from recbole_jepa4rec.evaluation.retriever import Retriever
 from recbole_jepa4rec.model.llamarec import LlamaRec
 from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.reranking import rerank, retrieve, training_candidates
-from recbole_jepa4rec.retriever import Retriever
+from recbole_jepa4rec.training.keyed_random import derive
 from tests.contract import SMALL, ModelContract
 from tests.tiny_llama import save_tiny_llama
 

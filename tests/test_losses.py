@@ -7,8 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import recbole_jepa4rec.loss as loss_module
-from recbole_jepa4rec.loss import contrastive_loss, cosine_similarity, mapping_loss, mlm_loss
+import recbole_jepa4rec.training.loss as loss_module
+from recbole_jepa4rec.training.loss import (
+    contrastive_loss,
+    cosine_similarity,
+    mapping_loss,
+    mlm_loss,
+)
 
 
 @pytest.fixture

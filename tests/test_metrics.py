@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_jepa4rec import metrics
-from recbole_jepa4rec.metrics import (
+from recbole_jepa4rec.evaluation import metrics
+from recbole_jepa4rec.evaluation.metrics import (
     RANK_METRICS,
     FullMRR,
     mean_metrics,

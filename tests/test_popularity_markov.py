@@ -5,8 +5,8 @@ import torch
 from recbole.data.utils import data_preparation
 
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.dataset import SequentialTextDataset
-from recbole_jepa4rec.metrics import mean_metrics, target_ranks
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
+from recbole_jepa4rec.evaluation.metrics import mean_metrics, target_ranks
 from recbole_jepa4rec.model.markov import Markov
 from recbole_jepa4rec.model.popularity import Popularity
 from recbole_jepa4rec.quick_start import run

@@ -23,7 +23,7 @@ from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_jepa4rec
 from recbole_jepa4rec import registry
-from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
 from tests.conftest import ROOT
 
 SIGNATURES = {

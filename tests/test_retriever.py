@@ -3,7 +3,7 @@
 import pytest
 
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.retriever import retriever_config
+from recbole_jepa4rec.evaluation.retriever import retriever_config
 
 
 @pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "SHAN", "S3Rec", "GRU4Rec", "UniSRec"])

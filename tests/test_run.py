@@ -13,7 +13,7 @@ import yaml
 
 from recbole_jepa4rec import quick_start
 from recbole_jepa4rec.checkpoint import load_state, read_weights
-from recbole_jepa4rec.metrics import mean_metrics
+from recbole_jepa4rec.evaluation.metrics import mean_metrics
 from recbole_jepa4rec.quick_start import main, run
 from recbole_jepa4rec.registry import find_model
 from tests.conftest import ROOT, TINY

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from recbole_jepa4rec import sentences as sentences_module
-from recbole_jepa4rec.sentences import ATTRIBUTE, CLS, VALUE, ItemSentences
-from recbole_jepa4rec.token_batch import TokenBatch, ragged_range
-from recbole_jepa4rec.tokenizer import encode_texts, train_wordpiece
+from recbole_jepa4rec.text import sentences as sentences_module
+from recbole_jepa4rec.text.sentences import ATTRIBUTE, CLS, VALUE, ItemSentences
+from recbole_jepa4rec.text.token_batch import TokenBatch, ragged_range
+from recbole_jepa4rec.text.tokenizer import encode_texts, train_wordpiece
 
 TITLES = ["red glass", "blue glass", "red tape", "blue tape and red glass", "item name title brand"]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 import recbole_jepa4rec
-from recbole_jepa4rec.tokenizer import (
+from recbole_jepa4rec.text.tokenizer import (
     SpecialIds,
     encode_texts,
     encode_values,
@@ -37,7 +37,7 @@ import hashlib, json, sys, types
 package = types.ModuleType("recbole_jepa4rec")  # in place of the real one, which imports RecBole
 package.__path__ = [sys.argv[1]]
 sys.modules["recbole_jepa4rec"] = package
-from recbole_jepa4rec.tokenizer import train_wordpiece
+from recbole_jepa4rec.text.tokenizer import train_wordpiece
 tokenizer = train_wordpiece(json.loads(sys.argv[2]), 200)
 print(hashlib.sha256(tokenizer.to_str().encode()).hexdigest())
 """

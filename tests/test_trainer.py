@@ -10,14 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 import recbole_jepa4rec
-from recbole_jepa4rec.collapse import spread, warn_if_collapsed
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.dataset import SequentialTextDataset
-from recbole_jepa4rec.histories import Histories
-from recbole_jepa4rec.phase import warmup_then_decay
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
+from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.trainer import TwoStageTrainer
-from recbole_jepa4rec.training_rows import held_out_users, target_positions, trainable_users
+from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
+from recbole_jepa4rec.training.phase import warmup_then_decay
+from recbole_jepa4rec.training.trainer import TwoStageTrainer
+from recbole_jepa4rec.training.training_rows import (
+    held_out_users,
+    target_positions,
+    trainable_users,
+)
 
 SMALL = {
     "data_path": "dataset",

@@ -13,7 +13,6 @@ from torch import nn
 
 import recbole_jepa4rec
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.loss import contrastive_loss
 from recbole_jepa4rec.model.sequence_augmentation import (
     kept_items,
     move_together,
@@ -22,6 +21,7 @@ from recbole_jepa4rec.model.sequence_augmentation import (
 from recbole_jepa4rec.model.whitening import MixtureOfExperts, ParametricWhitening
 from recbole_jepa4rec.quick_start import run
 from recbole_jepa4rec.registry import find_dataset
+from recbole_jepa4rec.training.loss import contrastive_loss
 from tests.contract import SMALL, ModelContract
 from tests.tiny_encoder import tiny_bert, write_data_sets  # noqa: F401
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.weights import PretrainedEncoder, load_pretrained
-from recbole_jepa4rec.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch
 
 SIZES = {
     "vocab_size": 60,

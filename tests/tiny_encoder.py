@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
-from recbole_jepa4rec.tokenizer import train_wordpiece
+from recbole_jepa4rec.text.tokenizer import train_wordpiece
 
 TEXTS = [
     "red garden hose",

@@ -22,7 +22,7 @@ from recbole_jepa4rec.convert.recbole_files import AtomicFiles
 from recbole_jepa4rec.convert.rules import PLAIN, Preset, rule_with
 from recbole_jepa4rec.convert.source import Source
 from recbole_jepa4rec.convert.summary import summary
-from recbole_jepa4rec.time_limit import ending_on_sigterm
+from recbole_jepa4rec.training.time_limit import ending_on_sigterm
 
 
 def main(words: Sequence[str]) -> int:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from recbole_jepa4rec.atomic_files import is_number
 from recbole_jepa4rec.convert.json_source import LAYOUTS
 from recbole_jepa4rec.convert.online_retail import ITEMS, USERS
 from recbole_jepa4rec.convert.rules import AMAZON, DUPLICATES, ONLINE_RETAIL, WITHOUT_TEXT, Preset
 from recbole_jepa4rec.convert.split import EXPLANATION, KINDS, Split
+from recbole_jepa4rec.data.atomic_files import is_number
 
 PROGRAM = "python -m recbole_jepa4rec.convert"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recbole_jepa4rec.atomic_files import Column, read_header
 from recbole_jepa4rec.convert import values
 from recbole_jepa4rec.convert.interactions import Row
 from recbole_jepa4rec.convert.lines import BadLines
 from recbole_jepa4rec.convert.source import KeysAreIds, Text, check_attributes
 from recbole_jepa4rec.convert.tables import SeparatedTable, column_places
+from recbole_jepa4rec.data.atomic_files import Column, read_header
 
 
 class AtomicFiles(KeysAreIds):

@@ -9,8 +9,8 @@ import numpy as np
 
 from recbole_jepa4rec.convert.draw import draw
 from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.fingerprint import fingerprint
-from recbole_jepa4rec.split_files import (
+from recbole_jepa4rec.data.fingerprint import fingerprint
+from recbole_jepa4rec.data.split_files import (
     PARTS,
     last_of_part,
     repeated_across_parts,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recbole_jepa4rec.convert.split import NAMES
-from recbole_jepa4rec.split_files import repeated_across_parts, without_history
+from recbole_jepa4rec.data.split_files import repeated_across_parts, without_history
 
 
 class Rows(NamedTuple):

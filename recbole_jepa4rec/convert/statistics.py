@@ -10,7 +10,7 @@ import numpy as np
 from recbole_jepa4rec.convert.interactions import Interactions
 from recbole_jepa4rec.registry import find_properties
 from recbole_jepa4rec.settings import read_yaml
-from recbole_jepa4rec.tokenizer import encode_texts, train_wordpiece
+from recbole_jepa4rec.text.tokenizer import encode_texts, train_wordpiece
 
 SAMPLE = 10_000
 """Items of which tokens are counted."""

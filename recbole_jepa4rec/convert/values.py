@@ -8,7 +8,7 @@ import re
 from datetime import date, datetime, timezone
 from typing import Any
 
-from recbole_jepa4rec.atomic_files import is_number
+from recbole_jepa4rec.data.atomic_files import is_number
 
 _UNFIT = re.compile(r"[\t\n\r\0\ud800-\udfff]")
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*>")

@@ -13,8 +13,8 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from pyarrow import ArrowException
 
+from recbole_jepa4rec.evaluation.metrics import metric_values
 from recbole_jepa4rec.experiment.result_shape import NUMBER, SHAPE, misfits
-from recbole_jepa4rec.metrics import metric_values
 from recbole_jepa4rec.run_folder import RunFolder
 from recbole_jepa4rec.settings import read_yaml
 

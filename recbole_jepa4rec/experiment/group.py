@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.experiment.cell_folder import finished_runs, output_file
 from recbole_jepa4rec.experiment.comparison import compare
 from recbole_jepa4rec.experiment.finished_run import FinishedRun
@@ -16,9 +17,8 @@ from recbole_jepa4rec.experiment.report import write_report
 from recbole_jepa4rec.experiment.request import Request, read_request
 from recbole_jepa4rec.experiment.row import Row
 from recbole_jepa4rec.files import atomic_write
-from recbole_jepa4rec.item_files import refuse_without_text
 from recbole_jepa4rec.registry import find_dataset
-from recbole_jepa4rec.time_limit import ending_on_sigterm
+from recbole_jepa4rec.training.time_limit import ending_on_sigterm
 
 
 def main(command_line: Sequence[str]) -> int:

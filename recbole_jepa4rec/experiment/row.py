@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from recbole_jepa4rec.evaluation.metrics import metric_values
 from recbole_jepa4rec.experiment.finished_run import FinishedRun
-from recbole_jepa4rec.metrics import metric_values
 
 GROUPS = {"never seen": (0, 0), "seen 1–4 times": (1, 4), "seen 5+ times": (5, None)}
 """Users by how often their target occurs in the training part: the least and the most."""

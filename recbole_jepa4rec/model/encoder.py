@@ -13,7 +13,7 @@ from recbole_jepa4rec.model.attention_layout import (
     AttentionLayout,
 )
 from recbole_jepa4rec.model.encoder_config import ACTIVATIONS, EncoderConfig
-from recbole_jepa4rec.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch
 
 TOKEN_TYPES = 3
 """[CLS], attribute name, attribute value."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.model.encoder import SentenceEncoder
-from recbole_jepa4rec.sentences import ItemSentences
+from recbole_jepa4rec.text.sentences import ItemSentences
 
 
 class ItemTable:

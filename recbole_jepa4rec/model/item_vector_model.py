@@ -10,11 +10,11 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_jepa4rec.item_vectors import ItemVectors
-from recbole_jepa4rec.keyed_random import derive
-from recbole_jepa4rec.loss import contrastive_loss, cosine_similarity
 from recbole_jepa4rec.model.item_sequence_encoder import ItemSequenceEncoder
-from recbole_jepa4rec.phase import FINETUNE, PRETRAIN
+from recbole_jepa4rec.text.item_vectors import ItemVectors
+from recbole_jepa4rec.training.keyed_random import derive
+from recbole_jepa4rec.training.loss import contrastive_loss, cosine_similarity
+from recbole_jepa4rec.training.phase import FINETUNE, PRETRAIN
 
 
 class ItemVectorModel(SequentialRecommender):
@@ -27,7 +27,7 @@ class ItemVectorModel(SequentialRecommender):
 
     Args:
         config: a RecBole config with the keys of the model's yaml file.
-        dataset: a :class:`~recbole_jepa4rec.dataset.SequentialTextDataset`.
+        dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
     """
 
     input_type = InputType.POINTWISE

@@ -10,7 +10,7 @@ from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.objective import JointEmbeddingObjective
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.model.recformer import RecFormer, unpack
-from recbole_jepa4rec.sentences import ItemSentences
+from recbole_jepa4rec.text.sentences import ItemSentences
 
 
 class JEPA4Rec(RecFormer):
@@ -21,7 +21,7 @@ class JEPA4Rec(RecFormer):
 
     Args:
         config: a RecBole config with the keys of ``properties/model/JEPA4Rec.yaml``.
-        dataset: a :class:`~recbole_jepa4rec.dataset.SequentialTextDataset`.
+        dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
     """
 
     core: JointEmbeddingModel

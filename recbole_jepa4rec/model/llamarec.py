@@ -11,12 +11,17 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_jepa4rec.keyed_random import derive
+from recbole_jepa4rec.evaluation.reranking import rerank, retrieve, training_candidates
+from recbole_jepa4rec.evaluation.retriever import (
+    Retriever,
+    is_folder,
+    retriever_config,
+    train_retriever,
+)
 from recbole_jepa4rec.model.language_model import PRECISIONS, add_lora, load_language_model
 from recbole_jepa4rec.model.verbaliser import Verbaliser
-from recbole_jepa4rec.ranking_prompt import LETTERS, RankingPrompt
-from recbole_jepa4rec.reranking import rerank, retrieve, training_candidates
-from recbole_jepa4rec.retriever import Retriever, is_folder, retriever_config, train_retriever
+from recbole_jepa4rec.text.ranking_prompt import LETTERS, RankingPrompt
+from recbole_jepa4rec.training.keyed_random import derive
 
 
 class LlamaRec(SequentialRecommender):
@@ -33,7 +38,7 @@ class LlamaRec(SequentialRecommender):
 
     Args:
         config: a RecBole config with the keys of ``properties/model/LlamaRec.yaml``.
-        dataset: a :class:`~recbole_jepa4rec.dataset.SequentialTextDataset`.
+        dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
 
     Raises:
         ValueError: for a setting that does not fit; names it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch
 
 
 @dataclass(frozen=True)

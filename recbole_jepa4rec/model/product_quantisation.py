@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from recbole_jepa4rec.tensor_cache import TensorCache, content_key
+from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key
 
 ROUNDS = 4
 """Alternations of k-means and rotation; the error hardly falls after these."""

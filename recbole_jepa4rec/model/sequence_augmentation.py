@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_jepa4rec.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.loss import cosine_similarity
+from recbole_jepa4rec.training.keyed_random import Draw, derive, uniform
+from recbole_jepa4rec.training.loss import cosine_similarity
 
 
 def kept_items(lengths: Tensor, length: int, ratio: float, keys: Tensor) -> Tensor:

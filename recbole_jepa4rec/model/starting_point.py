@@ -17,7 +17,7 @@ from recbole_jepa4rec.files import atomic_write
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
 from recbole_jepa4rec.model.weight_files import read_description
 from recbole_jepa4rec.model.weights import load_pretrained
-from recbole_jepa4rec.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
+from recbole_jepa4rec.text.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 
 ARCHITECTURE_KEYS = (
     "hidden_size",

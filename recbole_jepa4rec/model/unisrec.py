@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_jepa4rec.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.loss import contrastive_loss
 from recbole_jepa4rec.model.item_vector_model import (
     ItemVectorModel,
     inside_window,
@@ -23,7 +21,9 @@ from recbole_jepa4rec.model.sequence_augmentation import (
 )
 from recbole_jepa4rec.model.weight_files import read_tensors
 from recbole_jepa4rec.model.whitening import MixtureOfExperts
-from recbole_jepa4rec.phase import PRETRAIN
+from recbole_jepa4rec.training.keyed_random import Draw, derive, uniform
+from recbole_jepa4rec.training.loss import contrastive_loss
+from recbole_jepa4rec.training.phase import PRETRAIN
 
 MODES = ("inductive", "transductive")
 PUBLISHED = {
@@ -45,7 +45,7 @@ class UniSRec(ItemVectorModel):
 
     Args:
         config: a RecBole config with the keys of ``properties/model/UniSRec.yaml``.
-        dataset: a :class:`~recbole_jepa4rec.dataset.SequentialTextDataset`.
+        dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
 
     Raises:
         ValueError: for a setting that cannot be used, or published weights that do not fit.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_jepa4rec.token_batch import fill_batches
+from recbole_jepa4rec.text.token_batch import fill_batches
 
 
 class Verbaliser(nn.Module):

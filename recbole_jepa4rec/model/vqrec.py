@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_jepa4rec.keyed_random import Draw, below, derive, uniform
-from recbole_jepa4rec.loss import cosine_similarity
 from recbole_jepa4rec.model.code_permutation import CodePermutation
 from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, inside_window
 from recbole_jepa4rec.model.product_quantisation import ProductQuantiser
-from recbole_jepa4rec.phase import PERMUTATION
-from recbole_jepa4rec.sentence_cache import default_cache_dir
+from recbole_jepa4rec.text.sentence_cache import default_cache_dir
+from recbole_jepa4rec.training.keyed_random import Draw, below, derive, uniform
+from recbole_jepa4rec.training.loss import cosine_similarity
+from recbole_jepa4rec.training.phase import PERMUTATION
 
 
 class VQRec(ItemVectorModel):
@@ -32,7 +32,7 @@ class VQRec(ItemVectorModel):
 
     Args:
         config: a RecBole config with the keys of ``properties/model/VQRec.yaml``.
-        dataset: a :class:`~recbole_jepa4rec.dataset.SequentialTextDataset`.
+        dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
 
     Raises:
         ValueError: for a setting that cannot be used.

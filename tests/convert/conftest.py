@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_jepa4rec.atomic_files import read_atomic
 from recbole_jepa4rec.convert.command_line import main
+from recbole_jepa4rec.data.atomic_files import read_atomic
 from tests.conftest import ROOT
 
 REAL_DATA = Path(os.environ.get("REAL_DATA", ROOT / "dataset"))

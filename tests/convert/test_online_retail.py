@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from recbole_jepa4rec.atomic_files import read_atomic
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.dataset import SequentialTextDataset
+from recbole_jepa4rec.data.atomic_files import read_atomic
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from tests.convert.conftest import REAL_DATA, tables
 
 COLUMNS = [

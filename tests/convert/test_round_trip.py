@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.convert.command_line import main
-from recbole_jepa4rec.dataset import SequentialTextDataset
-from recbole_jepa4rec.sentences import ItemSentences
-from recbole_jepa4rec.tokenizer import train_wordpiece
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
+from recbole_jepa4rec.text.sentences import ItemSentences
+from recbole_jepa4rec.text.tokenizer import train_wordpiece
 from tests.convert.conftest import reviews, write_json_lines
 
 NASTY = [

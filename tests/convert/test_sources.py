@@ -195,7 +195,7 @@ class TestFromRecbole:
 
     def test_the_toy_set_keeps_its_fingerprint(self, made, toy):
         from recbole_jepa4rec.config import Config
-        from recbole_jepa4rec.dataset import SequentialTextDataset
+        from recbole_jepa4rec.data.dataset import SequentialTextDataset
 
         loaded = SequentialTextDataset(Config("Markov", "toy", config_dict=toy))
         _, item, statistics = made("from-recbole", f"{toy['data_path']}/toy", out="toy")

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_jepa4rec.atomic_files import read_atomic
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.convert.command_line import main
 from recbole_jepa4rec.convert.interactions import Interactions
 from recbole_jepa4rec.convert.split import NAMES, Split, split_rows
-from recbole_jepa4rec.dataset import SequentialTextDataset
+from recbole_jepa4rec.data.atomic_files import read_atomic
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from tests.conftest import ROOT
 from tests.convert.conftest import REAL_DATA, reviews, write_json_lines
 

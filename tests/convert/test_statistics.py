@@ -9,7 +9,7 @@ from recbole_jepa4rec.convert.command_line import main
 from recbole_jepa4rec.convert.interactions import Interactions
 from recbole_jepa4rec.convert.statistics import TextStatistics, counts, order_and_targets
 from recbole_jepa4rec.convert.summary import summary
-from recbole_jepa4rec.dataset import SequentialTextDataset
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from tests.convert.conftest import reviews, tables, write_json_lines
 
 rows_of = st.lists(

@@ -14,14 +14,19 @@ import torch
 from pandas.api.types import union_categoricals
 from recbole.utils import FeatureSource
 
-from recbole_jepa4rec.fingerprint import fingerprint
-from recbole_jepa4rec.histories import Histories, HistoryRows
-from recbole_jepa4rec.item_files import source_folders
-from recbole_jepa4rec.item_text import read_item_text
-from recbole_jepa4rec.raw_dataset import RawSequentialDataset
+from recbole_jepa4rec.data.fingerprint import fingerprint
+from recbole_jepa4rec.data.histories import Histories, HistoryRows
+from recbole_jepa4rec.data.item_files import source_folders
+from recbole_jepa4rec.data.item_text import read_item_text
+from recbole_jepa4rec.data.raw_dataset import RawSequentialDataset
+from recbole_jepa4rec.data.split_files import (
+    PARTS,
+    checked_parts,
+    refuse_unknown_items,
+    split_names,
+)
 from recbole_jepa4rec.registry import did_you_mean
 from recbole_jepa4rec.settings import PROTOCOL
-from recbole_jepa4rec.split_files import PARTS, checked_parts, refuse_unknown_items, split_names
 
 
 class SequentialTextDataset(RawSequentialDataset):

@@ -18,11 +18,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_jepa4rec.checkpoint import item_ids_digest
-from recbole_jepa4rec.checkpointed_trainer import CheckpointedTrainer
-from recbole_jepa4rec.filter_history import drop_history
-from recbole_jepa4rec.masked_batches import MaskedBatches
-from recbole_jepa4rec.metrics import mean_metrics, metric_values, target_ranks
-from recbole_jepa4rec.time_limit import TimeSpentError, UntilDeadline
+from recbole_jepa4rec.data.filter_history import drop_history
+from recbole_jepa4rec.evaluation.metrics import mean_metrics, metric_values, target_ranks
+from recbole_jepa4rec.training.checkpointed_trainer import CheckpointedTrainer
+from recbole_jepa4rec.training.masked_batches import MaskedBatches
+from recbole_jepa4rec.training.time_limit import TimeSpentError, UntilDeadline
 
 
 class ProtocolTrainer(CheckpointedTrainer):

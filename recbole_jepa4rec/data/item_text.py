@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_jepa4rec.atomic_files import (
+from recbole_jepa4rec.data.atomic_files import (
     AtomicFileError,
     Column,
     read_atomic,

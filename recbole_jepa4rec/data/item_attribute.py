@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_jepa4rec.atomic_files import Column, read_atomic, read_header
+from recbole_jepa4rec.data.atomic_files import Column, read_atomic, read_header
 
 KEYS = ("item_attribute", "selected_features")
 """Settings that name attribute columns: one, or a list."""

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recbole_jepa4rec.packing import newest_first, oldest_first
-from recbole_jepa4rec.sentence_cache import SentenceCache, content_key
-from recbole_jepa4rec.token_batch import TokenBatch, ragged_range
-from recbole_jepa4rec.tokenizer import SpecialIds, encode_texts, encode_values, unlimited
+from recbole_jepa4rec.text.packing import newest_first, oldest_first
+from recbole_jepa4rec.text.sentence_cache import SentenceCache, content_key
+from recbole_jepa4rec.text.token_batch import TokenBatch, ragged_range
+from recbole_jepa4rec.text.tokenizer import SpecialIds, encode_texts, encode_values, unlimited
 
 CLS, ATTRIBUTE, VALUE = 0, 1, 2  # token types
 

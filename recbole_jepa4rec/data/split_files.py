@@ -15,7 +15,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from recbole_jepa4rec.atomic_files import AtomicFileError, line_number, read_atomic, refuse_rows
+from recbole_jepa4rec.data.atomic_files import (
+    AtomicFileError,
+    line_number,
+    read_atomic,
+    refuse_rows,
+)
 
 PARTS = ("training", "validation", "test")
 """What the files are for, in the order in which ``benchmark_filename`` names them."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.keyed_random import derive, uniform
+from recbole_jepa4rec.training.keyed_random import derive, uniform
 
 
 def draw_candidates(

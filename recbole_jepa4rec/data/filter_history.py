@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.histories import HistoryRows
+from recbole_jepa4rec.data.histories import HistoryRows
 
 
 def drop_history(scores: Tensor, target: Tensor, rows: HistoryRows, batch: slice) -> None:

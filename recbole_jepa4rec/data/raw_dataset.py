@@ -11,7 +11,7 @@ from pandas.api.types import union_categoricals
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_jepa4rec.atomic_files import (
+from recbole_jepa4rec.data.atomic_files import (
     AtomicFileError,
     is_number,
     read_atomic,

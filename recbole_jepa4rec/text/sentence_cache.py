@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import tokenizers
 
-from recbole_jepa4rec import tensor_cache
+from recbole_jepa4rec.text import tensor_cache
 
 _FORMAT = "recbole_jepa4rec item sentences 2"
 

@@ -12,7 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_jepa4rec.split_files import PARTS, last_of_part
+from recbole_jepa4rec.data.split_files import PARTS, last_of_part
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_jepa4rec.histories import Histories
-from recbole_jepa4rec.phase import Phase
-from recbole_jepa4rec.token_batch import fill_batches
-from recbole_jepa4rec.training_rows import history_tokens, target_positions, window_ends
+from recbole_jepa4rec.data.histories import Histories
+from recbole_jepa4rec.text.token_batch import fill_batches
+from recbole_jepa4rec.training.phase import Phase
+from recbole_jepa4rec.training.training_rows import history_tokens, target_positions, window_ends
 
 
 def epoch_key(phase: Phase, epoch: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from recbole_jepa4rec import quick_start
 from recbole_jepa4rec.checkpoint import WEIGHTS_NAME
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.recommender import load
+from recbole_jepa4rec.evaluation.recommender import load
 from recbole_jepa4rec.registry import find_entry, find_properties
 from recbole_jepa4rec.settings import read_yaml
 

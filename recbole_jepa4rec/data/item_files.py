@@ -7,8 +7,8 @@ from typing import Any
 
 import recbole
 
-from recbole_jepa4rec.atomic_files import read_atomic, read_header
-from recbole_jepa4rec.item_attribute import KEYS as ATTRIBUTE_KEYS
+from recbole_jepa4rec.data.atomic_files import read_atomic, read_header
+from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
 from recbole_jepa4rec.registry import TEXT_MODELS
 
 

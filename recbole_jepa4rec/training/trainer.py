@@ -18,11 +18,11 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_jepa4rec.checkpoint import item_ids_digest, load_weights, read_weights, weights_file
-from recbole_jepa4rec.collapse import spread, warn_if_collapsed
-from recbole_jepa4rec.epoch_plan import count_targets, epoch_key, plan_epoch
-from recbole_jepa4rec.histories import HistoryRows
-from recbole_jepa4rec.metrics import mean_metrics, target_ranks
-from recbole_jepa4rec.phase import (
+from recbole_jepa4rec.data.histories import HistoryRows
+from recbole_jepa4rec.evaluation.metrics import mean_metrics, target_ranks
+from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
+from recbole_jepa4rec.training.epoch_plan import count_targets, epoch_key, plan_epoch
+from recbole_jepa4rec.training.phase import (
     PRECISIONS,
     PRETRAIN,
     Phase,
@@ -30,8 +30,8 @@ from recbole_jepa4rec.phase import (
     refuse_settings,
     warmup_then_decay,
 )
-from recbole_jepa4rec.protocol_trainer import ProtocolTrainer
-from recbole_jepa4rec.training_rows import held_out_users, trainable_users
+from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.training.training_rows import held_out_users, trainable_users
 
 FUSED = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 

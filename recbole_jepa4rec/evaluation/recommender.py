@@ -13,8 +13,8 @@ from recbole.data.interaction import Interaction
 
 from recbole_jepa4rec.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.pretrained_chain import is_chained
 from recbole_jepa4rec.registry import MODELS, did_you_mean, find_dataset
+from recbole_jepa4rec.training.pretrained_chain import is_chained
 
 Item = str | Mapping[str, str]
 """An item id, or the attributes of an item that has none: ``{"title": ...}``."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.token_batch import TokenBatch, ragged_range
+from recbole_jepa4rec.text.token_batch import TokenBatch, ragged_range
 
 
 class TokenStore(Protocol):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.data.histories import HistoryRows
+from recbole_jepa4rec.data.item_files import reads_text
+from recbole_jepa4rec.data.split_files import split_title
 from recbole_jepa4rec.doctor import hardware, versions
-from recbole_jepa4rec.histories import HistoryRows
-from recbole_jepa4rec.item_files import reads_text
 from recbole_jepa4rec.registry import has_loss_type
-from recbole_jepa4rec.split_files import split_title
 
 
 def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:

@@ -1,0 +1,1 @@
+"""Atomic files, histories and item text: what a model is given."""

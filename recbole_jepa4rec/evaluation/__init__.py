@@ -1,0 +1,1 @@
+"""Exact ranks, results, and trained models at work."""

@@ -1,0 +1,1 @@
+"""Item sentences and item vectors: text made ready for encoders."""

@@ -1,0 +1,1 @@
+"""Phases, batches, losses and trainers."""
