@@ -37,6 +37,7 @@ setup(
     package_data={
         "recbole_jepa4rec.properties": ["**/*.yaml"],
         "recbole_jepa4rec.experiment": ["templates/*"],
+        "recbole_jepa4rec.search": ["templates/*"],
     },
     install_requires=[
         *requirements("core"),

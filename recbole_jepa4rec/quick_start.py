@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +19,7 @@ from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
-from recbole_jepa4rec.evaluation.result import facts, per_user
+from recbole_jepa4rec.evaluation.result import Clock, asking_command, facts, per_user
 from recbole_jepa4rec.registry import find_dataset, find_trainer
 from recbole_jepa4rec.run_folder import RunFolder
 from recbole_jepa4rec.training.phase import PRETRAIN
@@ -87,7 +85,7 @@ def run(
         ValueError: for input that cannot be used.
         OSError: if a file cannot be written.
     """
-    clock = _Clock()
+    clock = Clock()
     reuse_freed_memory()
     config = Config(model, dataset, config_files, config_dict, command_line)
     if config["checkpoint"]:
@@ -105,7 +103,9 @@ def run(
         config["run_dir"] = config["checkpoint_dir"] = str(folder.path)
         with folder.logging(config["state"]):
             result = _train_and_test(config, folder, data, loaders, clock)
-            result["command"] = _command(model, dataset, config_files, config_dict, command_line)
+            result["command"] = asking_command(
+                model, dataset, config_files, config_dict, command_line
+            )
             folder.write_result(result)
     return {**result, "path": str(folder.result_file)}
 
@@ -152,7 +152,7 @@ def validate(
     Raises:
         ValueError: for input that cannot be used.
     """
-    clock, folder = _Clock(), RunFolder.of(config)
+    clock, folder = Clock(), RunFolder.of(config)
     reuse_freed_memory()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
@@ -174,7 +174,7 @@ def validate(
 
 
 def _train_and_test(
-    config: Config, folder: RunFolder, data: Any, loaders: tuple[Any, Any, Any], clock: _Clock
+    config: Config, folder: RunFolder, data: Any, loaders: tuple[Any, Any, Any], clock: Clock
 ) -> dict[str, Any]:
     """Train, go back to the best epoch, validate it, and read the test split once."""
     train, valid, test = loaders
@@ -197,7 +197,7 @@ def _train(
     folder: RunFolder,
     data: Any,
     loaders: tuple[Any, Any],
-    clock: _Clock,
+    clock: Clock,
     on_validation: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """Train and go back to the best epoch; returns the trainer and that epoch's validation."""
@@ -287,43 +287,3 @@ def _explain(error: KeyError, config: Config) -> None:
     keys = [key for key, value in settings.items() if isinstance(value, str) and value == name]
     if keys:
         raise ValueError(f"{keys[0]} {error} is unknown to model {config['model']!r}") from error
-
-
-def _command(
-    model: str | type | None,
-    dataset: str | Sequence[str] | None,
-    config_files: Sequence[str | Path],
-    config_dict: Mapping[str, Any] | None,
-    command_line: Sequence[str],
-) -> str:
-    """The command line that asks for the same run."""
-    named = {
-        "model": model.__name__ if isinstance(model, type) else model,
-        "dataset": dataset if isinstance(dataset, str) or not dataset else ",".join(dataset),
-        "config_files": " ".join(map(str, config_files)),
-        **(config_dict or {}),
-    }
-    words = [f"--{key}={value}" for key, value in named.items() if value not in (None, "")]
-    return shlex.join(["python", "run_recbole.py", *words, *command_line])
-
-
-class _Clock:
-    """Seconds between calls."""
-
-    def __init__(self) -> None:
-        self._laps: dict[str, float] = {}
-        self._begun = self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Name the time since the last call."""
-        now = time.perf_counter()
-        self._laps[name], self._last = now - self._last, now
-
-    def total(self) -> float:
-        """Seconds since the clock was made."""
-        return time.perf_counter() - self._begun
-
-    def seconds(self, stages: Mapping[str, float]) -> dict[str, float]:
-        """All laps in order, that of training split into its stages, and the total."""
-        laps = {"load": self._laps["load"], **stages, "evaluate": self._laps["evaluate"]}
-        return {name: round(value, 3) for name, value in {**laps, "total": self.total()}.items()}

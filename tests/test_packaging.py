@@ -27,7 +27,7 @@ def distribution(tmp_path_factory):
 def test_every_module_template_and_yaml_ships(distribution):
     package = ROOT / "recbole_jepa4rec"
     modules = {path.relative_to(ROOT) for path in package.rglob("*.py")}
-    templates = {path.relative_to(ROOT) for path in package.glob("experiment/templates/*")}
+    templates = {path.relative_to(ROOT) for path in package.glob("*/templates/*")}
     settings = {
         "recbole_jepa4rec" / path.relative_to(ROOT)
         for path in (ROOT / "properties").rglob("*")

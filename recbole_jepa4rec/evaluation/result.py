@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -109,3 +113,43 @@ def _peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def asking_command(
+    model: str | type | None,
+    dataset: str | Sequence[str] | None,
+    config_files: Sequence[str | Path],
+    config_dict: Mapping[str, Any] | None,
+    command_line: Sequence[str],
+) -> str:
+    """The command line that asks for the same run."""
+    named = {
+        "model": model.__name__ if isinstance(model, type) else model,
+        "dataset": dataset if isinstance(dataset, str) or not dataset else ",".join(dataset),
+        "config_files": " ".join(map(str, config_files)),
+        **(config_dict or {}),
+    }
+    words = [f"--{key}={value}" for key, value in named.items() if value not in (None, "")]
+    return shlex.join(["python", "run_recbole.py", *words, *command_line])
+
+
+class Clock:
+    """Seconds between calls."""
+
+    def __init__(self) -> None:
+        self._laps: dict[str, float] = {}
+        self._begun = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Name the time since the last call."""
+        now = time.perf_counter()
+        self._laps[name], self._last = now - self._last, now
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._begun
+
+    def seconds(self, stages: Mapping[str, float]) -> dict[str, float]:
+        """All laps in order, that of training split into its stages, and the total."""
+        laps = {"load": self._laps["load"], **stages, "evaluate": self._laps["evaluate"]}
+        return {name: round(value, 3) for name, value in {**laps, "total": self.total()}.items()}

@@ -1,0 +1,8 @@
+"""Search for hyper-parameters: `python run_hyper.py --model=JEPA4Rec --dataset=ml-100k`."""
+
+import sys
+
+from recbole_jepa4rec.search.driver import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
