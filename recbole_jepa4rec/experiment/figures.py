@@ -114,7 +114,7 @@ def _metric_bars(
         meta=[row["entry"] for row in rows],
     )
     name = metric_name(key)
-    figure = _figure([bar], height=44 + 34 * len(rows))
+    figure = figure_of([bar], height=44 + 34 * len(rows))
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_yaxes(ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")  # a gap
     figure.update_xaxes(rangemode="tozero", nticks=6)
@@ -144,7 +144,7 @@ def _quality_against_seconds(
         for row, x in zip(rows, seconds, strict=True)
     ]
     span = max(seconds) / min(seconds)
-    figure = _figure(traces, x="seconds of training", y=metric_name(key))
+    figure = figure_of(traces, x="seconds of training", y=metric_name(key))
     if span > WIDE:
         figure.update_xaxes(type="log", tickformat="~g", dtick=1 if span > 300 else "D2")
     figure.update_yaxes(rangemode="tozero")
@@ -179,7 +179,9 @@ def _learning_curves(
         for pretrains in (True, False)
         if (points := [p for p in curve["points"] if (p["stage"] == "pretrain") == pretrains])
     ]
-    figure = _figure(traces, x="seconds since training began", y=f"{metric_name(key)}, validation")
+    figure = figure_of(
+        traces, x="seconds since training began", y=f"{metric_name(key)}, validation"
+    )
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
     return {
@@ -206,7 +208,7 @@ def _recall_curve(
         )
         for row in rows
     ]
-    figure = _figure(traces, x="k, items", y="Recall@k")
+    figure = figure_of(traces, x="k, items", y="Recall@k")
     figure.update_xaxes(type="log", tickformat="~g", dtick=1)
     figure.update_yaxes(range=[0, 1.02])
     return {
@@ -235,7 +237,7 @@ def _groups(
         )
         for row in rows
     ]
-    figure = _figure(traces, x="target seen in training", y="NDCG@10")
+    figure = figure_of(traces, x="target seen in training", y="NDCG@10")
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.1)
     figure.update_xaxes(showgrid=False, tickangle=0)
     return {
@@ -245,7 +247,8 @@ def _groups(
     }
 
 
-def _figure(traces: Sequence[Any], x: str = "", y: str = "", height: int = 360) -> go.Figure:
+def figure_of(traces: Sequence[Any], x: str = "", y: str = "", height: int = 360) -> go.Figure:
+    """Traces in the look of every report: no background of its own, titled axes."""
     figure = go.Figure(list(traces))
     figure.update_layout(
         template="none",

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
+from recbole_jepa4rec.experiment.figures import FONT_SIZE, figure_of
 from recbole_jepa4rec.experiment.wording import metric_name, plain
 from recbole_jepa4rec.search.record import Record
 from recbole_jepa4rec.search.space import Dimension
@@ -24,7 +25,6 @@ ROUGH_BELOW = 20
 FEW_EPOCHS = 12
 """Up to so many, each has a tick of its own."""
 
-FONT_SIZE = 12.5
 BEST_COLOR, OTHER_COLOR, SCALE = "#d55e00", "#8a9199", "Viridis"
 REPEATS = 20
 
@@ -120,7 +120,7 @@ def _parallel(space: Sequence[Dimension], records: Sequence[Record], metric: str
         labelfont={"size": FONT_SIZE},
         labelangle=-25,  # names are long, and axes stand close
     )
-    figure = _figure([trace], height=430)
+    figure = figure_of([trace], height=430)
     figure.update_layout(margin={"l": 70, "r": 40, "t": 100, "b": 24})
     return {
         "title": "Settings and score",
@@ -141,7 +141,7 @@ def _importance(space: Sequence[Dimension], records: Sequence[Record]) -> dict[s
         marker={"color": "#0072b2"},
         hovertemplate="%{y}: %{x:.2f}<extra></extra>",
     )
-    figure = _figure([bar], height=60 + 30 * len(space), x="share")
+    figure = figure_of([bar], height=60 + 30 * len(space), x="share")
     figure.update_xaxes(range=[0, 1])
     figure.update_yaxes(showgrid=False, ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")
     rough = f" With {len(records)} trials this is rough." if len(records) < ROUGH_BELOW else ""
@@ -164,7 +164,7 @@ def _learning_curves(records: Sequence[Record], metric: str) -> dict[str, Any]:
         ]
     ]
     name = metric_name(metric)
-    figure = _figure(traces, x="epoch", y=f"{name}, validation")
+    figure = figure_of(traces, x="epoch", y=f"{name}, validation")
     figure.update_yaxes(rangemode="tozero")
     last = max(point["epoch"] for record in records for point in record.learning_curve)
     figure.update_xaxes(tickformat="d", dtick=1 if last <= FEW_EPOCHS else None)
@@ -187,22 +187,3 @@ def _curve(record: Record, color: str, width: float) -> go.Scatter:
         marker={"size": 5},
         hovertemplate="%{fullData.name}<br>epoch %{x}: %{y:.4f}<extra></extra>",
     )
-
-
-def _figure(traces: Sequence[Any], x: str = "", y: str = "", height: int = 360) -> go.Figure:
-    figure = go.Figure(list(traces))
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": 14, "t": 8, "b": 8},
-        showlegend=False,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        hovermode="closest",
-        font={"size": FONT_SIZE},
-    )
-    for update, title in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
-        update(automargin=True, zeroline=False)
-        if title:
-            update(title={"text": title, "standoff": 10, "font": {"size": FONT_SIZE}})
-    return figure
