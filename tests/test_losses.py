@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import recbole_jepa4rec.training.loss as loss_module
+from recbole_jepa4rec.model.sequence_augmentation import sequence_sequence_loss
 from recbole_jepa4rec.training.loss import (
     contrastive_loss,
     cosine_similarity,
     mapping_loss,
     mlm_loss,
+    zero_of,
 )
 
 
@@ -179,3 +181,18 @@ def test_a_softmax_over_many_candidates_holds_no_matrix_of_all_logits(rng, monke
     with Largest():
         contrastive_loss(sequences, items, torch.arange(8), 0.05).backward()
     assert largest == items.numel() < 8 * 5000
+
+
+def test_losses_of_nothing_are_zero_and_hang_on_what_others_gave(rng):
+    """A process without rows still has its part in the backward pass of the others' vectors."""
+    sequences = torch.zeros(0, 4, requires_grad=True)
+    items = torch.randn(5, 4, generator=rng, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    for loss in (
+        contrastive_loss(sequences, items, none, 0.05),
+        sequence_sequence_loss(sequences, items[:0], none, 0.05) + zero_of(items),
+        mapping_loss(sequences, sequences.detach(), "sum") + zero_of(items),
+    ):
+        assert loss.item() == 0
+        of_sequences, of_items = torch.autograd.grad(loss, (sequences, items))
+        assert of_sequences.shape == (0, 4) and torch.equal(of_items, torch.zeros(5, 4))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.text.sentences import ItemSentences
 
 
 class ItemTable:
     """Vectors of all sentences, encoded when they are read and kept until the weights move.
+
+    The processes of a run share the work: all of them read, extend or encode alike.
 
     Args:
         sentences: the items' token store.
@@ -32,7 +35,7 @@ class ItemTable:
 
     @torch.no_grad()
     def read(self, encoder: SentenceEncoder, refresh: bool = True) -> Tensor:
-        """Vectors of all sentences, ``[S, D]``, without gradient.
+        """Vectors of all sentences, ``[S, D]``, without gradient; a collective.
 
         Args:
             encoder: what encodes them where they are missing or old.
@@ -42,6 +45,11 @@ class ItemTable:
             self.vectors = self.encode(encoder, range(self.sentences.num_sentences))
             self.is_old = False
         return self.vectors
+
+    def hold(self, vectors: Tensor) -> None:
+        """Take vectors of earlier weights, ``[S, D]``; they are old."""
+        self.vectors = vectors.to(self.sentences.offsets.device)
+        self.is_old = True
 
     @torch.no_grad()
     def extend(self, encoder: SentenceEncoder) -> None:
@@ -56,7 +64,11 @@ class ItemTable:
             self.vectors = self.vectors[: self.sentences.num_sentences]
 
     def encode(self, encoder: SentenceEncoder, sentences: range) -> Tensor:
-        """Vectors of these sentences, in chunks of similar length and bounded tokens."""
+        """Vectors of these sentences, in chunks of similar length and bounded tokens.
+
+        A chunk is encoded whole by one process, so that every number of processes gives the same
+        bits.
+        """
         was_training = encoder.training
         encoder.eval()
         device = self.sentences.offsets.device
@@ -66,10 +78,14 @@ class ItemTable:
         chunk = (lengths[order] + 1).cumsum(0) // self.tokens_per_batch
         sizes = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
         vectors = torch.empty(len(order), encoder.config.hidden_size, device=device)
-        for places in order.split(sizes):
+        chunks = order.split(sizes)
+        own = [chunks[number] for number in processes.own(torch.arange(len(chunks))).tolist()]
+        for places in own:
             batch = self.sentences.single(
                 ids[places], self.max_sequence_tokens, encoder.config.item_causal
             )
             vectors[places] = encoder.cls(batch).float()
         encoder.train(was_training)
+        if processes.count() > 1:
+            vectors[order] = processes.gather(vectors[torch.cat([order[:0], *own])])
         return vectors

@@ -10,6 +10,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.model.item_sequence_encoder import ItemSequenceEncoder
 from recbole_jepa4rec.text.item_vectors import ItemVectors
 from recbole_jepa4rec.training.keyed_random import derive
@@ -24,6 +25,9 @@ class ItemVectorModel(SequentialRecommender):
     ``pretrain_weights``. Rows are what items share: items of one row have one vector, bit for bit,
     and are one candidate in a softmax. Training on the item after each item of a window costs one
     pass, since the encoder is causal.
+
+    Where a run has several processes each is given its own windows, maybe none. The losses are its
+    part of those of all (``processes.part``); each row's vector is computed by one of them.
 
     Args:
         config: a RecBole config with the keys of the model's yaml file.
@@ -78,7 +82,7 @@ class ItemVectorModel(SequentialRecommender):
     def pretrain_losses(
         self, item_seq: Tensor, lengths: Tensor, next_items: Tensor, keys: Tensor
     ) -> tuple[Tensor, ...]:
-        """Unweighted terms, in the order of ``pretrain_weights``.
+        """Unweighted terms, in the order of ``pretrain_weights``; this process's part of each.
 
         Args:
             item_seq: windows, oldest item first, padding behind, ``[B, L]``.
@@ -167,23 +171,38 @@ class ItemVectorModel(SequentialRecommender):
     def finetune_loss(self, item_seq: Tensor, lengths: Tensor, next_items: Tensor) -> Tensor:
         """Softmax of cosine / tau over all items, at every position of the windows."""
         rows = self.row_of_item
-        vectors = self.encode_rows(self.candidates)
+        vectors = processes.gather(self.encode_rows(processes.own(self.candidates)))
         place = torch.searchsorted(self.candidates, rows)  # of an item's row among the candidates
         place = place.clamp(max=len(vectors) - 1)  # padding, which nothing reads
         hidden = self.encoder(vectors[place[item_seq]])
         inside = inside_window(item_seq, lengths)
-        return contrastive_loss(
-            hidden[inside], vectors, place[next_items[inside]], self.temperature
-        )
+        positive = place[next_items[inside]]
+        loss = contrastive_loss(hidden[inside], vectors, positive, self.temperature)
+        return processes.part(loss, len(positive))
 
     def in_batch(self, item_seq: Tensor, next_items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors of a batch's rows, ``[R, D]``, and where windows and targets find them.
+        """Vectors of all processes' rows, ``[R, D]``, and where windows and targets find them.
 
         Each row is encoded once.
         """
-        items = torch.stack([item_seq, next_items])
-        rows, place = torch.unique(self.row_of_item[items], return_inverse=True)
-        return self.encode_rows(rows), place[0], place[1]
+        own_rows = self.row_of_item[torch.stack([item_seq, next_items])]
+        rows = torch.unique(processes.gather(own_rows.flatten()))
+        vectors = processes.gather(self.encode_rows(processes.own(rows)))
+        place = torch.searchsorted(rows, own_rows)
+        return vectors, place[0], place[1]
+
+    def in_batch_targets(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Distinct next items of all processes.
+
+        Args:
+            places: of this process's next items among the rows of ``in_batch``, ``[Q]``.
+
+        Returns:
+            Places of the distinct ones, ascending, ``[C]``; and which each of the ``places`` is,
+            ``[Q]``.
+        """
+        distinct = torch.unique(processes.gather(places))
+        return distinct, torch.searchsorted(distinct, places)
 
     def forward(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
         """Sequence vectors s of whole windows, ``[B, L]`` and ``[B]`` to ``[B, D]``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.masked_pair import MaskedPair
@@ -107,12 +108,7 @@ class JointEmbeddingModel(SentenceModel):
         """L_map: a history item and the next item, guessed by the predictor (paper 3.3.2)."""
         if not self.objective.mapping_weight:
             return {}
-        place, was_masked = draw_masked_item(
-            pair.histories,
-            pair.selected,
-            derive(pair.keys, Draw.MASKED_ITEM),
-            self.objective.unmasked_target,
-        )
+        place, was_masked = self._masked_item(pair)
         found = place > 0
         newest = pair.lengths.cumsum(0) - pair.lengths
         items = pair.item_ids[(newest + pair.histories.items_back(place))[found]]
@@ -126,21 +122,24 @@ class JointEmbeddingModel(SentenceModel):
         truth = sentence_of_item[items], sentence_of_item[pair.next_items]
         return {"mapping": self._mapping_loss(predicted, truth)}
 
+    def _masked_item(self, pair: MaskedPair) -> tuple[Tensor, Tensor]:
+        """As ``draw_masked_item``, which wants a sequence at least."""
+        if not len(pair.lengths):
+            return pair.lengths, pair.lengths.bool()
+        keys = derive(pair.keys, Draw.MASKED_ITEM)
+        return draw_masked_item(pair.histories, pair.selected, keys, self.objective.unmasked_target)
+
     def _mapping_loss(
         self, predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Sum over the two kinds of item; ``truth`` holds the sentences of what was predicted."""
         distinct, which = torch.unique(torch.cat(truth), return_inverse=True)
         targets = self._target_vectors(self._single(distinct))[which]
-        return sum(
-            (
-                mapping_loss(vectors, target, self.objective.mapping_reduction)
-                for vectors, target in zip(
-                    predicted, targets.split([*map(len, truth)]), strict=True
-                )
-            ),
-            start=targets.new_zeros(()),
-        )
+        total = targets.new_zeros(())
+        for vectors, target in zip(predicted, targets.split([*map(len, truth)]), strict=True):
+            loss = mapping_loss(vectors, target, self.objective.mapping_reduction)
+            total = total + processes.part(loss, len(vectors))
+        return total
 
     @torch.no_grad()
     def _target_vectors(self, batch: TokenBatch) -> Tensor:

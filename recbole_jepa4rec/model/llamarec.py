@@ -11,6 +11,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.evaluation.reranking import rerank, retrieve, training_candidates
 from recbole_jepa4rec.evaluation.retriever import (
     Retriever,
@@ -22,6 +23,7 @@ from recbole_jepa4rec.model.language_model import PRECISIONS, add_lora, load_lan
 from recbole_jepa4rec.model.verbaliser import Verbaliser
 from recbole_jepa4rec.text.ranking_prompt import LETTERS, RankingPrompt
 from recbole_jepa4rec.training.keyed_random import derive
+from recbole_jepa4rec.training.loss import zero_of
 
 
 class LlamaRec(SequentialRecommender):
@@ -114,14 +116,21 @@ class LlamaRec(SequentialRecommender):
         """Nothing is kept that depends on the weights."""
 
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
-        """Cross-entropy of the true item's letter among those of the candidates (section 3.3)."""
+        """Cross-entropy of the true item's letter among those of the candidates (section 3.3).
+
+        It is this process's part of that of all processes' rows.
+        """
         targets = interaction[self.POS_ITEM_ID]
+        if len(targets) == 0:
+            trained = next(weight for weight in self.parameters() if weight.requires_grad)
+            return (processes.part(zero_of(trained), 0),)
         keys = derive(self.config["seed"], self.epoch, interaction[self.USER_ID], targets)
         candidates, place = training_candidates(
             targets, interaction[self.ITEM_SEQ], self.n_items, self.num_candidates, keys
         )
         prompts = self.prompt.encode(self._histories(interaction), candidates.tolist())
-        return (F.cross_entropy(self.verbaliser(prompts), place),)
+        loss = F.cross_entropy(self.verbaliser(prompts), place)
+        return (processes.part(loss, len(targets)),)
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, ``[B]``."""
@@ -174,7 +183,12 @@ class LlamaRec(SequentialRecommender):
         """
         name, config = self.config["retriever"], self.config
         if is_folder(name):
-            return Retriever(Path(name), config, self.dataset)
+            return self._shared(Retriever(Path(name), config, self.dataset))
+        if config["run_dir"] and processes.count() > 1:
+            raise ValueError(
+                f"retriever {name!r} would be trained first, by one process; allowed with "
+                f"{processes.count()}: the run folder of a trained one"
+            )
         if config["run_dir"]:
             retriever_config(config)  # refuses now what cannot be trained later
             return None
@@ -183,7 +197,15 @@ class LlamaRec(SequentialRecommender):
                 f"retriever {name!r} is trained inside a run folder, which this call has not; "
                 "name the run folder of a trained one"
             )
-        return Retriever(Path(config["checkpoint"]) / "retriever", config, self.dataset)
+        folder = Path(config["checkpoint"]) / "retriever"
+        return self._shared(Retriever(folder, config, self.dataset))
+
+    @staticmethod
+    def _shared(retriever: Retriever) -> Retriever:
+        """The same, its item vectors made by all processes before each ranks users of its own."""
+        if processes.count() > 1 and hasattr(retriever.model, "item_vectors"):
+            retriever.model.item_vectors()
+        return retriever
 
     def _ready_retriever(self) -> Retriever:
         """The retriever, trained first if need be."""

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.model.ema import FixedCopy
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.item_table import ItemTable
@@ -27,6 +28,9 @@ class SentenceModel(nn.Module):
     ``[B]``. How they are read is the encoder's matter (``EncoderConfig.training_targets``): with
     ``random`` a history has one [CLS] and one target, the next item; with ``all_prefixes`` it has a
     [CLS] behind each item, ``Q`` in all, each with the item after it as target.
+
+    Where a run has several processes each is given its own histories, maybe none. The losses are
+    its part of those of all (``processes.part``), compared with what all of them want.
 
     Args:
         sentences: the items' token store.
@@ -83,16 +87,18 @@ class SentenceModel(nn.Module):
         """
         pair = self._masked_pair(item_ids, lengths, next_items, keys)
         wanted = self._wanted(pair.histories, item_ids, lengths, next_items)
-        distinct, positive = torch.unique(wanted, return_inverse=True)
-        positives = self._single(distinct)
+        distinct = torch.unique(processes.gather(wanted))
+        positives = self._single(processes.own(distinct))
         vectors, hidden = self._encode_together(self._passes(pair, positives), pair.tokens)
         sequences = vectors[self.objective.sequence_pass]
-        items = self._positive_vectors(vectors, positives)
-        temperature = self.objective.temperature
-        losses = {"sequence_item": contrastive_loss(sequences, items, positive, temperature)}
+        items = processes.gather(self._positive_vectors(vectors, positives))
+        positive = torch.searchsorted(distinct, wanted)
+        loss = contrastive_loss(sequences, items, positive, self.objective.temperature)
+        losses = {"sequence_item": processes.part(loss, len(wanted))}
         if self.objective.mlm_weight:
             table = self.encoder.embedding.tokens.weight
-            losses["mlm"] = mlm_loss(self.mlm_head(hidden, table), pair.labels)
+            loss = mlm_loss(self.mlm_head(hidden, table), pair.labels)
+            losses["mlm"] = processes.part(loss, len(pair.labels))
         return {**losses, **self._further_losses(pair, vectors)}
 
     def finetune_loss(
@@ -116,17 +122,26 @@ class SentenceModel(nn.Module):
         if self.reads_item_table:
             first = self.sentences.used.start
             table = self.item_vectors(refresh=False)[first:]
-            return contrastive_loss(sequences, table, wanted - first, aim.temperature)
+            loss = contrastive_loss(sequences, table, wanted - first, aim.temperature)
+            return processes.part(loss, len(wanted))
         candidates, positive, log_weights = draw_candidates(
             wanted, self.sentences.used, aim.items_per_step, derive(key, Draw.CANDIDATES)
         )
-        items = self._encode(self._single(candidates))
-        return contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
+        items = processes.gather(self._encode(self._single(processes.own(candidates))))
+        loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
+        return processes.part(loss, len(wanted))
 
     @property
     def reads_item_table(self) -> bool:
         """Whether finetuning compares with the item table and encodes no item anew."""
         return bool(self.items_frozen) or not self.objective.items_per_step
+
+    def table_of_epoch(self) -> Tensor | None:
+        """The item table that steps read although the weights move, ``[S, D]``.
+
+        ``None`` where there is none, or where it can be made again from the weights.
+        """
+        return self.item_table.vectors if self.reads_item_table and not self.items_frozen else None
 
     def encode_histories(self, item_ids: Tensor, lengths: Tensor) -> Tensor:
         """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once."""
@@ -192,6 +207,7 @@ class SentenceModel(nn.Module):
         return passes
 
     def _positive_vectors(self, vectors: dict[str, Tensor], positives: TokenBatch) -> Tensor:
+        """Vectors of the sentences that this process encodes among those wanted, ``[P, D]``."""
         return vectors["positive"]
 
     def _further_losses(self, pair: MaskedPair, vectors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.training.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.training.loss import cosine_similarity
+from recbole_jepa4rec.training.loss import cosine_similarity, zero_of
 
 
 def kept_items(lengths: Tensor, length: int, ratio: float, keys: Tensor) -> Tensor:
@@ -45,6 +46,8 @@ def sequence_sequence_loss(
 ) -> Tensor:
     """L_S-S: the sequence's own augmented version among those of the batch (UniSRec, Eq. 9).
 
+    A collective: the batch is that of all processes.
+
     Args:
         sequences: s, ``[B, D]``.
         augmented: s~, ``[B, D]``.
@@ -53,9 +56,15 @@ def sequence_sequence_loss(
         temperature: tau.
 
     Returns:
-        Mean over the batch; scalar >= 0.
+        Mean over the sequences given; scalar >= 0; zero where there is none.
     """
+    augmented = processes.gather(augmented)
+    whose = torch.full_like(next_items, processes.number())
+    others, whose = processes.gather(torch.stack([next_items, whose], dim=1)).unbind(1)
+    if len(sequences) == 0:
+        return zero_of(sequences, augmented)
     logits = cosine_similarity(sequences, augmented) / temperature
-    own = torch.arange(len(logits), device=logits.device)
-    alike = (next_items[:, None] == next_items) & (own[:, None] != own)
+    place = torch.arange(len(others), device=logits.device)
+    own = place[whose == processes.number()]
+    alike = (next_items[:, None] == others) & (own[:, None] != place)
     return F.cross_entropy(logits.masked_fill(alike, -torch.inf), own)

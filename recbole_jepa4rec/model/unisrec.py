@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.model.item_vector_model import (
     ItemVectorModel,
     inside_window,
@@ -138,14 +139,18 @@ class UniSRec(ItemVectorModel):
         vectors, place, target = self.in_batch(item_seq, next_items)
         hidden = self.encoder(vectors[place])
         inside = inside_window(item_seq, lengths)
-        candidates, positive = torch.unique(target[inside], return_inverse=True)
+        candidates, positive = self.in_batch_targets(target[inside])
         sequence_item = contrastive_loss(
             hidden[inside], vectors[candidates], positive, self.temperature
         )
         augmented = self._augmented(vectors[place], item_seq, lengths, keys)
         last = target.gather(1, lengths[:, None] - 1)[:, 0]
         sequences = last_output(hidden, lengths)
-        return sequence_item, sequence_sequence_loss(sequences, augmented, last, self.temperature)
+        sequence_sequence = sequence_sequence_loss(sequences, augmented, last, self.temperature)
+        return (
+            processes.part(sequence_item, len(positive)),
+            processes.part(sequence_sequence, len(sequences)),
+        )
 
     @property
     def _uses_ids(self) -> bool:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.model.code_permutation import CodePermutation
 from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, inside_window
 from recbole_jepa4rec.model.product_quantisation import ProductQuantiser
 from recbole_jepa4rec.text.sentence_cache import default_cache_dir
 from recbole_jepa4rec.training.keyed_random import Draw, below, derive, uniform
-from recbole_jepa4rec.training.loss import cosine_similarity
+from recbole_jepa4rec.training.loss import cosine_similarity, zero_of
 from recbole_jepa4rec.training.phase import PERMUTATION
 
 
@@ -94,7 +95,9 @@ class VQRec(ItemVectorModel):
         inside = inside_window(item_seq, lengths)
         vectors, place, target = self.in_batch(item_seq, next_items)
         sequences = self.encoder(vectors[place])[inside]
-        candidates, positive = torch.unique(target[inside], return_inverse=True)
+        candidates, positive = self.in_batch_targets(target[inside])
+        if len(positive) == 0:
+            return (processes.part(zero_of(sequences, vectors), 0),)
         positions = torch.arange(item_seq.shape[1], device=keys.device)
         codes = replaced_digits(
             self.codes[self.row_of_item[next_items[inside]]],
@@ -110,7 +113,8 @@ class VQRec(ItemVectorModel):
             ],
             dim=1,
         )
-        return (F.cross_entropy(logits / self.temperature, positive),)
+        loss = F.cross_entropy(logits / self.temperature, positive)
+        return (processes.part(loss, len(positive)),)
 
     def keeps_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
         """Weights that a checkpoint does not replace: the codebooks, if it is of other items.
@@ -148,6 +152,14 @@ class VQRec(ItemVectorModel):
         self.permutation = None
         self.requires_grad_(True)  # again, where the permutation alone was learnt
         return super().load_state_dict(*args, **kwargs)
+
+    def resumable_state(self) -> Any:
+        """What training goes on from: while the permutation is learnt, embeddings without it."""
+        return nn.Module.state_dict(self)
+
+    def load_resumable_state(self, state: Any) -> None:
+        """Go on from what ``resumable_state`` returned, in the same phase."""
+        nn.Module.load_state_dict(self, state)
 
     def forget_table(self) -> None:
         """Codes as well are to be computed anew."""

@@ -29,7 +29,7 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} rows of logits for {len(labels)} labels")
     if len(labels) == 0:
-        return logits.sum() * 0.0
+        return zero_of(logits)
     return F.cross_entropy(logits.float(), labels)
 
 
@@ -52,7 +52,7 @@ def mapping_loss(predicted: Tensor, target: Tensor, reduction: str) -> Tensor:
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}; allowed: 'sum', 'mean'")
     if len(predicted) == 0:
-        return predicted.sum() * 0.0
+        return zero_of(predicted)
     squares = (predicted.float() - target.detach().float()).square()
     return (squares.sum(dim=1) if reduction == "sum" else squares.mean(dim=1)).mean()
 
@@ -76,17 +76,27 @@ def contrastive_loss(
             softmax (Jean et al. 2015); by default each stands for itself.
 
     Returns:
-        Mean over the batch; scalar >= 0.
+        Mean over the batch; scalar >= 0; zero for an empty batch.
 
     Raises:
         ValueError: if the temperature is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}; allowed: > 0")
+    if len(sequences) == 0:
+        return zero_of(sequences, items)
     with torch.autocast(sequences.device.type, enabled=False):
         sequences = F.normalize(sequences.float(), dim=1) / temperature
         items = F.normalize(items.float(), dim=1)
         return _ChunkedSoftmax.apply(sequences, items, positive, log_weights)
+
+
+def zero_of(*tensors: Tensor) -> Tensor:
+    """Zero that depends on them: one process's part of a loss of which it has no row.
+
+    Its gradient, zeros, sets off the backward passes that exchange something (``processes``).
+    """
+    return sum((tensor.float().sum() * 0.0 for tensor in tensors), start=torch.zeros(()))
 
 
 def cosine_similarity(sequences: Tensor, items: Tensor) -> Tensor:

@@ -1,0 +1,290 @@
+"""What the processes of a run exchange; with one process nothing is done or copied.
+
+Every function here that exchanges something is a collective: all processes call it, in the same
+order. The backward passes of :func:`gather` are collectives too. Autograd runs what is ready in the
+reverse order of its creation, so that they match where the forward passes do and each process's
+loss depends on every gathered tensor, if only by a product with zero.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients summed at once: large enough for the network, small beside the weights."""
+
+HALVES = (torch.float16, torch.bfloat16)
+CAUSE = "failed"
+"""Where the store holds what the first process to fail says of it."""
+CAUSE_SECONDS = 5.0
+"""How long a process that lost another waits to be told why."""
+_CHUNK = 2**20  # numbers of a checksum at once: 8 MiB each for its parts
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended before its time."""
+
+
+def count() -> int:
+    """Processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def number() -> int:
+    """This process among them, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return number() == 0
+
+
+def own(rows: Tensor) -> Tensor:
+    """This process's part of rows that all processes know; no collective.
+
+    Args:
+        rows: ``[R, ...]``, the same everywhere.
+
+    Returns:
+        Consecutive rows, as ``tensor_split`` deals them out: none where rows are fewer than
+        processes.
+    """
+    return rows.tensor_split(count())[number()] if count() > 1 else rows
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of their numbers; ``gather(own(x))`` is ``x``.
+
+    Args:
+        rows: this process's, ``[R_p, ...]``; ``R_p`` may differ and be 0.
+
+    Returns:
+        ``[sum R_p, ...]``. Its gradient is summed over the processes, each of which gets that of
+        its own rows.
+    """
+    return _Gather.apply(rows) if count() > 1 else rows
+
+
+def share(rows: int) -> float:
+    """This process's part of what all processes count; 0 where nobody counts any."""
+    if count() == 1:
+        return 1.0
+    total = int(_summed(torch.tensor(rows)))
+    return rows / total if total else 0.0
+
+
+def part(mean: Tensor, rows: int) -> Tensor:
+    """This process's part of a mean over the rows of all: the parts add up to it.
+
+    Args:
+        mean: over the rows of this process, zero where it has none.
+        rows: of this process.
+    """
+    return mean * share(rows) if count() > 1 else mean
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """Sum over the processes, of the same shape everywhere; without gradient."""
+    return _summed(tensor.detach()) if count() > 1 else tensor
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it holds in any process."""
+    return bool(_summed(torch.tensor(int(flag)))) if count() > 1 else flag
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    any_of(False)
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum gradients over the processes, in place.
+
+    Args:
+        parameters: the same everywhere, in the same order. One without gradient here and with one
+            elsewhere counts as zeros; one with none anywhere keeps none, so that the optimizer
+            passes it by as it would in one process.
+    """
+    if count() == 1:
+        return
+    weights = list(parameters)
+    has_gradient = torch.tensor([int(weight.grad is not None) for weight in weights])
+    found = _summed(has_gradient).tolist()
+    moving = [weight for weight, processes in zip(weights, found, strict=True) if processes]
+    for weight in moving:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    for bucket in _buckets([weight.grad for weight in moving if weight.grad is not None]):
+        total = _summed(torch.cat([gradient.flatten() for gradient in bucket]))
+        for gradient, part in zip(bucket, total.split([*map(torch.numel, bucket)]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def tell(key: str, text: str) -> str:
+    """What the first process says, for all.
+
+    Args:
+        key: what it is about.
+        text: taken from the first process alone.
+    """
+    if count() == 1:
+        return text
+    store = _store()
+    turn = store.add(f"told/{key}/{number()}", 1)  # a later text must not be taken for an earlier
+    with _naming_lost_processes():
+        if is_first():
+            store.set(f"told/{key}/{turn}/text", text)
+        return store.get(f"told/{key}/{turn}/text").decode("utf-8")
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The first process runs the block and then the others do, as where they read its cache.
+
+    The block may not exchange anything. An error of the first process ends the others.
+    """
+    if not is_first():
+        wait()
+    yield
+    if is_first():
+        wait()
+
+
+def refuse_difference(module: nn.Module) -> None:
+    """Compare all weights and buffers bit for bit, by checksums, in one exchange.
+
+    Raises:
+        RuntimeError: if one differs between processes; names the first.
+    """
+    if count() == 1:
+        return
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    sums = torch.stack([_checksum(tensor.detach()).cpu() for tensor in tensors.values()])
+    everybody = _exchange(sums)
+    differs = (everybody != everybody[0]).any(dim=0).nonzero()[:, 0].tolist()
+    if differs:
+        raise RuntimeError(
+            f"{[*tensors][differs[0]]} differs between the processes of the run, as do "
+            f"{len(differs) - 1} other tensors of {len(tensors)}"
+        )
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of every process in each; backward sums what each process says of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """``[R_p, ...]`` to ``[sum R_p, ...]``."""
+        sizes = _exchange(torch.tensor(len(rows))).tolist()
+        ctx.first, ctx.size = sum(sizes[: number()]), len(rows)
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = _exchange(padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """``[sum R_p, ...]`` to ``[R_p, ...]``."""
+        return _summed(gradients[0])[ctx.first : ctx.first + ctx.size]
+
+
+@contextmanager
+def _naming_lost_processes() -> Iterator[None]:
+    """Say why an exchange broke, where the process that failed has told.
+
+    Raises:
+        LostProcessError: instead of the backend's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(_cause() or "another process of the run is gone") from error
+
+
+def _cause() -> str:
+    """What the first process to fail told; empty if it told nothing."""
+    until = time.monotonic() + CAUSE_SECONDS
+    try:
+        store = _store()
+        while not store.check([CAUSE]):  # torch's own way to wait warns when nothing comes
+            if time.monotonic() > until:
+                return ""
+            time.sleep(0.05)
+        return store.get(CAUSE).decode("utf-8")
+    except RuntimeError:  # the store is gone as well
+        return ""
+
+
+def _store() -> Any:
+    """What ``joined`` met the others through; torch puts a prefix before its own keys."""
+    store = dist.distributed_c10d._get_default_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return store
+
+
+def _device() -> torch.device:
+    """Where the backend wants tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _exchange(tensor: Tensor) -> Tensor:
+    """Tensors of one shape, ``[...]``, of all processes: ``[P, ...]``, bit for bit."""
+    if not tensor.numel():
+        return tensor.new_empty(count(), *tensor.shape)
+    own_bytes = tensor.to(_device()).contiguous().view(-1).view(torch.uint8)
+    table = own_bytes.new_empty(count(), len(own_bytes))
+    with _naming_lost_processes():
+        dist.all_gather(list(table), own_bytes)
+    return table.view(tensor.dtype).view(count(), *tensor.shape).to(tensor.device)
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    """A new tensor: the sum over the processes, of 16-bit numbers in float32."""
+    dtype = torch.float32 if tensor.dtype in HALVES else tensor.dtype
+    total = torch.empty(tensor.shape, dtype=dtype, device=_device()).copy_(tensor)
+    if total.numel():
+        with _naming_lost_processes():
+            dist.all_reduce(total)
+    return total.to(tensor.device, tensor.dtype)
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one dtype and device each, up to ``BUCKET_BYTES`` together."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault((gradient.dtype, gradient.device), []).append(gradient)
+    for alike in kinds.values():
+        bucket: list[Tensor] = []
+        size = 0
+        for gradient in alike:
+            if bucket and size + gradient.nbytes > BUCKET_BYTES:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(gradient)
+            size += gradient.nbytes
+        yield bucket
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """Bytes weighted by odd numbers, int64 scalar; whole numbers add up alike in any order."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = tensor.contiguous().view(-1).view(kinds[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for first in range(0, len(bits), _CHUNK):
+        part = bits[first : first + _CHUNK].long()
+        place = torch.arange(first, first + len(part), device=part.device)
+        total += (part * (2 * place + 1)).sum()
+    return total

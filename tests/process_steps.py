@@ -1,0 +1,234 @@
+"""What test_processes has one or several processes compute: steps of every model, and more."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_jepa4rec import processes
+from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.registry import find_dataset
+from tests.contract import SMALL, training_batch
+from tests.tiny_encoder import TEXTS, save_tiny_bert, write_data_sets
+from tests.tiny_llama import save_tiny_llama
+
+SENTENCES = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300, "tokens_per_batch": 100}
+VECTORS = {"hidden_size": 16, "n_layers": 1, "n_heads": 2, "inner_size": 16, "max_text_tokens": 32}
+CODES = {**VECTORS, "code_digits": 4, "code_values": 8}
+RANDOM = {"training_targets": "random"}
+TARGET = {"positive_encoder": "target", "sequence_pass": "clean"}
+
+STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "jepa4rec": ("JEPA4Rec", "pretrain", SENTENCES),
+    "jepa4rec, random": ("JEPA4Rec", "pretrain", {**SENTENCES, **RANDOM}),
+    "jepa4rec, target and clean": ("JEPA4Rec", "pretrain", {**SENTENCES, **TARGET}),
+    "jepa4rec, random, both": ("JEPA4Rec", "pretrain", {**SENTENCES, **RANDOM, **TARGET}),
+    "jepa4rec, items without text": ("JEPA4Rec", "pretrain", {**SENTENCES, "dataset": "gaps"}),
+    "jepa4rec, sampled": ("JEPA4Rec", "finetune", {**SENTENCES, "items_per_step": 20}),
+    "jepa4rec, all items": ("JEPA4Rec", "finetune", {**SENTENCES, **RANDOM}),
+    "jepa4rec, table": ("JEPA4Rec", "finetune", {**SENTENCES, **RANDOM, "items_per_step": 0}),
+    "recformer": ("RecFormer", "pretrain", SENTENCES),
+    "recformer, random": ("RecFormer", "pretrain", {**SENTENCES, **RANDOM}),
+    "recformer, sampled": ("RecFormer", "finetune", {**SENTENCES, **RANDOM, "items_per_step": 20}),
+    "unisrec": ("UniSRec", "pretrain", VECTORS),
+    "unisrec, finetuned": ("UniSRec", "finetune", VECTORS),
+    "unisrec, ids": ("UniSRec", "finetune", {**VECTORS, "finetune_mode": "transductive"}),
+    "vqrec": ("VQRec", "pretrain", CODES),
+    "vqrec, permutation": ("VQRec", "permutation", CODES),
+    "vqrec, finetuned": ("VQRec", "finetune", CODES),
+}
+"""A model, its phase and its settings; dropout is off."""
+if find_spec("peft"):
+    LLAMA = {"num_candidates": 5, "lora_r": 4, "train_stage": "finetune"}
+    STEPS["llamarec"] = ("LlamaRec", "finetune", LLAMA)
+
+
+def write_inputs(folder: Path) -> None:
+    """Models and data that the steps start from."""
+    save_tiny_bert(folder / "tiny-bert")
+    titles = ["" if item % 2 else f"rose {item} of kind {item % 3}" for item in range(12)]
+    write_data_sets(folder / "data", gaps=titles)  # every second user has items without text alone
+    if "llamarec" in STEPS:
+        save_tiny_llama(folder / "tiny-llama", [*TEXTS, *titles])
+        given = {**SMALL, **SENTENCES, "cache_dir": str(folder / "cache"), "epochs": 0}
+        given |= {"train_stage": "finetune", "run_dir": str(folder / "retriever")}
+        run("RecFormer", "toy", config_dict=given)
+
+
+def steps(folder: Path, rows: int) -> dict[str, dict[str, Any]]:
+    """A step of each on a batch of so many rows, and the item vectors that follow from it."""
+    return {name: _step(folder, rows, *what) for name, what in STEPS.items()}
+
+
+def _step(folder: Path, rows: int, model: str, phase: str, settings: dict) -> dict[str, Any]:
+    given = {**SMALL, "dataset": "toy", **settings, "cache_dir": str(folder / "cache")}
+    if "n_heads" in settings:
+        given["text_encoder"] = str(folder / "tiny-bert")
+    if given["dataset"] == "gaps":
+        given["data_path"] = str(folder / "data")
+    if model == "LlamaRec":
+        given["language_model"] = str(folder / "tiny-llama")
+        given["retriever"] = str(folder / "retriever")
+    config = Config(model, config_dict=given)
+    train = find_dataset(config.model_class)(config).build()[0]
+    batch = training_batch(train)
+    torch.manual_seed(5)
+    net = config.model_class(config, train).eval()
+    for parameter in net.parameters():  # so that target and context encoder differ
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    net.begin_phase(phase, 4)
+    net.begin_epoch(0)
+    net.begin_step(0)
+    terms = net.calculate_loss(batch[processes.own(torch.arange(rows) * 5)])
+    sum(terms).backward()
+    processes.sum_gradients(net.parameters())
+    encoder = net.retriever.model if model == "LlamaRec" else net
+    if model == "LlamaRec" and processes.is_first():  # the retriever's table is there for it
+        net.full_sort_predict(batch[torch.arange(2)])
+    return {
+        "terms": processes.add_up(torch.stack(terms).detach()),
+        "gradients": {name: parameter.grad for name, parameter in net.named_parameters()},
+        "items": encoder.item_vectors(),
+    }
+
+
+def exchanges() -> dict[str, Any]:
+    """The collectives on rows whose number differs from process to process, some none."""
+    number, found = processes.number(), {}
+    everybody = torch.arange(5 * 3, dtype=torch.float32).view(5, 3).requires_grad_()
+    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
+        rows = everybody.detach().to(dtype)
+        assert torch.equal(processes.gather(processes.own(rows)), rows)
+        assert processes.gather(rows[:0]).shape == (0, 3)
+    only_second = everybody[: 4 if number == 1 else 0]
+    gathered = processes.gather(only_second)
+    assert torch.equal(gathered, everybody[:4])
+    (gathered * (number + 1)).sum().backward()
+    found["gradient of one's rows"] = everybody.grad
+
+    vectors = everybody.detach().clone().requires_grad_()
+    first = processes.gather(processes.own(vectors * 2))
+    second = processes.gather(processes.own(first * 3))  # one behind the other
+    weights = torch.arange(1.0, 16.0).view(5, 3) if number else torch.zeros(5, 3)
+    (second * weights).sum().backward()
+    found["gradient through two"] = processes.add_up(vectors.grad)
+    found["share"] = [processes.share(n) for n in (number + 1, 0)]
+    found["any"] = [processes.any_of(number == 1), processes.any_of(False)]
+    found["told"] = [processes.tell("key", f"text {turn} of {number}") for turn in range(2)]
+    processes.wait()
+    return found
+
+
+def gradients() -> dict[str, Any]:
+    """Summed where one process has none, in several buckets, and of two dtypes."""
+    wide, here, nowhere = (nn.Parameter(torch.zeros(n)) for n in (40, 3, 2))
+    half = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    wide.grad = torch.arange(40.0)
+    half.grad = torch.full((3,), 1.0, dtype=torch.bfloat16)
+    if processes.number() == 1:
+        here.grad = torch.full((3,), 7.0)
+    processes.collectives.BUCKET_BYTES = 100
+    processes.sum_gradients([wide, here, nowhere, half])
+    return {"wide": wide.grad, "here": here.grad, "nowhere": nowhere.grad, "half": half.grad}
+
+
+def differences() -> list[str]:
+    """What ``refuse_difference`` says of one bit, of two values exchanged, and of equal modules."""
+    said = []
+    for change in ("nothing", "bit", "order"):
+        torch.manual_seed(1)
+        module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        if processes.number() == 1 and change == "bit":
+            module[1].running_var[2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+        if processes.number() == 1 and change == "order":
+            module[0].weight.data = module[0].weight.data.flip(0)
+        try:
+            processes.refuse_difference(module)
+            said.append("")
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
+
+
+def order_of_the_first(folder: Path) -> bool:
+    """Whether what the first process wrote was there for the others."""
+    file = folder / "cache.txt"
+    with processes.first_goes_first():
+        if processes.is_first():
+            time.sleep(0.3)
+            file.write_text("made")
+        return file.read_text() == "made"
+
+
+def compare(folder: Path, sizes: tuple[int, ...]) -> int:
+    """Everything above, into a file for each process."""
+    faulthandler.dump_traceback_later(150, exit=True)  # a deadlock fails the test
+    with processes.joined(on_gpu=False):
+        found = {
+            "exchanges": exchanges(),
+            "gradients": gradients(),
+            "differences": differences(),
+            "order": order_of_the_first(folder),
+            "steps": {rows: steps(folder, rows) for rows in sizes},
+        }
+        torch.save(found, folder / f"{processes.number()}.pt")
+    return 0
+
+
+def end(how: str, folder: Path) -> int:
+    """End as told, in the second process; the first waits for it."""
+    faulthandler.dump_traceback_later(240, exit=True)
+    try:
+        with processes.joined(on_gpu=False):
+            (folder / f"{processes.number()}.pid").write_text(str(os.getpid()))
+            if processes.number() == 1:
+                _end(how, folder)
+            processes.wait()
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _end(how: str, folder: Path) -> None:
+    if how == "error":
+        raise ValueError("the second process is at fault")
+    if how == "signal":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def told_to_end(folder: Path) -> int:
+    """Sleep until SIGTERM, whose number is noted and given back as status 140."""
+
+    def note(number: int, _: Any) -> None:
+        (folder / f"{processes.number()}.told").write_text(str(number))
+        raise SystemExit(140)
+
+    faulthandler.dump_traceback_later(240, exit=True)
+    signal.signal(signal.SIGTERM, note)
+    with processes.joined(on_gpu=False):
+        (folder / f"{processes.number()}.pid").write_text(str(os.getpid()))
+        time.sleep(230)
+    return 0
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Tensor | None]:
+    """Tensors of nested dictionaries by their path."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key in tree for k, v in flat(tree[key], f"{prefix}/{key}").items()}
+
+
+if __name__ == "__main__":
+    sys.exit(processes.launch(told_to_end, (Path(sys.argv[1]),), nproc=2))

@@ -1,0 +1,208 @@
+"""Several processes give what one gives, and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_jepa4rec import processes
+from recbole_jepa4rec.processes.membership import Place
+from tests import process_steps
+from tests.process_steps import STEPS, flat, steps, write_inputs
+
+PROCESSES = 3
+ROWS = (9, 2)
+"""Of a batch: fewer than processes as well, so that one has none."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What each process found."""
+    alone = {rows: steps(folder, rows) for rows in ROWS}  # and the cache is there
+    assert processes.launch(process_steps.compare, (folder, ROWS), nproc=PROCESSES) == 0
+    files = [folder / f"{number}.pt" for number in range(PROCESSES)]
+    return alone, [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.fixture(params=ROWS, ids=lambda rows: f"{rows} rows")
+def stepped(request, found):
+    """The steps that one process makes alone on the same batch, and those of each of several."""
+    alone, everybody = found
+    return alone[request.param], [process["steps"][request.param] for process in everybody]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_equals_that_of_one_process(stepped, name):
+    alone, everybody = stepped
+    for process in everybody:
+        one, several = flat(alone[name]), flat(process[name])
+        assert one.keys() == several.keys()
+        for key, expected in one.items():
+            if expected is None or "/items" in key:
+                continue
+            scale = max(1.0, float(expected.abs().max()))
+            torch.testing.assert_close(several[key], expected, rtol=1e-4, atol=2e-6 * scale)
+        assert several["/terms"].sum() > 0.01
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_weights_without_gradient_are_those_of_one_process(stepped, name):
+    alone, everybody = stepped
+    none = {key for key, gradient in alone[name]["gradients"].items() if gradient is None}
+    for process in everybody:
+        gradients = process[name]["gradients"]
+        assert {key for key, gradient in gradients.items() if gradient is None} == none
+    assert len(none) < len(alone[name]["gradients"])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_processes_agree_to_the_bit(stepped, name):
+    first, *others = [flat(process[name]) for process in stepped[1]]
+    for other in others:
+        for key, tensor in first.items():
+            assert tensor is other[key] is None or torch.equal(tensor, other[key]), key
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_item_vectors_are_those_of_one_process_to_the_bit(stepped, name):
+    alone, everybody = stepped
+    for process in everybody:
+        assert torch.equal(process[name]["items"], alone[name]["items"])
+
+
+def test_rows_are_gathered_with_their_gradients(found):
+    weights = torch.arange(1.0, 16.0).view(5, 3)
+    for process, exchanged in enumerate(item["exchanges"] for item in found[1]):
+        total = PROCESSES * (PROCESSES + 1) / 2  # each gave its number + 1 as gradient
+        own = torch.zeros(5, 3)
+        own[: 4 if process == 1 else 0] = total
+        assert torch.equal(exchanged["gradient of one's rows"], own)
+        assert torch.equal(exchanged["gradient through two"], 6 * (PROCESSES - 1) * weights)
+        assert exchanged["share"] == [(process + 1) / total, 0.0]
+        assert exchanged["any"] == [True, False]
+        assert exchanged["told"] == ["text 0 of 0", "text 1 of 0"]
+
+
+def test_gradients_are_summed_and_what_has_none_keeps_none(found):
+    for summed in (item["gradients"] for item in found[1]):
+        assert torch.equal(summed["wide"], PROCESSES * torch.arange(40.0))
+        assert torch.equal(summed["here"], torch.full((3,), 7.0))
+        assert summed["nowhere"] is None
+        assert torch.equal(summed["half"], torch.full((3,), PROCESSES, dtype=torch.bfloat16))
+
+
+def test_a_difference_is_named(found):
+    for nothing, bit, order in (item["differences"] for item in found[1]):
+        assert nothing == ""
+        assert bit.startswith("1.running_var differs between the processes")
+        assert order.startswith("0.weight differs between the processes")
+
+
+def test_the_first_process_goes_first(found):
+    assert all(item["order"] for item in found[1])
+
+
+def test_one_process_exchanges_nothing():
+    rows = torch.ones(3, 2, requires_grad=True)
+    assert processes.gather(rows) is rows and processes.own(rows) is rows
+    assert processes.add_up(rows) is rows and processes.part(rows, 0) is rows
+    assert (processes.count(), processes.number(), processes.share(0)) == (1, 0, 1.0)
+    assert processes.tell("key", "text") == "text" and not processes.any_of(False)
+    processes.sum_gradients([rows])
+    assert rows.grad is None
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "message"),
+    [
+        ("error", 2, "error: the second process is at fault\n"),
+        ("signal", 137, "error: process 1 was ended by SIGKILL\n"),
+    ],
+)
+def test_one_that_fails_ends_all_with_its_message(tmp_path, capfd, how, status, message):
+    assert processes.launch(process_steps.end, (how, tmp_path), nproc=2) == status
+    assert capfd.readouterr().err == message
+    assert not _alive(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals_reach_all_and_leave_no_orphan(tmp_path, number):
+    command = [sys.executable, "-m", "tests.process_steps", str(tmp_path)]
+    with subprocess.Popen(command) as parent:
+        try:
+            _until(lambda: len(_alive(tmp_path)) == 2)
+            parent.send_signal(number)
+            status = parent.wait(120)
+        finally:
+            parent.kill()
+    _until(lambda: not _alive(tmp_path))
+    if number == signal.SIGTERM:
+        assert status == 140
+        assert [file.read_text() for file in tmp_path.glob("*.told")] == [str(number.value)] * 2
+
+
+def test_a_port_in_use_is_named_before_anything_starts(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match=f"^port {port} is in use; allowed: a free one$"):
+            processes.launch(process_steps.end, ("error", tmp_path), nproc=2, port=port)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"nproc": 0}, "nproc is 0; allowed: a whole number, 1 or more"),
+        ({"nproc": 2, "group_offset": -1}, "group_offset is -1"),
+        ({"nproc": 2, "world_size": 3, "group_offset": 2, "port": 1234}, "world_size is 3"),
+        ({"nproc": 2, "world_size": 4}, "port is not given"),
+        ({"nproc": 2, "port": 70000}, "port is 70000; allowed: 1 to 65535"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        processes.launch(process_steps.end, (), **given)
+
+
+def test_settings_that_differ_from_the_environment_are_refused(monkeypatch):
+    place = Place(rank=0, world_size=1, local_rank=0, ip="localhost", port=1, launched=True)
+    for name, value in {**place.environment(), "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes.is_placed() and Place.of(os.environ) == place
+    for key, value in {"nproc": 2, "world_size": 3, "ip": "elsewhere", "port": 2}.items():
+        with (
+            pytest.raises(ValueError, match=f"^{key} is {value!r} but"),
+            processes.joined(on_gpu=False, **{key: value}),
+        ):
+            pass
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(ValueError, match="RANK is set but MASTER_PORT is not"):
+        Place.of(os.environ)
+
+
+def _alive(folder: Path) -> list[int]:
+    """Processes that wrote their number here and are there still."""
+    numbers = [int(file.read_text() or 0) for file in folder.glob("*.pid")]
+    return [number for number in numbers if number and Path(f"/proc/{number}").exists()]
+
+
+def _until(condition, seconds=120.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
