@@ -11,8 +11,8 @@ from recbole_jepa4rec.settings import SUBKEYS
 
 WHOLE = {
     **dict.fromkeys(["epochs", "pretrain_epochs", "frozen_items_epochs", "stopping_step"], 0),
-    **dict.fromkeys(["seed", "eval_step", "items_per_step"], 0),
-    "save_step": 1,
+    **dict.fromkeys(["eval_step", "items_per_step"], 0),
+    **{"save_step": 1, "nproc": 1, "group_offset": 0},
     **dict.fromkeys(["train_batch_size", "pretrain_batch_size", "eval_batch_size"], 1),
     **dict.fromkeys(["hidden_size", "num_layers", "num_heads", "intermediate_size"], 1),
     **dict.fromkeys(["MAX_ITEM_LIST_LENGTH", "tokens_per_batch", "accumulation_steps"], 1),
@@ -116,6 +116,12 @@ def _whole(least: int) -> _Rule:
     return lambda x: type(x) is int and x >= least, f"a whole number from {least}"
 
 
+_count_or_none: _Rule = (
+    lambda x: x is None or (type(x) is int and x >= 1),
+    "null or a whole number from 1",
+)
+
+
 def _share(end: str) -> _Rule:
     return lambda x: 0 <= x < 1 or (x == 1 and end == "to 1"), f"a number from 0 {end}"
 
@@ -123,6 +129,7 @@ def _share(end: str) -> _Rule:
 _NUMBERS: dict[str, _Rule] = {
     **{key: _whole(least) for key, least in WHOLE.items()},
     **{key: _share(end) for key, end in SHARES.items()},
+    "seed": (lambda x: type(x) is int and 0 <= x < 2**32, f"a whole number from 0 to {2**32 - 1}"),
     **dict.fromkeys(RATES, (lambda x: x >= 0, "a number from 0")),
     **dict.fromkeys(
         ["score_memory_mib", "pretrain_memory_mib"], (_is_positive, "a positive number")
@@ -131,6 +138,7 @@ _NUMBERS: dict[str, _Rule] = {
 """Looked at where the default is a number; RecBole's models use some of these names otherwise."""
 
 _OTHERS: dict[str, _Rule] = {
+    **dict.fromkeys(["checkpoint_steps", "world_size", "port"], _count_or_none),
     "max_train_seconds": (_is_positive, "a positive number"),
     "attention_window": (_is_window, "null or an even whole number from 2"),
     "clip_grad_norm": (_is_clipping, "null or a mapping with the number max_norm"),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -37,9 +37,19 @@ def save_weights(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    metadata = {"model": _class_name(model), **(metadata or {})}
+    save_tensors(path, tensors, {"model": _class_name(model), **(metadata or {})})
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors on the CPU as safetensors, whole or not at all.
+
+    Raises:
+        OSError: if the file cannot be written; names it.
+    """
     with atomic_write(path) as file:
-        file.write(safetensors.save(tensors, metadata))
+        file.write(safetensors.save(dict(tensors), dict(metadata)))
 
 
 def load_weights(
@@ -136,9 +146,18 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
         OSError: if the file cannot be written; names it.
     """
     buffer = BytesIO()
-    torch.save({key: _plain(value, key) for key, value in state.items()}, buffer)
+    write_state(buffer, state)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+
+
+def write_state(file: IO[bytes], state: Mapping[str, Any]) -> None:
+    """Do what ``save_state`` does, into an open file.
+
+    Raises:
+        ValueError: as ``save_state``.
+    """
+    torch.save({key: _plain(value, key) for key, value in state.items()}, file)
 
 
 def load_state(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Config(RecBoleConfig):
 
     def external(self) -> dict[str, Any]:
         """The resolved settings that give an equal Config when given back, ``run_dir`` left out."""
-        skipped = {"run_dir", "config_files", "model", "dataset"}
+        skipped = {"run_dir", "resume", "config_files", "model", "dataset"}
         if not self.given("gpu_id"):
             skipped.add("gpu_id")  # a default must not become a choice
         settings = {

@@ -9,6 +9,26 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def hold(file: Any) -> bool:
+    """Hold an open file alone, until it is closed or the process ends.
+
+    Returns:
+        False if another process holds it; True as well where the system cannot tell.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:

@@ -1,33 +1,27 @@
-"""From settings to ``result.json``: data set, loaders, model, training, exact test."""
+"""``run``: the run that is asked for, in one process or in several, new or resumed."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import init_seed
+import torch
 
-from recbole_jepa4rec.allocator import reuse_freed_memory
-from recbole_jepa4rec.checkpoint import weights_file
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
-from recbole_jepa4rec.data.item_files import refuse_without_text
-from recbole_jepa4rec.evaluation.metrics import mean_metrics
-from recbole_jepa4rec.evaluation.result import Clock, asking_command, facts, per_user
-from recbole_jepa4rec.registry import find_dataset, find_trainer
+from recbole_jepa4rec.evaluation.result import asking_command
+from recbole_jepa4rec.registry import TRAINERS
+from recbole_jepa4rec.resume import asked_config
 from recbole_jepa4rec.run_folder import RunFolder
-from recbole_jepa4rec.training.phase import PRETRAIN
-from recbole_jepa4rec.training.pretrained_chain import PretrainedChain, asked_stage, is_chained
-from recbole_jepa4rec.training.time_limit import ending_on_sigterm
+from recbole_jepa4rec.single_run import train_and_test
+from recbole_jepa4rec.training.time_limit import TERMINATED, ending_on_sigterm
 
-SCORE_BYTES = 4 * 2
-"""Of one score in an evaluation batch: its float, and another where a model makes two matrices."""
+RESUMABLE = 75
+"""Exit status of a run that was told to end and can be resumed; EX_TEMPFAIL of sysexits.h."""
 
 
 def main(command_line: Sequence[str]) -> int:
@@ -40,26 +34,15 @@ def main(command_line: Sequence[str]) -> int:
         Exit status: 0, 1 for a failure, 2 for wrong input, 130 when interrupted.
 
     Raises:
-        SystemExit: with status 143, when the process is told to end (SIGTERM).
+        SystemExit: as ``run``.
     """
-    try:
-        with ending_on_sigterm():
-            print(run(command_line=command_line)["path"])
-        return 0
-    except KeyboardInterrupt as error:
-        folder = getattr(error, "run_folder", None)
-        print(f"interrupted; see {folder.path}" if folder else "interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    except Exception as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        folder = getattr(error, "run_folder", None)
-        details = f" (details in {folder.log_file})" if folder else ""
-        print(f"error: {message}{details}", file=sys.stderr)
-        return 1
+
+    def run_and_print() -> None:
+        path = run(command_line=command_line)["path"]
+        if processes.is_alone_or_first():
+            print(path)
+
+    return _reporting(run_and_print)
 
 
 def run(
@@ -84,206 +67,94 @@ def run(
     Raises:
         ValueError: for input that cannot be used.
         OSError: if a file cannot be written.
+        SystemExit: told to end (SIGTERM): with ``RESUMABLE``, if ``resume`` can go on with the run,
+            else 143. With ``nproc`` above 1: with the status of the process that failed, which has
+            said why.
     """
-    clock = Clock()
-    reuse_freed_memory()
-    config = Config(model, dataset, config_files, config_dict, command_line)
-    if config["checkpoint"]:
-        weights_file(config["checkpoint"])
-    refuse_without_text(config)
-    if is_chained(config):
-        asked_stage(config)
-    folder = RunFolder.of(config)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
-        init_seed(config["seed"], config["reproducibility"])
-        data = find_dataset(config.model_class)(config)
-        loaders = _loaders(config, data)
-        folder.create()
-        config["run_dir"] = config["checkpoint_dir"] = str(folder.path)
-        with folder.logging(config["state"]):
-            result = _train_and_test(config, folder, data, loaders, clock)
-            result["command"] = asking_command(
-                model, dataset, config_files, config_dict, command_line
-            )
-            folder.write_result(result)
+    asked = (model, dataset, tuple(config_files), config_dict, tuple(command_line))
+    config = asked_config(*asked)
+    folder, command = RunFolder.of(config), asking_command(*asked)
+    shared = config["nproc"] > 1 or (config["world_size"] or 1) > 1
+    if shared or processes.is_placed():
+        _refuse_processes(config)
+    if processes.is_placed():
+        return _run_placed(config, folder, command)
+    if not shared:
+        return _run(config, folder, command)
+    places = {key: config[key] for key in ("nproc", "ip", "port", "world_size", "group_offset")}
+    if status := processes.launch(_run_spawned, (asked, str(folder.path), command), **places):
+        raise SystemExit(status)
+    result = json.loads(folder.result_file.read_text(encoding="utf-8"))
     return {**result, "path": str(folder.result_file)}
 
 
-def _loaders(config: Config, data: Any) -> tuple[Any, Any, Any]:
-    """Loaders of the training, validation and test rows.
-
-    RecBole's ``data_preparation`` would unpickle loaders that it finds in ``checkpoint_dir``.
-
-    Raises:
-        ValueError: if nobody can be tested or, where epochs are asked for, trained on.
-    """
-    limit = config["score_memory_mib"] * 2**20 / (SCORE_BYTES * data.item_num)
-    config["eval_batch_size"] = max(1, min(config["eval_batch_size"], int(limit)))
-    parts = data.build()
-    if not len(parts[2]):
-        raise ValueError(f"data set {config['dataset']!r}: no user has at least 3 interactions")
-    if not len(parts[0]) and config["epochs"]:
-        raise ValueError(f"data set {config['dataset']!r}: no user has 2 interactions to train on")
-    samplers = create_samplers(config, data, parts)
-    shuffle = bool(config["shuffle"] and len(parts[0]))  # torch shuffles no empty part
-    train, valid, test = (
-        get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train" and shuffle)
-        for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers, strict=True)
-    )
-    return train, valid, test
+def _refuse_processes(config: Config) -> None:
+    """Refuse to share a training whose loop is RecBole's, or a machine that is too small."""
+    if config["model"] not in TRAINERS:
+        raise ValueError(
+            f"model {config['model']!r} runs in one process; allowed with nproc, world_size or "
+            f"torchrun: {', '.join(TRAINERS)}"
+        )
+    on_gpu = config["device"].type == "cuda"
+    most = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    if config["nproc"] > most:
+        what = "GPUs" if on_gpu else "processor cores"
+        raise ValueError(f"nproc is {config['nproc']}; allowed on this machine: {most}, its {what}")
 
 
-def validate(
-    config: Config, data: Any, on_validation: Callable[[Mapping[str, Any]], None]
-) -> dict[str, Any]:
-    """Train as ``run`` does, and stop before the test split is read.
+def _run_spawned(asked: tuple[Any, ...], run_dir: str, command: str) -> int:
+    """What each process that ``nproc`` asks for does; returns its exit status."""
 
-    Args:
-        config: settings, ``run_dir`` among them.
-        data: the data set, not split yet.
-        on_validation: told each point of the learning curve as it is measured, those of a
-            pre-training that finetuning follows left out. What it raises ends the training.
+    def run_here() -> None:
+        config = asked_config(*asked)
+        config["run_dir"] = run_dir
+        _run_placed(config, RunFolder(run_dir), command)
 
-    Returns:
-        ``valid`` (metrics of the best epoch), ``epochs``, ``best_epoch``, ``learning_curve`` and
-        ``seconds``.
-
-    Raises:
-        ValueError: for input that cannot be used.
-    """
-    clock, folder = Clock(), RunFolder.of(config)
-    reuse_freed_memory()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
-        init_seed(config["seed"], config["reproducibility"])
-        data.config = config
-        train, valid, _ = _loaders(config, data)
-        folder.create()
-        config["run_dir"] = config["checkpoint_dir"] = str(folder.path)
-        with folder.logging(config["state"]):
-            trainer, result = _train(config, folder, data, (train, valid), clock, on_validation)
-            getLogger().info(f"validation: {result}")
-    return {
-        "valid": result,
-        "epochs": trainer.epochs_run,
-        "best_epoch": trainer.best_epoch,
-        "learning_curve": trainer.learning_curve,
-        "seconds": clock.total(),
-    }
+    return _reporting(run_here)
 
 
-def _train_and_test(
-    config: Config, folder: RunFolder, data: Any, loaders: tuple[Any, Any, Any], clock: Clock
-) -> dict[str, Any]:
-    """Train, go back to the best epoch, validate it, and read the test split once."""
-    train, valid, test = loaders
-    trainer, valid_result = _train(config, folder, data, (train, valid), clock)
-    ranks = trainer.rank_targets(test, config["show_progress"])
-    test_result = mean_metrics(ranks, config["metrics"], config["topk"])
-    getLogger().info(f"test: {test_result}")
-    folder.write_per_user(per_user(test._dataset, ranks))
-    clock.lap("evaluate")
-    return {
-        **facts(config, data, trainer),
-        "valid": valid_result,
-        "test": test_result,
-        "seconds": clock.seconds(trainer.stage_seconds),
-    }
+def _run_placed(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
+    """The run as one of the processes that the environment tells of."""
+    given = {key: config[key] for key in ("nproc", "world_size", "ip", "port") if config.given(key)}
+    with processes.joined(config["device"].type == "cuda", **given):
+        folder = RunFolder(processes.tell("run_dir", str(folder.path)))
+        return _run(config, folder, command)
 
 
-def _train(
-    config: Config,
-    folder: RunFolder,
-    data: Any,
-    loaders: tuple[Any, Any],
-    clock: Clock,
-    on_validation: Callable[[Mapping[str, Any]], None] | None = None,
-) -> tuple[Any, dict[str, float]]:
-    """Train and go back to the best epoch; returns the trainer and that epoch's validation."""
-    logger, show_progress = getLogger(), config["show_progress"]
-    train, valid = loaders
-    config.save(folder.config_file)
-    logger.info(f"{config['dataset']}: {data.statistics()}")
-    for key in ATTRIBUTE_KEYS:
-        if key in config.internal_config_dict:
-            logger.info(f"{key}: {config[key]}")
-    for key in config.unread_keys():
-        logger.warning(f"{config['model']} does not read {key!r}")
-    make_trainer = partial(_trainer, config, folder, train, on_validation)
-    if is_chained(config):
-        clock.lap("load")
-        chain = PretrainedChain(config, folder.path, make_trainer)
-        trainer, valid_result = chain.fit(train, valid, show_progress)
-    else:
-        trainer = make_trainer()
-        clock.lap("load")
-        _, valid_result = trainer.fit(train, valid, show_progress=show_progress)
-    trainer.tensorboard.close()
-    clock.lap("train")
-
-    trainer.load_best()
-    if valid_result is None:
-        valid_result = trainer.evaluate(valid, load_best_model=False, show_progress=show_progress)
-    return trainer, valid_result
-
-
-def _trainer(
-    config: Config,
-    folder: RunFolder,
-    train: Any,
-    on_validation: Callable[[Mapping[str, Any]], None] | None,
-) -> Any:
-    """The trainer, and in it the model on its device.
-
-    Raises:
-        ValueError: if RecBole's model looks for a column that is not loaded, or does not know the
-            value of a setting.
-    """
-    init_seed(config["seed"], config["reproducibility"])
+def _run(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
+    """The run in this process."""
     try:
-        model = config.model_class(config, train._dataset).to(config["device"])
-    except KeyError as error:
-        _explain(error, config)
-        raise
-    except (NotImplementedError, SystemExit) as error:  # RecBole's models on a loss they lack
-        if isinstance(error, SystemExit) and error.code:  # told to end
+        result = train_and_test(config, folder, command)
+    except SystemExit as error:
+        if error.code != TERMINATED or not folder.is_unfinished:
             raise
-        raise ValueError(
-            f"loss_type {config['loss_type']!r} is unknown to model {config['model']!r}"
-        ) from error
-    if hasattr(model, "prepare_run_folder"):
-        model.prepare_run_folder(folder.path)
-    trainer = find_trainer(config.model_class, config)(config, model)
-    if on_validation:
-        _tell_validations(trainer, on_validation)
-    return trainer
+        if processes.is_first():
+            print(f"stopped; --resume={folder.path} goes on", file=sys.stderr)
+        raise SystemExit(RESUMABLE) from error
+    return {**result, "path": str(folder.result_file)}
 
 
-def _tell_validations(trainer: Any, on_validation: Callable[[Mapping[str, Any]], None]) -> None:
-    """Have a trainer pass on each point that it adds to its learning curve.
+def _reporting(function: Callable[[], None]) -> int:
+    """Call a function; returns the exit status, an error is one line on standard error."""
+    try:
+        with ending_on_sigterm():
+            function()
+        return 0
+    except KeyboardInterrupt as error:
+        folder = getattr(error, "run_folder", None)
+        print(f"interrupted; {_what_next(folder)}" if folder else "interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        folder = getattr(error, "run_folder", None)
+        details = f" (details in {folder.log_file})" if folder else ""
+        print(f"error: {message}{details}", file=sys.stderr)
+        return 1
 
-    RecBole's ``callback_fn`` would not do: a model trained in two runs has no way to hand it on.
-    """
-    record = trainer.record_validation
 
-    def record_and_tell(stage: str, valid: float) -> None:
-        record(stage, valid)
-        if stage != PRETRAIN or trainer.stage == PRETRAIN:
-            on_validation(trainer.learning_curve[-1])
-
-    trainer.record_validation = record_and_tell
-
-
-def _explain(error: KeyError, config: Config) -> None:
-    """Say which column or which setting a model looked up in vain, where that can be known."""
-    settings, name = config.final_config_dict, error.args[0]
-    columns = [value for key, value in settings.items() if key.endswith("_FIELD")]
-    if name in {x for c in columns if c for x in ([c] if isinstance(c, str) else c)}:
-        raise ValueError(
-            f"model {config['model']!r} needs {error}, which data set {config['dataset']!r} lacks "
-            "(load_col names the columns that are loaded)"
-        ) from error
-    keys = [key for key, value in settings.items() if isinstance(value, str) and value == name]
-    if keys:
-        raise ValueError(f"{keys[0]} {error} is unknown to model {config['model']!r}") from error
+def _what_next(folder: RunFolder) -> str:
+    return f"--resume={folder.path} goes on" if folder.is_unfinished else f"see {folder.path}"

@@ -99,7 +99,7 @@ def find_trainer(model_class: type, config: Any) -> type:
     """The trainer of a model: ours, or RecBole's with our protocol mixed in."""
     from recbole.utils import get_trainer
 
-    from recbole_jepa4rec.training.protocol_trainer import with_protocol
+    from recbole_jepa4rec.training.epoch_trainer import with_protocol
 
     name = model_class.__name__
     if name in TRAINERS:
@@ -163,7 +163,7 @@ def _resolve(target: str) -> type:
 def _own_trainer(name: str) -> type:
     from recbole.trainer import Trainer
 
-    from recbole_jepa4rec.training.protocol_trainer import with_protocol
+    from recbole_jepa4rec.training.epoch_trainer import with_protocol
 
     return _resolve(TRAINERS[name]) if name in TRAINERS else with_protocol(Trainer)
 

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from recbole_jepa4rec.checkpoint import WEIGHTS_NAME
-from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.files import atomic_write, hold
+from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -35,13 +36,14 @@ class RunFolder:
         self.weights_file = self.path / WEIGHTS_NAME
         self.result_file = self.path / "result.json"
         self.per_user_file = self.path / "per_user.parquet"
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
 
     @classmethod
     def of(cls, config: Any) -> RunFolder:
         """``run_dir``, or else a new ``<runs_path>/<dataset>/<model>/<stamp>-<id>``; not made yet.
 
         Raises:
-            ValueError: if ``run_dir`` is a file or holds the result of another run.
+            ValueError: if ``run_dir`` is a file or holds another run, finished or not.
         """
         if not config["run_dir"]:
             name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -51,7 +53,17 @@ class RunFolder:
             raise ValueError(f"run_dir {config['run_dir']!r} is not a folder")
         if folder.result_file.exists():
             raise ValueError(f"run_dir {config['run_dir']!r} already holds result.json")
+        if folder.checkpoints.path.exists() and not config["resume"]:
+            raise ValueError(
+                f"run_dir {config['run_dir']!r} holds an unfinished run (write "
+                f"--resume={config['run_dir']} to go on with it, or another --run_dir)"
+            )
         return folder
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a run began here that ``resume`` can go on with."""
+        return self.config_file.exists() and not self.result_file.exists()
 
     def create(self) -> None:
         """Make the folder.
@@ -73,11 +85,17 @@ class RunFolder:
 
         Args:
             level: RecBole's ``state``, such as ``"info"``.
+
+        Raises:
+            ValueError: if another run holds the folder.
         """
         file = logging.FileHandler(self.log_file, encoding="utf-8")
         file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
         screen = logging.StreamHandler(sys.stderr)
         screen.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
+        if not hold(file.stream):
+            file.close()
+            raise ValueError(f"run_dir {str(self.path)!r} is in use by another run")
         root = logging.getLogger()
         handlers, level_before = root.handlers[:], root.level
         root.handlers = [file, *(handlers or [screen])]
@@ -113,6 +131,16 @@ class RunFolder:
         """
         with atomic_write(self.per_user_file) as file:
             rows.to_parquet(file, index=False)
+
+
+@contextmanager
+def without_logging() -> Iterator[None]:
+    """Log nothing meanwhile, as in every process of a run but the first."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class _Plain(logging.Formatter):

@@ -22,7 +22,7 @@ SUBKEYS = {
 }
 """Keys that hold a fixed set of keys themselves."""
 
-PATHS = {"checkpoint", "run_dir", "cache_dir", "encoder_checkpoint", "encoder_config"}
+PATHS = {"checkpoint", "resume", "run_dir", "cache_dir", "encoder_checkpoint", "encoder_config"}
 """Texts whose default, none, does not tell their type."""
 
 ELSEWHERE = {"model", "dataset", "config_files", "encoding", "contrast", "sim", "use_filter", "eta"}
@@ -35,6 +35,12 @@ PROTOCOL = {
     "mode": {"valid": "full", "test": "full"},
 }
 """The only ``eval_args``."""
+
+WHEREABOUTS = (
+    *("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path"),
+    *("checkpoint_steps", "ip", "port", "group_offset"),
+)
+"""Keys that say where and how loudly to run, not what; the data's fingerprint tells the data."""
 
 WORDS = {"none": None, "null": None, "~": None, "true": True, "false": False}
 
@@ -142,6 +148,11 @@ def overlay(settings: dict[str, Any], layer: Mapping[str, Any]) -> None:
         if last == "eval_args" and isinstance(value, dict):
             value = {**holder.get(last, {}), **value}
         holder[last] = value
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without ``WHEREABOUTS``."""
+    return {key: value for key, value in settings.items() if key not in WHEREABOUTS}
 
 
 def keys_of_others(model: str) -> set[str]:

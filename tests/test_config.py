@@ -169,7 +169,10 @@ class TestRefusals:
         [
             ("--learnin_rate=1", "unknown key 'learnin_rate' (did you mean 'learning_rate'?)"),
             ("--eval_args.mod=full", "unknown key 'eval_args.mod' (did you mean 'mode'?)"),
-            ("--nproc=2", "unknown key 'nproc'"),
+            ("--nproc=0", "nproc 0 must be a whole number from 1"),
+            ("--port=x", "port 'x' must be null or a whole number from 1"),
+            ("--checkpoint_steps=0", "checkpoint_steps 0 must be null or a whole number from 1"),
+            (f"--seed={2**32}", f"seed {2**32} must be a whole number from 0 to {2**32 - 1}"),
             ("--epochs=abc", "epochs 'abc' must be a number"),
             ("--epochs=1.5", "epochs 1.5 must be a whole number"),
             ("--epochs=-1", "epochs -1 must be a whole number"),

@@ -15,9 +15,11 @@ import yaml
 
 from recbole_jepa4rec.__main__ import main as package_main
 from recbole_jepa4rec.experiment import grid
-from recbole_jepa4rec.experiment.cell_folder import finished_runs, output_file
+from recbole_jepa4rec.experiment.cell_folder import finished_runs, output_file, words_to_run
 from recbole_jepa4rec.experiment.group import main
 from recbole_jepa4rec.experiment.request import read_request
+from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 from tests.conftest import ROOT
 
 BASE = ["--dataset=toy", f"--data_path={ROOT / 'dataset'}", "--show_progress=False"]
@@ -507,7 +509,7 @@ class TestProcesses:
         assert error == f"{cell.folder / 'result.json'} cannot be read: No such file or directory"
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=180):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -524,7 +526,8 @@ def runs_in(folder):
                     words = file.read().decode().split("\0")
             except OSError:
                 continue
-            if f"--run_dir={folder}" in "\n".join(words) and "run" in words:
+            line = "\n".join(words)
+            if "run" in words and any(f"--{key}={folder}" in line for key in ("run_dir", "resume")):
                 found.append(int(entry))
     return found
 
@@ -534,7 +537,10 @@ def runs_in(folder):
 class TestEnds:
     @pytest.fixture
     def words(self, tmp_path):
-        models, slow = "--model_list=Markov,SASRec", ["--epochs=100", "--train_batch_size=1"]
+        models, slow = (
+            "--model_list=Markov,SASRec",
+            ["--stopping_step=0", "--epochs=2000", "--train_batch_size=16"],
+        )
         return [*BASE, models, *slow, f"--run_dir={tmp_path / 'out'}"]
 
     @pytest.fixture
@@ -542,12 +548,12 @@ class TestEnds:
         """A comparison whose second run is under way."""
         process = script(*words, cwd=tmp_path)
         log = tmp_path / "out" / "SASRec" / "seed-2020" / "run.log"
-        wait_for(lambda: log.exists())
+        wait_for(lambda: log.exists() and "epoch 0 training" in log.read_text())
         yield process
         process.kill()
         process.communicate()
 
-    def test_sigkill_ends_the_run_under_way_and_loses_no_other(
+    def test_sigkill_ends_the_run_under_way_which_goes_on_and_loses_no_other(
         self, in_the_second, words, tmp_path
     ):
         in_the_second.kill()
@@ -556,13 +562,13 @@ class TestEnds:
         assert len(before) == 1
         comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
         assert [each["status"] for each in comparison["rows"]] == ["finished", "waiting"]
-        left = tmp_path / "out" / "SASRec" / "seed-2020" / "left.txt"
-        left.write_text("half a run")
+        wait_for(lambda: not runs_in(tmp_path))  # the orphan has ended, and left a checkpoint
+        folder = tmp_path / "out" / "SASRec" / "seed-2020"
+        assert [*(folder / "checkpoints").glob("*.pt")]
         again = script(*words, cwd=tmp_path)
         try:
-            wait_for(lambda: not left.exists())
-            wait_for(lambda: left.with_name("run.log").exists())
-            assert len(runs_in(tmp_path)) == 1  # the orphan has ended
+            wait_for(lambda: (folder / "run.log").read_text().count("'interactions'") == 2)
+            assert len(runs_in(tmp_path)) == 1
             assert stamps(tmp_path) == before
             again.terminate()
             _, error = again.communicate(timeout=30)
@@ -579,3 +585,43 @@ class TestEnds:
         assert error.splitlines()[-1].startswith("interrupted; the same command goes on")
         assert runs_in(tmp_path) == []
         assert len(stamps(tmp_path)) == 1
+
+
+class TestAnUnfinishedRun:
+    @pytest.fixture
+    def cell(self, tmp_path, monkeypatch):
+        """One that died after its first checkpoint."""
+        words = [*BASE, "--model_list=SASRec", "--checkpoint_steps=1"]
+        cell = read_request([*words, f"--run_dir={tmp_path}"]).cells[0]
+
+        class Died(BaseException):
+            pass
+
+        write = CheckpointFolder.write
+
+        def write_and_die(self, state):
+            write(self, state)
+            raise Died
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CheckpointFolder, "write", write_and_die)
+            with pytest.raises(Died):
+                run(command_line=cell.words)
+        return cell
+
+    def test_goes_on_from_its_checkpoint(self, cell):
+        words = words_to_run(cell)
+        assert words[-1] == f"--resume={cell.folder}"
+        assert run(command_line=words)["starts"] == 2
+
+    def test_begins_anew_where_the_checkpoint_is_damaged(self, cell):
+        for file in (cell.folder / "checkpoints").iterdir():
+            file.write_bytes(file.read_bytes()[:-1])
+        assert words_to_run(cell) == cell.words
+        assert not cell.folder.exists()
+
+    def test_begins_anew_where_the_settings_were_others(self, cell):
+        file = cell.folder / "config.yaml"
+        file.write_text(file.read_text().replace("learning_rate:", "learning_rate: 7 #"))
+        assert words_to_run(cell) == cell.words
+        assert not cell.folder.exists()

@@ -14,7 +14,8 @@ from recbole_jepa4rec.checkpoint import item_ids_digest, load_state, read_weight
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.training import checkpointed_trainer
-from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer, with_protocol
+from recbole_jepa4rec.training.epoch_trainer import with_protocol
+from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
 from tests.conftest import TINY
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from recbole_jepa4rec import quick_start
+from recbole_jepa4rec import quick_start, single_run
 from recbole_jepa4rec.checkpoint import load_state, read_weights
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
 from recbole_jepa4rec.quick_start import main, run
@@ -19,6 +19,7 @@ from recbole_jepa4rec.registry import find_model
 from tests.conftest import ROOT, TINY
 
 KEYS = {
+    "starts",
     "label",
     "model",
     "dataset",
@@ -257,7 +258,7 @@ class TestErrors:
         def fail(*_):
             raise TypeError("a fault\nof ours")
 
-        monkeypatch.setattr(quick_start, "per_user", fail)
+        monkeypatch.setattr(single_run, "per_user", fail)
         assert main([*words, "--run_dir=out", "--state=error"]) == 1
         log = os.path.join("out", "run.log")
         expected = f"error: TypeError: a fault of ours (details in {log})\n"
@@ -303,18 +304,18 @@ class TestErrors:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(quick_start, "_trainer", interrupt)
+        monkeypatch.setattr(single_run, "build_model", interrupt)
         assert main([*words, "--run_dir=out", "--state=error"]) == 130
-        assert capsys.readouterr().err.splitlines()[-1] == "interrupted; see out"
+        assert capsys.readouterr().err.splitlines()[-1] == "interrupted; --resume=out goes on"
 
     def test_sigterm_ends_a_run_with_a_line_in_its_log(self, workplace, words, monkeypatch):
         monkeypatch.setattr(
-            quick_start, "_trainer", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+            single_run, "build_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
         )
         before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as ended:
             main([*words, "--run_dir=out"])
-        assert ended.value.code == 143
+        assert ended.value.code == quick_start.RESUMABLE
         assert "told to end (SIGTERM)" in (workplace / "out" / "run.log").read_text()
         assert not (workplace / "out" / "result.json").exists()
         assert signal.getsignal(signal.SIGTERM) is before

@@ -75,8 +75,8 @@ class TestTime:
         seen, train = [], ProtocolTrainer._train_epoch
 
         def record(trainer, loader, *arguments, **options):
-            allowed = round(trainer.deadline - trainer._started, 3)
-            seen.append((trainer.stage, allowed, loader.batch_size, trainer._started))
+            allowed = round(trainer.deadline - trainer.began, 3)
+            seen.append((trainer.stage, allowed, loader.batch_size, trainer.began))
             return train(trainer, loader, *arguments, **options)
 
         monkeypatch.setattr(ProtocolTrainer, "_train_epoch", record)

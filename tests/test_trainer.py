@@ -16,6 +16,7 @@ from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.quick_start import run
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
 from recbole_jepa4rec.training.phase import warmup_then_decay
+from recbole_jepa4rec.training.phase_passes import PhasePasses
 from recbole_jepa4rec.training.trainer import TwoStageTrainer
 from recbole_jepa4rec.training.training_rows import (
     held_out_users,
@@ -153,17 +154,17 @@ def test_a_checkpoint_of_the_other_mode_is_refused(train, mode):
 
 def test_batches_hold_no_more_tokens_than_the_budget(train, monkeypatch):
     seen = []
-    plan = TwoStageTrainer._plan
+    plan = PhasePasses._plan
 
-    def spy(self, phase, epoch):
-        batches = plan(self, phase, epoch)
+    def spy(self, epoch):
+        batches = plan(self, epoch)
         for targets in batches:
             rows = self.rows.with_targets(targets)[:]
             ids, lengths = self.model._newest_first(rows)
             seen.append((len(targets), self.model.core._histories(ids, lengths).num_tokens))
         return batches
 
-    monkeypatch.setattr(TwoStageTrainer, "_plan", spy)
+    monkeypatch.setattr(PhasePasses, "_plan", spy)
     train(tokens_per_batch=200, train_batch_size=100, pretrain_batch_size=100)
     assert max(tokens for _, tokens in seen) <= 200
     assert sum(tokens for _, tokens in seen) / len(seen) > 120
@@ -179,19 +180,19 @@ def test_validation_of_pretraining_is_that_of_the_protocol(train):
 @pytest.mark.parametrize("mode", ["random", "all_prefixes"])
 def test_held_out_users_validate_pretraining_and_never_train_in_it(train, monkeypatch, mode):
     trained, validated, everybody = set(), set(), set()
-    backward, rank_targets_at = TwoStageTrainer._backward, TwoStageTrainer._rank_targets_at
+    backward, rank_targets_at = PhasePasses._backward, TwoStageTrainer._rank_targets_at
 
-    def watch_training(self, positions, share):
+    def watch_training(self, positions, *rest):
         histories = self.rows.histories
         everybody.update(trainable_users(histories).tolist())
         trained.update(histories.users[positions].tolist())
-        return backward(self, positions, share)
+        return backward(self, positions, *rest)
 
     def watch_validation(self, positions):
         validated.update(self.rows.histories.users[positions].tolist())
         return rank_targets_at(self, positions)
 
-    monkeypatch.setattr(TwoStageTrainer, "_backward", watch_training)
+    monkeypatch.setattr(PhasePasses, "_backward", watch_training)
     monkeypatch.setattr(TwoStageTrainer, "_rank_targets_at", watch_validation)
     train(train_stage="pretrain", training_targets=mode)
     assert trained and validated and not trained & validated
@@ -263,12 +264,12 @@ def test_two_data_sets_pretrain_for_a_third(train, tmp_path):
 
 def test_no_validation_rows_keep_the_last_weights(tmp_path):
     """RecBole allows ``fit`` without validation data."""
-    from recbole_jepa4rec.quick_start import _loaders
     from recbole_jepa4rec.registry import find_trainer
+    from recbole_jepa4rec.single_run import loaders
 
     given = {**SMALL, "cache_dir": str(tmp_path), "checkpoint_dir": str(tmp_path)}
     config = Config("JEPA4Rec", "toy", config_dict=given)
-    train_rows, _, test_rows = _loaders(config, SequentialTextDataset(config))
+    train_rows, _, test_rows = loaders(config, SequentialTextDataset(config))
     model = config.model_class(config, train_rows._dataset)
     trainer = find_trainer(config.model_class, config)(config, model)
     assert trainer.fit(train_rows)[1] is None

@@ -145,8 +145,12 @@ class Clock:
         now = time.perf_counter()
         self._laps[name], self._last = now - self._last, now
 
+    def add(self, seconds: float) -> None:
+        """Count what an earlier start of the run took."""
+        self._begun -= seconds
+
     def total(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was made, and those that were added."""
         return time.perf_counter() - self._begun
 
     def seconds(self, stages: Mapping[str, float]) -> dict[str, float]:

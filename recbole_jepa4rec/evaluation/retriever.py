@@ -17,6 +17,7 @@ from recbole_jepa4rec.checkpoint import WEIGHTS_NAME
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.evaluation.recommender import load
 from recbole_jepa4rec.registry import find_entry, find_properties
+from recbole_jepa4rec.run_folder import RunFolder
 from recbole_jepa4rec.settings import read_yaml
 
 MACHINE = ("seed", "data_path", "use_gpu", "gpu_id", "state", "reproducibility", "show_progress")
@@ -151,8 +152,9 @@ def train_retriever(settings: Config, folder: Path) -> None:
     """
     given = settings.external()
     if not (folder / "result.json").is_file():
+        key = "resume" if RunFolder(folder).is_unfinished else "run_dir"
         with torch.random.fork_rng(), torch.enable_grad():  # maybe amid an evaluation
-            quick_start.run(config_dict={**given, "run_dir": str(folder)})
+            quick_start.run(config_dict={**given, key: str(folder)})
     elif read_yaml(folder / "config.yaml") != given:
         raise ValueError(f"{folder} holds a retriever that was trained with other settings")
 

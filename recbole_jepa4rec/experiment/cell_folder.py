@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_jepa4rec.experiment.finished_run import DamagedRunError, FinishedRun, read_run
-from recbole_jepa4rec.experiment.request import Cell, deciding
+from recbole_jepa4rec.experiment.request import Cell
 from recbole_jepa4rec.run_folder import RunFolder
+from recbole_jepa4rec.settings import deciding, read_yaml
 
 OUTPUT_NAME = "output.log"
 """What a run writes to standard output and standard error, in its folder's parent."""
@@ -46,7 +47,33 @@ def finished_runs(cells: Sequence[Cell], data: Any) -> dict[tuple[str, int], Fin
     return {cell.key: run for cell, run in finished}
 
 
-def clear(cell: Cell) -> None:
+def words_to_run(cell: Cell) -> tuple[str, ...]:
+    """The command line of a run that is missing: to go on with where it ended early, or to begin.
+
+    What an unfinished run left is removed if the run cannot go on from it.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
+    place = f"--run_dir={cell.folder}"
+    if _can_go_on(cell):
+        return (*(word for word in cell.words if word != place), f"--resume={cell.folder}")
+    _clear(cell)
+    return cell.words
+
+
+def _can_go_on(cell: Cell) -> bool:
+    """Whether the run asked for began in the cell's folder and left a checkpoint that is whole."""
+    folder = RunFolder(cell.folder)
+    if not folder.is_unfinished or not folder.checkpoints.has_whole():
+        return False
+    try:
+        return deciding(read_yaml(folder.config_file)) == cell.settings
+    except ValueError:  # damaged
+        return False
+
+
+def _clear(cell: Cell) -> None:
     """Remove what an unfinished run left.
 
     Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_jepa4rec.experiment.request import WHEREABOUTS
 from recbole_jepa4rec.experiment.row import Row
+from recbole_jepa4rec.settings import WHEREABOUTS
 
 IDENTITY = ("model", "seed")
 """Settings in which rows differ by what they are."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from recbole_jepa4rec.experiment.cell_folder import clear, output_file
+from recbole_jepa4rec.experiment.cell_folder import output_file, words_to_run
 from recbole_jepa4rec.experiment.finished_run import DamagedRunError, FinishedRun, read_run
 from recbole_jepa4rec.experiment.request import Cell
 from recbole_jepa4rec.run_folder import COLOR
@@ -74,9 +74,9 @@ class Grid:
             self._end_all()
 
     def _start(self, cell: Cell) -> None:
-        clear(cell)
+        words = words_to_run(cell)
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "recbole_jepa4rec", "run", *cell.words]
+        command = [sys.executable, "-m", "recbole_jepa4rec", "run", *words]
         with open(output_file(cell), "wb") as output:
             process = subprocess.Popen(
                 command,

@@ -17,6 +17,7 @@ from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.registry import did_you_mean
 from recbole_jepa4rec.settings import (
     Loader,
+    deciding,
     known_keys,
     parse_command_line,
     parse_value,
@@ -30,11 +31,9 @@ PER_RUN = {
     "model": "name the models by --model_list=A,B",
     "seed": "name the seeds by --seeds=2020,2021",
     "run_dir": "name the folder of the comparison by --run_dir=PATH on the command line",
+    "resume": "the same command again goes on where the comparison ended",
 }
 """Keys that differ from run to run, and what to write instead."""
-
-WHEREABOUTS = ("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path")
-"""Keys that say where and how loudly to run, not what; the data's fingerprint tells the data."""
 
 MOST_SEED = 2**32 - 1
 """NumPy takes no greater one."""
@@ -129,11 +128,6 @@ def read_request(command_line: Sequence[str]) -> Request:
         _given(rest),
         shlex.join(["python", "run_recbole_group.py", *command_line]),
     )
-
-
-def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without ``WHEREABOUTS``."""
-    return {key: value for key, value in settings.items() if key not in WHEREABOUTS}
 
 
 def _refuse_unknown(words: Mapping[str, str]) -> None:

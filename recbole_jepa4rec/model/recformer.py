@@ -45,6 +45,7 @@ class RecFormer(SequentialRecommender):
         super().__init__(config, dataset)
         self.seed = config["seed"]
         self.phase, self.epoch, self.step = FINETUNE, 0, 0
+        self._resumed_epoch: int | None = None
         start = starting_point(config, dataset.item_text)
         self.tokenizer = start.tokenizer
         encoder, mlm_head = SentenceEncoder(start.encoder), MLMHead(start.encoder)
@@ -91,8 +92,9 @@ class RecFormer(SequentialRecommender):
 
     def begin_epoch(self, epoch: int) -> None:
         """Number the epoch, which keys its random draws, and make the item table it reads."""
+        goes_on, self._resumed_epoch = epoch == self._resumed_epoch, None
         self.epoch = epoch
-        if self.phase != PRETRAIN and self.core.reads_item_table:
+        if self.phase != PRETRAIN and self.core.reads_item_table and not goes_on:
             self.core.item_vectors()
 
     def begin_step(self, step: int) -> None:
@@ -163,6 +165,18 @@ class RecFormer(SequentialRecommender):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items, padding item included, ``[B, N]``."""
         return self.core.scores(*self._newest_first(interaction))
+
+    def resumable_state(self) -> dict[str, Any]:
+        """What training goes on from: the weights, and the table that the epoch began with."""
+        weights, table = self.state_dict(), self.core.table_of_epoch()
+        return {"weights": weights, "item_table": table, "epoch": self.epoch}
+
+    def load_resumable_state(self, state: dict[str, Any]) -> None:
+        """Go on from what ``resumable_state`` returned, in the same phase."""
+        self.load_state_dict(state["weights"])
+        if state["item_table"] is not None:
+            self.core.item_table.hold(state["item_table"])
+            self._resumed_epoch = state["epoch"]
 
     def prepare_run_folder(self, folder: Path) -> None:
         """Keep tokenizer and architecture beside the weights: together they encode any text."""

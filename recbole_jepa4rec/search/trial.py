@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
-from recbole_jepa4rec.quick_start import validate
 from recbole_jepa4rec.run_folder import RunFolder
 from recbole_jepa4rec.search import ray_versions
 from recbole_jepa4rec.search.job import Job, data_name
+from recbole_jepa4rec.single_run import validate
 
 FAILED_LOG = "run.failed.log"
 """What ``run.log`` of an attempt that failed is called afterwards."""

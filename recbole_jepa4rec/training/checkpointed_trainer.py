@@ -10,6 +10,7 @@ from typing import Any
 from recbole.trainer import Trainer
 from torch import nn
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.checkpoint import (
     STATE_NAME,
     WEIGHTS_NAME,
@@ -34,6 +35,7 @@ class CheckpointedTrainer(Trainer):
             the first.
         checkpoint_from: the weights that training started from, if any.
         item_ids: ``item_ids_digest`` of the data set that the weights are for, once known.
+        has_saved: whether weights are on disk.
     """
 
     saved_model_file: str
@@ -49,7 +51,7 @@ class CheckpointedTrainer(Trainer):
         self.best_epoch: int | None = None
         self.checkpoint_from: str | None = None
         self.item_ids: str | None = None
-        self._has_saved = False
+        self.has_saved = False
 
     def start_from_checkpoint(self) -> None:
         """Load the weights that ``checkpoint`` names, if it names any."""
@@ -75,11 +77,15 @@ class CheckpointedTrainer(Trainer):
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "optimizer": self.optimizer.state_dict(),
-            "other_parameter": {  # modules among them are part of the weights already
-                name: value
-                for name, value in self.model.other_parameter().items()
-                if not isinstance(value, nn.Module)
-            },
+            "other_parameter": self.other_parameter(),
+        }
+
+    def other_parameter(self) -> dict[str, Any]:
+        """What RecBole's model keeps beside its weights; modules are part of these already."""
+        return {
+            name: value
+            for name, value in self.model.other_parameter().items()
+            if not isinstance(value, nn.Module)
         }
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
@@ -94,6 +100,8 @@ class CheckpointedTrainer(Trainer):
         state, metadata = load_state(file), read_weights(weights)[1]
         if "token" not in state or state["token"] != metadata.get("token"):
             raise ValueError(f"{file} and {weights.name} were not written together")
+        if "optimizer" not in state:
+            raise ValueError(f"{file} holds no optimizer's state: the run was resumed behind it")
         self.item_ids = load_weights(self.model, weights).get("item_ids")
         self.optimizer.load_state_dict(state["optimizer"])
         self.model.load_other_parameter(state["other_parameter"])
@@ -114,10 +122,12 @@ class CheckpointedTrainer(Trainer):
         metadata = {"epoch": str(epoch), "token": token, "pretrain_datasets": sources}
         if self.item_ids:
             metadata["item_ids"] = self.item_ids
-        save_state(self.state_file, {"token": token, **self.training_state(epoch)})
-        save_weights(self.model, weights, metadata)
+        if processes.is_first():
+            save_state(self.state_file, {"token": token, **self.training_state(epoch)})
+            save_weights(self.model, weights, metadata)
+        processes.wait()
         in_all = self.epochs_before + epoch
         self.best_epoch = in_all if in_all >= 0 else None
-        self._has_saved = True
+        self.has_saved = True
         if verbose:
             self.logger.info(f"saved {weights}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.text.token_batch import fill_batches
 from recbole_jepa4rec.training.phase import Phase
@@ -22,6 +23,8 @@ def plan_epoch(
 ) -> list[Tensor]:
     """The targets of an epoch in batches, which a number of sequences and of tokens bounds.
 
+    Both bounds are those of one process; several share batches as many times as large.
+
     Args:
         histories: all users' interactions.
         phase: who trains, and how many sequences a batch has at most.
@@ -37,12 +40,14 @@ def plan_epoch(
         targets = window_ends(histories, phase.users, config["seed"], key, max_items)
     else:
         targets = target_positions(histories, phase.users, config["seed"], key)
+    sequences = phase.batch_size * processes.count()
     if model.item_tokens is None:
-        return list(targets.split(phase.batch_size))
+        return list(targets.split(sequences))
     tokens = history_tokens(
         histories, targets, model.item_tokens, max_items, config["max_sequence_tokens"]
     )
-    return list(targets.split(fill_batches(tokens, config["tokens_per_batch"], phase.batch_size)))
+    room = config["tokens_per_batch"] * processes.count()
+    return list(targets.split(fill_batches(tokens, room, sequences)))
 
 
 def count_targets(histories: Histories, positions: Tensor, model: Any, max_items: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,37 @@ class Phase:
     users: Tensor
     validate: Callable[[], dict[str, float]] | None
     deadline: float
+
+
+@dataclass
+class PhasePosition:
+    """How far a phase has come, between two steps.
+
+    Attributes:
+        phase: its number.
+        epochs_run: epochs of the run that are over.
+        epoch: the one under way, of the phase.
+        batches: that it has trained so far.
+        sequences: in these.
+        sums: of each loss term's mean over a batch, times the batch's sequences.
+        since_best: validations since the best one.
+        is_over: whether no epoch is left.
+    """
+
+    phase: int
+    epochs_run: int
+    epoch: int = 0
+    batches: int = 0
+    sequences: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    since_best: int = 0
+    is_over: bool = False
+
+    def next_epoch(self, is_last: bool) -> None:
+        """An epoch was trained, and validated where it had to be."""
+        self.epoch, self.epochs_run = self.epoch + 1, self.epochs_run + 1
+        self.batches, self.sequences, self.sums = 0, 0, {}
+        self.is_over = is_last
 
 
 def refuse_settings(config: Any, stage: str, sources: Sequence[str]) -> None:

@@ -69,10 +69,17 @@ class PretrainedChain:
         config: of the run; ``train_stage`` and ``pre_model_path`` are set for RecBole's model.
         folder: of the run.
         make_trainer: gives a trainer, a new model in it, by the settings of that moment.
+        resumed: the stage that a resumed run is in.
     """
 
-    def __init__(self, config: Any, folder: Path, make_trainer: Callable[[], Any]) -> None:
-        self.config, self.make_trainer = config, make_trainer
+    def __init__(
+        self,
+        config: Any,
+        folder: Path,
+        make_trainer: Callable[[], Any],
+        resumed: str | None = None,
+    ) -> None:
+        self.config, self.make_trainer, self.resumed = config, make_trainer, resumed
         self.file = folder / PRETRAINED_NAME
         self.stage = asked_stage(config)
 
@@ -92,7 +99,9 @@ class PretrainedChain:
             _, result = trainer.fit(self._pretraining_loader(train), show_progress=show_progress)
             return trainer, result
         before = None
-        if self.stage == "both":
+        if self.resumed == "finetune":
+            pass  # the file is written
+        elif self.stage == "both":
             before = self._pretrain(train, show_progress)
         else:
             self._take_over(train._dataset)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -14,19 +15,27 @@ import recbole.trainer.trainer as recbole_trainer
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.checkpoint import item_ids_digest
 from recbole_jepa4rec.data.filter_history import drop_history
 from recbole_jepa4rec.evaluation.metrics import mean_metrics, metric_values, target_ranks
+from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 from recbole_jepa4rec.training.checkpointed_trainer import CheckpointedTrainer
-from recbole_jepa4rec.training.masked_batches import MaskedBatches
-from recbole_jepa4rec.training.time_limit import TimeSpentError, UntilDeadline
+from recbole_jepa4rec.training.event_writer import event_writer
+from recbole_jepa4rec.training.run_state import restore_counters, restore_model, run_state
+from recbole_jepa4rec.training.time_limit import (
+    TERMINATED,
+    asked_to_end,
+    holding_sigterm,
+)
 
 
 class ProtocolTrainer(CheckpointedTrainer):
     """Mixin for a RecBole trainer class, to stand before it among the bases.
+
+    A subclass says how it trains (:meth:`train`) and where it is (:meth:`position`).
 
     Reads ``run_dir`` (everything is written there; without it RecBole's folders serve),
     ``checkpoint`` (weights to start from), ``max_train_seconds`` and ``filter_history``.
@@ -39,6 +48,12 @@ class ProtocolTrainer(CheckpointedTrainer):
             ``seconds`` since training began and ``valid``, the value of ``valid_metric``.
         time_share: of ``max_train_seconds`` that this trainer may use.
         deadline: training stops here, in seconds of ``time.monotonic()``; infinite without limit.
+        began: when the run's training began, in the same seconds; moved back by ``seconds_before``,
+            what earlier stages and earlier starts of the run took.
+        checkpoints: where to write what the run can be resumed from; ``None``: nowhere.
+        identity: goes into every checkpoint: what the run is and which data it reads.
+        resumed: the checkpoint to go on from; ``None`` for a run that begins.
+        is_trained: whether training is over.
 
     Raises:
         ValueError: if a metric is no function of the target's rank.
@@ -50,7 +65,7 @@ class ProtocolTrainer(CheckpointedTrainer):
     def __init__(self, config: Any, model: nn.Module) -> None:
         metric_values(np.ones(1), config["metrics"], config["topk"])
         torch.autograd.set_detect_anomaly(False)  # RecBole's sine.py turns it on for every model
-        with patch.object(recbole_trainer, "get_tensorboard", _tensorboard(config["run_dir"])):
+        with patch.object(recbole_trainer, "get_tensorboard", event_writer(config["run_dir"])):
             super().__init__(config, model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             self.epochs = 0  # nothing to train, whatever a preset for all models says
@@ -60,7 +75,12 @@ class ProtocolTrainer(CheckpointedTrainer):
         self.tokens_per_second: float | None = None
         self.learning_curve: list[dict[str, Any]] = []
         self.deadline, self.time_share = math.inf, 1.0
-        self._started, self._seconds_before = time.monotonic(), 0.0
+        self.began, self.seconds_before = time.monotonic(), 0.0
+        self.checkpoints: CheckpointFolder | None = None
+        self.identity: dict[str, Any] = {}
+        self.resumed: dict[str, Any] | None = None
+        self.is_trained = False
+        self._timed: tuple[str, float] | None = None
 
     def fit(
         self,
@@ -71,40 +91,62 @@ class ProtocolTrainer(CheckpointedTrainer):
         show_progress: bool = False,
         callback_fn: Any = None,
     ) -> tuple[float, dict[str, float] | None]:
-        """Train as RecBole does, until the epochs, the patience or the time is spent.
+        """Train, or go on training, until the epochs, the patience or the time is spent.
 
         When the time is spent the step under way is finished and its weights are validated. See
         RecBole's ``Trainer.fit`` for the arguments and the returned value.
+
+        Raises:
+            SystemExit: with ``TERMINATED``, once a checkpoint is written, if SIGTERM came.
         """
-        started = self.start_clock()
-        resumed = self.item_ids
+        if self.resumed:
+            restore_counters(self, self.resumed)
+        self.start_clock()
+        known = self.item_ids
         self.item_ids = item_ids_digest(self.model, train_data._dataset)
-        if None not in (resumed, self.item_ids) and resumed != self.item_ids:
+        if None not in (known, self.item_ids) and known != self.item_ids:
             raise ValueError("the resumed weights are for other items or another order")
-        self.start_from_checkpoint()
-        show_progress = show_progress and sys.stderr.isatty()
-        try:
-            super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-        except TimeSpentError:
-            self.logger.info(f"max_train_seconds is spent: stopped in epoch {self.epochs_run - 1}")
-        if self.stage == "pretrain" and self.epochs_run:
-            self.pretrain_datasets.append(self.config["dataset"])
-        if saved and not self._has_saved:  # S3Rec's pre-training is never validated
-            self._save_checkpoint(self.epochs_run - self.epochs_before - 1, verbose=verbose)
-        kind = "pretrain" if self.stage == "pretrain" else "finetune"
-        self.stage_seconds[kind] = time.monotonic() - started
+        with holding_sigterm():
+            if not self.resumed:
+                self.start_from_checkpoint()
+            if self.resumed and self.is_trained:
+                restore_model(self, self.resumed)
+            else:
+                show_progress = show_progress and sys.stderr.isatty() and processes.is_first()
+                self.train(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+                self.is_trained = True
+                self.write_checkpoint()
         return self.best_valid_score, self.best_valid_result
 
     def start_clock(self) -> float:
         """Set the deadline, ``max_train_seconds`` after the first stage began; returns now."""
         now, limit = time.monotonic(), self.config["max_train_seconds"]
-        self._started = now - self._seconds_before
-        self.deadline = math.inf if limit is None else self._started + limit * self.time_share
+        self.began = now - self.seconds_before
+        self.deadline = math.inf if limit is None else self.began + limit * self.time_share
         return now
+
+    @contextmanager
+    def timing(self, kind: str) -> Iterator[None]:
+        """Count the time of the block as that of a stage, in checkpoints written meanwhile too."""
+        begun = time.monotonic()
+        self._timed = kind, begun
+        try:
+            yield
+        finally:
+            self._timed = None
+            self.stage_seconds[kind] += time.monotonic() - begun
+
+    def stage_seconds_so_far(self) -> dict[str, float]:
+        """``stage_seconds``, with those of the stage under way."""
+        seconds = dict(self.stage_seconds)
+        if self._timed:
+            kind, begun = self._timed
+            seconds[kind] += time.monotonic() - begun
+        return seconds
 
     def continue_from(self, before: ProtocolTrainer) -> None:
         """Count time, epochs and pre-training on from an earlier stage of the same run."""
-        self._seconds_before = time.monotonic() - before._started
+        self.seconds_before = time.monotonic() - before.began
         self.epochs_run = self.epochs_before = before.epochs_run
         self.stage_seconds = dict(before.stage_seconds)
         self.learning_curve = list(before.learning_curve)
@@ -112,7 +154,7 @@ class ProtocolTrainer(CheckpointedTrainer):
 
     def record_validation(self, stage: str, valid: float) -> None:
         """Add a point, of the epoch under way, to the learning curve."""
-        seconds = round(time.monotonic() - self._started, 3)
+        seconds = round(time.monotonic() - self.began, 3)
         epoch = max(0, self.epochs_run - 1)
         self.learning_curve.append(
             {"stage": stage, "epoch": epoch, "seconds": seconds, "valid": float(valid)}
@@ -164,38 +206,74 @@ class ProtocolTrainer(CheckpointedTrainer):
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
-        ranks, row = [], 0
-        quiet = not (show_progress and sys.stderr.isatty())
-        for batch in tqdm(eval_data, desc="Evaluate", ncols=100, disable=quiet):
-            _, scores, _, target = self._full_sort_batch_eval(batch)
-            target = target.to(scores.device)
-            if self.config["filter_history"]:
-                rows = dataset.inter_feat
-                drop_history(scores, target, rows, slice(row, row + len(scores)))
-            try:
-                ranks.append(target_ranks(scores, target))
-            except ValueError:
-                self._refuse_unless(not scores[:, 1:].isnan().any(), "scores")
-                raise
-            row += len(scores)
-            del scores  # before the next batch makes its own
-        return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64)
+        if hasattr(self.model, "item_vectors"):
+            self.model.item_vectors()  # together, before each process ranks users of its own
+        ranks, row = torch.zeros(len(dataset.inter_feat), dtype=torch.float64), 0
+        quiet = not (show_progress and sys.stderr.isatty() and processes.is_first())
+        for number, batch in enumerate(tqdm(eval_data, desc="Evaluate", ncols=100, disable=quiet)):
+            self.end_if_asked()
+            rows = slice(row, row + len(batch[0]))
+            row = rows.stop
+            if number % processes.count() == processes.number():
+                ranks[rows] = self._rank_batch(batch, rows, dataset.inter_feat)
+        return processes.add_up(ranks)
 
-    def _train_epoch(
-        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
-    ) -> Any:
-        """One epoch, cut short at the deadline; the next one is not begun."""
-        if time.monotonic() >= self.deadline and self.epochs_run:
-            raise TimeSpentError
-        self.epochs_run += 1
-        if field := self.config["MASK_INDEX"]:  # of RecBole's transform mask_itemseq
-            train_data = MaskedBatches(train_data, field)
-        loss = super()._train_epoch(
-            UntilDeadline(train_data, self.deadline), epoch_idx, loss_func, show_progress
-        )
-        if time.monotonic() >= self.deadline and self.eval_step > 0:
-            self.eval_step = 1  # so that these last weights are validated
-        return loss
+    def _rank_batch(self, batch: Any, rows: slice, all_rows: Any) -> Tensor:
+        """Ranks of the targets of these rows, ``[B]``."""
+        _, scores, _, target = self._full_sort_batch_eval(batch)
+        target = target.to(scores.device)
+        if self.config["filter_history"]:
+            drop_history(scores, target, all_rows, rows)
+        return self.ranks(scores, target)
+
+    def ranks(self, scores: Tensor, target: Tensor) -> Tensor:
+        """As ``metrics.target_ranks``, with advice where the scores are not numbers."""
+        try:
+            return target_ranks(scores, target)
+        except ValueError:
+            self._refuse_unless(not scores[:, 1:].isnan().any(), "scores")
+            raise
+
+    def train(
+        self,
+        train_data: Any,
+        valid_data: Any,
+        verbose: bool,
+        saved: bool,
+        show_progress: bool,
+        callback_fn: Any,
+    ) -> None:
+        """The training itself, from ``resumed``'s position on if there is one."""
+        raise NotImplementedError
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the training is, for ``train`` to go on from; ``None`` before and after it."""
+        raise NotImplementedError
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What ``load_optimizer_state`` takes."""
+        return self.optimizer.state_dict()
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Go on with the moments and rates of a checkpoint."""
+        self.optimizer.load_state_dict(state)
+
+    def write_checkpoint(self) -> None:
+        """Write what the run can be resumed from, where it has a folder for that."""
+        if self.checkpoints is not None:
+            state = run_state(self)
+            if processes.is_first():
+                self.checkpoints.write({"identity": self.identity, **state})
+
+    def end_if_asked(self) -> None:
+        """Act on SIGTERM between two steps.
+
+        Raises:
+            SystemExit: if it came, once a checkpoint is written.
+        """
+        if processes.any_of(asked_to_end()):
+            self.write_checkpoint()
+            raise SystemExit(TERMINATED)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         score, result = super()._valid_epoch(valid_data, show_progress)
@@ -205,9 +283,6 @@ class ProtocolTrainer(CheckpointedTrainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         self._refuse_unless(all(p.isfinite().all() for p in self.model.parameters()), "weights")
         super()._save_checkpoint(epoch, verbose, **kwargs)
-
-    def _check_nan(self, loss: Tensor) -> None:
-        self._refuse_unless(torch.isfinite(loss), f"training losses (the last is {loss.item()})")
 
     def _refuse_unless(self, finite: Any, what: str) -> None:
         """End a run whose scores or weights are not numbers."""
@@ -220,27 +295,5 @@ class ProtocolTrainer(CheckpointedTrainer):
                 f"learning_rate below {self.learning_rate} or clip_grad_norm={{'max_norm': 1}}"
             )
 
-    def _add_train_loss_to_tensorboard(
-        self, epoch_idx: int, losses: Any, tag: str = "Loss/Train"
-    ) -> None:
-        """Give pre-training a curve of its own."""
-        tag = "Loss/Pretrain" if self.stage == "pretrain" else tag
-        super()._add_train_loss_to_tensorboard(epoch_idx, losses, tag)
-
     def _add_hparam_to_tensorboard(self, best_valid_result: float) -> None:
         """Leave out RecBole's copy of the settings in a folder of its own."""
-
-
-@functools.cache
-def with_protocol(trainer_class: type) -> type:
-    """The trainer class with ``ProtocolTrainer`` mixed in; itself where it is already."""
-    if issubclass(trainer_class, ProtocolTrainer):
-        return trainer_class
-    return type(f"Protocol{trainer_class.__name__}", (ProtocolTrainer, trainer_class), {})
-
-
-def _tensorboard(run_dir: str | None) -> Any:
-    """RecBole's maker of event writers, or one for the run folder; RecBole knows only its own."""
-    if run_dir is None:
-        return recbole_trainer.get_tensorboard
-    return lambda logger: SummaryWriter(str(run_dir))

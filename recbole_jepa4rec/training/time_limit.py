@@ -1,42 +1,37 @@
-"""Ends before the last epoch: a deadline, after the step under way, and SIGTERM, at once."""
+"""Ends before the last epoch: a deadline, after the step under way, and SIGTERM."""
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a process that was told to end (SIGTERM)."""
 
 
 class TimeSpentError(Exception):
     """Leaves RecBole's loop over epochs, which offers no other way out."""
 
 
-class UntilDeadline:
-    """A loader that gives no further batch once the deadline has passed; one at least is given.
+@dataclass
+class _Sigterm:
+    """What is known of SIGTERM in this process.
 
-    Args:
-        loader: RecBole's loader; its other attributes shine through.
-        deadline: in seconds of ``time.monotonic()``.
+    Attributes:
+        waits: whether it waits for ``asked_to_end`` to be called.
+        came: whether it came while it had to wait.
     """
 
-    def __init__(self, loader: Any, deadline: float) -> None:
-        self._loader, self._deadline = loader, deadline
+    waits: bool = False
+    came: bool = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
 
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
-            yield batch
-            if time.monotonic() >= self._deadline:
-                return
+_SIGTERM = _Sigterm()
 
 
 @contextmanager
@@ -45,7 +40,10 @@ def ending_on_sigterm() -> Iterator[None]:
 
     def end(number: int, _: Any) -> None:
         getLogger().critical("told to end (SIGTERM)")
-        raise SystemExit(128 + number)
+        if _SIGTERM.waits:
+            _SIGTERM.came = True
+        else:
+            raise SystemExit(TERMINATED)
 
     if threading.current_thread() is not threading.main_thread():  # only it may set handlers
         yield
@@ -55,3 +53,27 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def holding_sigterm() -> Iterator[None]:
+    """Let SIGTERM wait until ``asked_to_end`` is called, or for the end of the block.
+
+    Raises:
+        SystemExit: at the end of the block, if it came and nobody acted on it.
+    """
+    if _SIGTERM.waits:  # a run within a run, such as a retriever's: the outer block decides
+        yield
+        return
+    _SIGTERM.waits, _SIGTERM.came = True, False
+    try:
+        yield
+    finally:
+        _SIGTERM.waits = False
+    if _SIGTERM.came:
+        raise SystemExit(TERMINATED)
+
+
+def asked_to_end() -> bool:
+    """Whether SIGTERM came since ``holding_sigterm`` began."""
+    return _SIGTERM.came

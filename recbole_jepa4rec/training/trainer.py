@@ -5,32 +5,33 @@ from __future__ import annotations
 import functools
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from recbole.trainer import Trainer
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
-from recbole_jepa4rec.checkpoint import item_ids_digest, load_weights, read_weights, weights_file
+from recbole_jepa4rec import processes
+from recbole_jepa4rec.checkpoint import load_weights, read_weights, weights_file
 from recbole_jepa4rec.data.histories import HistoryRows
-from recbole_jepa4rec.evaluation.metrics import mean_metrics, target_ranks
+from recbole_jepa4rec.evaluation.metrics import mean_metrics
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
-from recbole_jepa4rec.training.epoch_plan import count_targets, epoch_key, plan_epoch
+from recbole_jepa4rec.training.optimisation import Optimisation
 from recbole_jepa4rec.training.phase import (
     PRECISIONS,
     PRETRAIN,
     Phase,
+    PhasePosition,
     finetuning_phases,
     refuse_settings,
-    warmup_then_decay,
 )
+from recbole_jepa4rec.training.phase_passes import PhasePasses
 from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.training.run_state import restore_tensors
 from recbole_jepa4rec.training.training_rows import held_out_users, trainable_users
 
 FUSED = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -62,33 +63,35 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.amp_dtype is torch.float16
         )
+        self._position: PhasePosition | None = None
 
-    def fit(
+    def train(
         self,
         train_data: Any,
-        valid_data: Any = None,
-        verbose: bool = True,
-        saved: bool = True,
-        show_progress: bool = False,
-        callback_fn: Callable[[int, float], None] | None = None,
-    ) -> tuple[float, dict[str, float] | None]:
-        """Run the phases of ``train_stage``; see RecBole's ``Trainer.fit`` for the arguments."""
-        started = self.start_clock()
-        self.item_ids = item_ids_digest(self.model, train_data._dataset)
-        self.start_from_checkpoint()
+        valid_data: Any,
+        verbose: bool,
+        saved: bool,
+        show_progress: bool,
+        callback_fn: Callable[[int, float], None] | None,
+    ) -> None:
+        """Run the phases of ``train_stage``, from the position of ``resumed`` on if there is one.
+
+        See RecBole's ``Trainer.fit`` for the arguments.
+        """
         self.rows: HistoryRows = train_data._dataset.inter_feat
-        self.show_progress = show_progress and sys.stderr.isatty()
+        self.show_progress = show_progress
         self.saved, self.callback = saved, callback_fn
-        for phase in self._phases(started, valid_data):
-            begun = time.monotonic()
-            if self.epochs_run and begun >= self.deadline:
+        resumed = self._resumed_position()
+        for phase in self._phases(valid_data):
+            if resumed and phase.number != resumed.phase:
+                continue  # it was over before the checkpoint
+            if self.epochs_run and self._is_spent(self.deadline):
                 break
-            self._run(phase)
-            kind = "pretrain" if phase.name == PRETRAIN else "finetune"
-            self.stage_seconds[kind] += time.monotonic() - begun
+            with self.timing("pretrain" if phase.name == PRETRAIN else "finetune"):
+                self._run(phase, resumed)
+            resumed = None
         if not self.epochs_run and saved:
             self._save_checkpoint(-1, verbose=verbose)
-        return self.best_valid_score, self.best_valid_result
 
     def start_from_checkpoint(self) -> None:
         """Load what ``checkpoint`` names, but for what the model keeps of its own catalogue."""
@@ -105,14 +108,17 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         self.logger.info(f"start from {file}; not replaced: {', '.join(keep) or 'nothing'}")
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Refuse: a state of several phases cannot be resumed yet.
+        """Refuse: these two files hold the best epoch, not where a run of several phases was.
 
         Raises:
             ValueError: always; says what works instead.
         """
-        raise ValueError(f"cannot resume {resume_file}; --checkpoint starts anew from its weights")
+        raise ValueError(
+            f"cannot resume {resume_file}; --resume=RUN_DIR goes on with a run, and --checkpoint "
+            "starts anew from its weights"
+        )
 
-    def _phases(self, started: float, valid_data: Any) -> Iterator[Phase]:
+    def _phases(self, valid_data: Any) -> Iterator[Phase]:
         """The phases of ``train_stage`` that have epochs, in order."""
         config, histories = self.config, self.rows.histories
         share = config["pretrain_time_ratio"] if self.stage == "both" else 1.0
@@ -120,7 +126,6 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         if self.stage != "finetune" and config["pretrain_epochs"]:
             held_out = held_out_users(users, config["pretrain_validation_ratio"], config["seed"])
             last = histories.train_end[users[held_out]] - 1
-            self.pretrain_datasets = [*self.pretrain_datasets, *self.sources]
             yield Phase(
                 name=PRETRAIN,
                 number=0,
@@ -129,9 +134,8 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
                 learning_rate=config["pretrain_learning_rate"],
                 users=users[~held_out],
                 validate=(lambda: self._rank_targets_at(last)) if len(last) else None,
-                deadline=started + share * (self.deadline - started),
+                deadline=self.began + share * (self.deadline - self.began),
             )
-            self.best_valid_score, self.best_valid_result = -math.inf, None  # of held-out users
         if self.stage == "pretrain" or not config["epochs"]:
             return
         evaluate = functools.partial(self.evaluate, valid_data, load_best_model=False)
@@ -139,84 +143,100 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         learns_permutation = getattr(self.model, "learns_permutation", False)
         yield from finetuning_phases(config, learns_permutation, users, validate, self.deadline)
 
-    def _run(self, phase: Phase) -> None:
+    def _run(self, phase: Phase, resumed: PhasePosition | None) -> None:
         """Train one phase, keep its best weights, and leave the model with them.
 
+        Args:
+            phase: which.
+            resumed: where the checkpoint in ``self.resumed`` stands, if that is in this phase.
+
         Raises:
-            ValueError: if nobody is left to train.
+            ValueError: if nobody is left to train, or fewer sequences than processes.
         """
-        if not len(phase.users):
-            raise ValueError(
-                f"{phase.name}: no user with 2 training interactions is left to train on, after "
-                f"pretrain_validation_ratio={self.config['pretrain_validation_ratio']}"
-            )
-        batches = len(self._plan(phase, 0))  # about as many in every epoch
-        steps = phase.epochs * math.ceil(batches / self.config["accumulation_steps"])
-        self.model.begin_phase(phase.name, steps)
+        passes = PhasePasses(self.model, self.rows, phase, self.config)
+        self.model.begin_phase(phase.name, passes.steps)
         self.optimizer = self._build_optimizer(learning_rate=phase.learning_rate)
-        self.optimizer.register_step_post_hook(lambda *_: self.model.weights_moved())
-        schedule = warmup_then_decay(self.optimizer, steps, self.config["warmup_ratio"])
-        since_best = 0
-        for epoch in range(phase.epochs):
-            losses = self._train_phase_epoch(phase, epoch, schedule)
-            self.epochs_run += 1
-            out_of_time = time.monotonic() >= phase.deadline
-            last = out_of_time or epoch + 1 == phase.epochs
-            self._log(phase, losses)
-            if phase.validate is None or self.config["eval_step"] <= 0:
-                if last and self.saved:
-                    self._save_checkpoint(self.epochs_run - 1, verbose=False)
-            elif last or (epoch + 1) % self.config["eval_step"] == 0:
-                improved = self._validate(phase, phase.validate)
-                since_best = 0 if improved else since_best + 1
-            if out_of_time or since_best >= self.stopping_step > 0:
-                break
+        self.optimisation = Optimisation(
+            self.model,
+            self.optimizer,
+            self.scaler,
+            steps=passes.steps,
+            warmup_ratio=self.config["warmup_ratio"],
+            clipping=self.clip_grad_norm,
+        )
+        self._position = resumed or PhasePosition(phase.number, self.epochs_run)
+        if resumed and self.resumed:
+            restore_tensors(self, self.resumed)
+        elif phase.name == PRETRAIN:
+            self.pretrain_datasets = [*self.pretrain_datasets, *self.sources]
+        processes.refuse_difference(self.model)
+        while not self._position.is_over:
+            self._train_and_validate(passes, self._position)
+            self.write_checkpoint()
         if self.saved:
             self.load_best()
+        if phase.name == PRETRAIN:
+            self.best_valid_score, self.best_valid_result = -math.inf, None  # of held-out users
 
-    def _train_phase_epoch(self, phase: Phase, epoch: int, schedule: Any) -> dict[str, float]:
-        """One pass over the users; mean of every weighted loss term."""
-        config, model = self.config, self.model
-        model.train()
-        model.begin_epoch(epoch_key(phase, epoch))
-        batches = self._plan(phase, epoch)
-        sums = dict.fromkeys(model.loss_weights, 0.0)
-        started, tokens, done = time.monotonic(), model.tokens_seen, 0
-        with tqdm(
-            total=sum(map(len, batches)),
-            desc=f"{phase.name} {epoch}",
-            unit=" sequences",
-            file=sys.stderr,
-            disable=not self.show_progress,
-        ) as progress:
-            for first in range(0, len(batches), config["accumulation_steps"]):
-                step = batches[first : first + config["accumulation_steps"]]
-                rows = sum(map(len, step))
-                targets = sum(map(self._count_targets, step))
-                model.begin_step(first // config["accumulation_steps"])
-                for positions in step:
-                    terms = self._backward(positions, self._count_targets(positions) / targets)
-                    for name, value in zip(sums, terms, strict=True):
-                        sums[name] += value * len(positions)
-                self._step(schedule)
-                done += rows
-                progress.update(rows)
-                if time.monotonic() >= phase.deadline:
-                    break
-        self.tokens_trained += model.tokens_seen - tokens
+    def _train_and_validate(self, passes: PhasePasses, position: PhasePosition) -> None:
+        """One epoch, the rest of it where it had begun, and its validation where one is due."""
+        phase, self.epochs_run = passes.phase, position.epochs_run + 1
+        losses = self._train_phase_epoch(passes, position)
+        processes.refuse_difference(self.model)
+        out_of_time = self._is_spent(phase.deadline)
+        last = out_of_time or position.epoch + 1 == phase.epochs
+        self._log(phase, losses)
+        if phase.validate is None or self.config["eval_step"] <= 0:
+            if last and self.saved:
+                self._save_checkpoint(self.epochs_run - 1, verbose=False)
+        elif last or (position.epoch + 1) % self.config["eval_step"] == 0:
+            improved = self._validate(phase, phase.validate)
+            position.since_best = 0 if improved else position.since_best + 1
+        position.next_epoch(last or position.since_best >= self.stopping_step > 0)
+
+    def _train_phase_epoch(self, passes: PhasePasses, position: PhasePosition) -> dict[str, float]:
+        """One pass over the users, from a position on; mean of every weighted loss term."""
+        model, every = self.model, self.config["checkpoint_steps"]
+        started, tokens = time.monotonic(), model.tokens_seen
+        for step in passes.steps_from(position, self.optimisation, self.show_progress):
+            if every and step % every == 0:
+                self.write_checkpoint()
+            self.end_if_asked()
+            if self._is_spent(passes.phase.deadline):
+                break
+        self.tokens_trained += int(processes.add_up(torch.tensor(model.tokens_seen - tokens)))
         self.seconds_trained += time.monotonic() - started
-        if model.item_tokens is not None:
+        if model.item_tokens is not None and self.seconds_trained:
             self.tokens_per_second = self.tokens_trained / self.seconds_trained
-        return {name: total / done for name, total in sums.items()}
+        return {name: total / position.sequences for name, total in position.sums.items()}
 
-    def _plan(self, phase: Phase, epoch: int) -> list[Tensor]:
-        """The targets of an epoch in batches; see ``plan_epoch``."""
-        return plan_epoch(self.rows.histories, phase, epoch, self.model, self.config)
+    def _is_spent(self, deadline: float) -> bool:
+        """Whether the time is over, on which all processes agree."""
+        return math.isfinite(deadline) and processes.any_of(time.monotonic() >= deadline)
 
-    def _count_targets(self, positions: Tensor) -> int:
-        """Items that a batch trains to predict; see ``count_targets``."""
-        window = self.config["MAX_ITEM_LIST_LENGTH"]
-        return count_targets(self.rows.histories, positions, self.model, window)
+    def position(self) -> dict[str, Any] | None:
+        """The ``PhasePosition``; ``None`` before and after the phases."""
+        if self._position is None or self.is_trained:
+            return None
+        learns = getattr(self.model, "learns_permutation", False)
+        return {**asdict(self._position), "learns_permutation": learns}
+
+    def _resumed_position(self) -> PhasePosition | None:
+        """Where the checkpoint that is resumed stands, if one is."""
+        if not self.resumed:
+            return None
+        position = dict(self.resumed["position"])
+        if position.pop("learns_permutation"):
+            self.model.learns_permutation = True
+        return PhasePosition(**position)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """State of the phase's ``Optimisation``."""
+        return {} if self._position is None else self.optimisation.state_dict()
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``optimizer_state`` returned."""
+        self.optimisation.load_state_dict(state)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's choice of optimizer; Adam and AdamW in one fused kernel."""
@@ -229,32 +249,6 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             weight_decay=self.weight_decay or 0.0,
             fused=self.config["precision"] != "fp16",  # fused, a skipped step would move the EMA
         )
-
-    def _backward(self, positions: Tensor, share: float) -> list[float]:
-        """Add the gradient of one batch, which is ``share`` of its step; returns its loss terms.
-
-        Raises:
-            ValueError: if a term is not finite.
-        """
-        interaction = self.rows.with_targets(positions)[:].to(self.device)
-        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.model.calculate_loss(interaction)
-        terms = [loss.item() for loss in losses]
-        if not all(map(math.isfinite, terms)):
-            named = dict(zip(self.model.loss_weights, terms, strict=True))
-            advice = "try a lower learning_rate, clip_grad_norm or precision=fp32"
-            raise ValueError(f"loss is not finite: {named}; {advice}")
-        self.scaler.scale(sum(losses) * share).backward()
-        return terms
-
-    def _step(self, schedule: Any) -> None:
-        if self.clip_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        schedule.step()
 
     def _validate(self, phase: Phase, validate: Callable[[], dict[str, float]]) -> bool:
         """Measure, log, and keep the weights if they are the best so far."""
@@ -282,12 +276,18 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
     def _rank_targets_at(self, positions: Tensor) -> dict[str, float]:
         """Metrics of held-out users: their training part's last item after the ones before it."""
         self.model.eval()
-        ranks = []
-        for chunk in positions.split(self.config["eval_batch_size"]):
-            interaction = self.rows.with_targets(chunk)[:].to(self.device)
-            scores = self.model.full_sort_predict(interaction)
-            ranks.append(target_ranks(scores, interaction[self.model.ITEM_ID]))
-        return mean_metrics(torch.cat(ranks), self.config["metrics"], self.config["topk"])
+        if hasattr(self.model, "item_vectors"):
+            self.model.item_vectors()  # together, before each process ranks users of its own
+        ranks = torch.zeros(len(positions), dtype=torch.float64)
+        size = self.config["eval_batch_size"]
+        for number, chunk in enumerate(torch.arange(len(positions)).split(size)):
+            self.end_if_asked()
+            if number % processes.count() == processes.number():
+                interaction = self.rows.with_targets(positions[chunk])[:].to(self.device)
+                scores = self.model.full_sort_predict(interaction)
+                ranks[chunk] = self.ranks(scores, interaction[self.model.ITEM_ID])
+        ranks = processes.add_up(ranks)
+        return mean_metrics(ranks, self.config["metrics"], self.config["topk"])
 
     def _log(self, phase: Phase, losses: dict[str, float]) -> None:
         epoch = self.epochs_run - 1

@@ -1,0 +1,237 @@
+"""Runs that end early and go on: to the bit what they would have been."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recbole_jepa4rec.checkpoint import read_weights
+from recbole_jepa4rec.files import hold
+from recbole_jepa4rec.quick_start import RESUMABLE, main, run
+from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
+from tests.conftest import ROOT, TINY
+
+TEXT = {
+    "hidden_size": 8,
+    "num_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 200,
+    "train_batch_size": 16,
+    "pretrain_batch_size": 16,
+    "pretrain_epochs": 2,
+    "epochs": 2,
+    "frozen_items_epochs": 1,
+    "dropout": 0.1,
+}
+ID = {**TINY, "train_batch_size": 128, "epochs": 3}
+MODELS = {
+    "JEPA4Rec": TEXT,
+    "JEPA4Rec, table of the epoch": {**TEXT, "items_per_step": 0, "pretrain_epochs": 0},
+    "JEPA4Rec, added gradients": {**TEXT, "accumulation_steps": 2, "learner": "sgd"},
+    "SASRec": ID,
+    "SASRec-BPR": ID,
+    "BERT4Rec": ID,
+    "GRU4Rec": {"embedding_size": 8, "hidden_size": 8, "train_batch_size": 128, "epochs": 3},
+    "S3Rec": {**ID, "epochs": 2, "pretrain_epochs": 2, "pretrain_batch_size": 128},
+    "UniSRec": {},
+    "VQRec": {},
+}
+
+
+class Killed(BaseException):
+    """What a test ends a run with; no code catches it, so that nothing is tidied up."""
+
+
+@pytest.fixture
+def settings(workplace):
+    def of(name):
+        return {
+            "model": name.partition(",")[0],
+            "dataset": "toy",
+            "data_path": str(ROOT / "dataset"),
+            "checkpoint_steps": 1,
+            "show_progress": False,
+            "state": "warning",
+            "cache_dir": "cache",
+            **MODELS[name],
+        }
+
+    return of
+
+
+def killing(monkeypatch, after):
+    """Let a run die right after it wrote so many checkpoints; returns how many were written."""
+    write, written = CheckpointFolder.write, []
+
+    def write_and_die(self, state):
+        written.append(write(self, state))
+        if len(written) == after:
+            raise Killed
+
+    monkeypatch.setattr(CheckpointFolder, "write", write_and_die)
+    return written
+
+
+def outcome(folder):
+    result = json.loads((folder / "result.json").read_text())
+    curve = [{k: v for k, v in p.items() if k != "seconds"} for p in result["learning_curve"]]
+    return {
+        **{key: result[key] for key in ("valid", "test", "epochs", "best_epoch", "command")},
+        "curve": curve,
+        "pretrain_datasets": result["pretrain_datasets"],
+        "per_user": pd.read_parquet(folder / "per_user.parquet").to_dict("list"),
+    }, read_weights(folder / "model.safetensors")[0]
+
+
+def assert_equal(found, wanted):
+    assert found[0] == wanted[0]
+    assert found[1].keys() == wanted[1].keys()
+    for name, tensor in wanted[1].items():
+        assert torch.equal(found[1][name], tensor), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(name, settings, workplace, monkeypatch):
+    with monkeypatch.context() as patch:
+        written = killing(patch, after=None)
+        run(config_dict={**settings(name), "run_dir": "a"})
+    wanted = outcome(workplace / "a")
+    for after in sorted({*np.linspace(1, len(written), 4).astype(int)}):
+        folder = f"b{after}"
+        with monkeypatch.context() as patch:
+            killing(patch, after)
+            with pytest.raises(Killed):
+                run(config_dict={**settings(name), "run_dir": folder})
+        run(config_dict={"resume": folder})
+        found = outcome(workplace / folder)
+        found[0]["command"] = found[0]["command"].replace(folder, "a")
+        assert_equal(found, wanted)
+
+
+@pytest.fixture
+def unfinished(settings, workplace, monkeypatch):
+    """Folder of a run that died after its second checkpoint."""
+    with monkeypatch.context() as patch:
+        killing(patch, after=2)
+        with pytest.raises(Killed):
+            run(config_dict={**settings("SASRec"), "run_dir": "run"})
+    return workplace / "run"
+
+
+def contents(folder):
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.log"
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume=run", "--learning_rate=0.5"], "of another run: learning_rate is 0.001 there"),
+        (["--resume=run", "--model=GRU4Rec"], "run/config.yaml is of another run: model is "),
+        (["--resume=run", "--run_dir=b"], "resume 'run' and run_dir 'b' differ"),
+        (["--resume=nowhere"], "resume 'nowhere': no run began there (it has no config.yaml)"),
+        (["--model=SASRec", "--dataset=toy", "--run_dir=run"], "holds an unfinished run (write"),
+    ],
+)
+def test_another_run_is_refused_and_nothing_is_lost(words, message, unfinished, capsys):
+    before = contents(unfinished)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert contents(unfinished) == before
+
+
+def test_other_data_are_refused_and_nothing_is_lost(unfinished, workplace, capsys):
+    source = ROOT / "dataset" / "toy"
+    other = workplace / "other" / "toy"
+    other.mkdir(parents=True)
+    (other / "toy.item").write_bytes((source / "toy.item").read_bytes())
+    lines = (source / "toy.inter").read_text().splitlines(keepends=True)
+    (other / "toy.inter").write_text("".join(lines[:-1]))
+    before = contents(unfinished)
+    assert main(["--resume=run", "--data_path=other"]) == 2
+    assert "checkpoints is of another run: data_fingerprint is " in capsys.readouterr().err
+    assert contents(unfinished) == before
+
+
+def test_what_does_not_change_the_result_may_differ(unfinished):
+    assert (
+        run(config_dict={"resume": "run", "state": "warning", "checkpoint_steps": 2})["starts"] == 2
+    )
+
+
+def test_a_finished_run_is_refused(unfinished, capsys):
+    run(config_dict={"resume": "run"})
+    assert not (unfinished / "checkpoints").exists()
+    assert main(["--resume=run"]) == 2
+    assert capsys.readouterr().err == (
+        "error: resume 'run': the run is finished (--checkpoint starts from its weights)\n"
+    )
+
+
+def test_a_run_without_checkpoint_starts_over(unfinished, settings):
+    for file in (unfinished / "checkpoints").iterdir():
+        file.unlink()
+    resumed = run(config_dict={"resume": "run"})
+    whole = run(config_dict={**settings("SASRec"), "run_dir": "whole"})
+    assert resumed["test"] == whole["test"] and resumed["starts"] == 1
+
+
+def test_two_programs_do_not_write_one_folder(unfinished, capsys):
+    with open(unfinished / "run.log", "a", encoding="utf-8") as file:
+        assert hold(file)
+        assert main(["--resume=run"]) == 2
+    assert "run_dir 'run' is in use by another run" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_passed_over(unfinished, settings):
+    _, newer = sorted((unfinished / "checkpoints").iterdir())
+    newer.write_bytes(newer.read_bytes()[:-1] + b"x")
+    resumed = run(config_dict={"resume": "run"})
+    assert (
+        f"{newer.relative_to(unfinished.parent)} is damaged" in (unfinished / "run.log").read_text()
+    )
+    assert resumed["test"] == run(config_dict={**settings("SASRec"), "run_dir": "whole"})["test"]
+    assert resumed["starts"] == 2
+
+
+def test_no_checkpoint_that_is_whole_is_refused(unfinished, capsys):
+    for file in (unfinished / "checkpoints").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    before = contents(unfinished)
+    assert main(["--resume=run"]) == 2
+    assert "no checkpoint in run/checkpoints is whole" in capsys.readouterr().err
+    assert contents(unfinished) == before
+
+
+@pytest.mark.parametrize("name", ["JEPA4Rec", "SASRec", "S3Rec"])
+def test_sigterm_in_training_writes_a_checkpoint(name, settings, workplace, monkeypatch, capsys):
+    backward = torch.Tensor.backward
+    steps = []
+
+    def backward_and_signal(self, *rest, **more):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return backward(self, *rest, **more)
+
+    given = {**settings(name), "checkpoint_steps": None}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", backward_and_signal)
+        with pytest.raises(SystemExit) as ended:
+            main([*(f"--{key}={value}" for key, value in given.items()), "--run_dir=run"])
+    assert ended.value.code == RESUMABLE
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; --resume=run goes on"
+    assert len(steps) == 3
+    run(config_dict={"resume": "run"})
+    run(config_dict={**given, "run_dir": "whole"})
+    found, wanted = outcome(workplace / "run"), outcome(workplace / "whole")
+    found[0].pop("command"), wanted[0].pop("command")
+    assert_equal(found, wanted)
