@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -9,16 +10,16 @@ import pytest
 import yaml
 
 from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.quick_start import validate
 from recbole_jepa4rec.registry import find_dataset, find_properties
 from recbole_jepa4rec.search.board import Board, clear_unfinished, in_one_line
-from recbole_jepa4rec.search.driver import main
+from recbole_jepa4rec.search.driver import _write_identity, main
 from recbole_jepa4rec.search.figures import importances
 from recbole_jepa4rec.search.record import FINISHED, STOPPED, Record, read_records, write_record
 from recbole_jepa4rec.search.report import html
 from recbole_jepa4rec.search.request import read_request
 from recbole_jepa4rec.search.shared_data import data_keys, read_data
 from recbole_jepa4rec.search.space import Dimension, grid, random_points, read_space
+from recbole_jepa4rec.single_run import validate
 from tests.conftest import ROOT, TINY
 
 BASE = ["--model=SASRec", "--dataset=toy", f"--data_path={ROOT / 'dataset'}"]
@@ -36,6 +37,11 @@ def curve(*scores):
         {"stage": "train", "epoch": i, "seconds": float(i), "valid": score}
         for i, score in enumerate(scores)
     ]
+
+
+def keep_identity(request, keys, data, board, identity):
+    """Stands for a search that was ended before its first trial."""
+    _write_identity(request.folder, identity)
 
 
 class TestSpace:
@@ -107,6 +113,11 @@ class TestRefusals:
             ("learning_rate: {loguniform: [0, 1]}", "must be [low, high] above 0"),
             ("learning_rate: {uniform: [.nan, 1]}", "must be [low, high]"),
             ("learning_rate: {quniform: [0, 1, 0]}", "the step must be above 0"),
+            ("n_layers: {int: [2, 2]}", "n_layers: int [2, 2] is empty: low must be below high"),
+            ("n_layers: {quniform: [1, 2, 5]}", "holds low alone: the step must be at most"),
+            ("n_layers:", "n_layers None must be one of choice, uniform"),
+            ("n_layers: {choice: 3}", "n_layers: choice 3 must be a list of values"),
+            ("nproc: {choice: [1, 2]}", "nproc"),
             ("mapping_weight: {choice: [0.1]}", "'SASRec' does not read 'mapping_weight'"),
             ("seed: {choice: [1, 2]}", "seed cannot be searched: it is no property of a model"),
             ("topk: {choice: [5, 10]}", "topk cannot be searched: it decides how trials compare"),
@@ -123,15 +134,43 @@ class TestRefusals:
         assert [path.name for path in workplace.iterdir()] == ["space.yaml"]
 
     @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("learning_rate", "line 2: expected 'key kind value', found 'learning_rate'"),
+            ("n_layers choice", "line 2: expected 'key kind value', found 'n_layers choice'"),
+            ("n_layers choice 1 2", "line 2: '1 2' is no list of plain values"),
+            ("n_layers choice [1,2]]", "line 2: '[1,2]]' is no list of plain values"),
+            ("loss_type choice [CE,BPR]", "line 2: '[CE,BPR]' is no list of plain values"),
+            ("hidden_dropout_prob uniform 0,1", "line 2: hidden_dropout_prob stands there twice"),
+            ("learning_rate loguniform 0,999", "line 2: loguniform 999 is an exponent of e, and"),
+            ("n_layers banana [1,2]", "n_layers: unknown kind 'banana' (allowed: choice, uniform"),
+            ("n_layers choice {1:2}", "n_layers {1: 2}"),
+            ("n_layers choice (1)", "line 2: '(1)' is no list of plain values"),
+        ],
+    )
+    def test_a_line_in_recboles_format_is_refused_by_number(self, workplace, line, message, capsys):
+        (workplace / "space.hyper").write_text(f"hidden_dropout_prob uniform 0.1,0.5\n{line}\n")
+        assert main([*BASE, "--search=space.hyper"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: space.hyper") and error.count("\n") == 1
+        assert message in error
+
+    @pytest.mark.parametrize(
         ("words", "message"),
         [
             (["--num_samples=0"], "num_samples '0' must be a whole number from 1"),
+            (["--cpus_per_trial=0"], "cpus_per_trial '0' must be a whole number from 1"),
             (["--cpus_per_trial=half"], "cpus_per_trial 'half' must be a whole number from 1"),
             (["--gpus_per_trial=1.5"], "gpus_per_trial '1.5' must be a share of one GPU"),
             (["--gpus_per_trial=-1"], "gpus_per_trial '-1' must be"),
             (["--algorithm=tpe"], "algorithm 'tpe' must be one of random, grid, optuna, hyperopt"),
             (["--algorithm=grid"], "cannot list learning_rate: loguniform has no steps"),
             (["--scheduler=median"], "scheduler 'median' must be one of asha, none"),
+            (["--address="], "address '' must be auto or HOST:PORT of a Ray cluster's head"),
+            (["--address=somewhere"], "address 'somewhere' must be auto or HOST:PORT"),
+            (["--address=ray://head:10001"], "address 'ray://head:10001' must be auto or HOST"),
+            (["--address=head:99999"], "address 'head:99999' must be auto or HOST:PORT"),
+            (["--nproc=2"], "nproc 2: a trial runs in one process; several trials run at once"),
             (["--valid_metric=auc"], "valid_metric 'auc' is not measured"),
             (["--num_sampels=3"], "unknown key 'num_sampels' (did you mean 'num_samples'?)"),
             (["--n_layers=2"], "n_layers is given on the command line and searched in space.yaml"),
@@ -241,6 +280,21 @@ class TestBoard:
         record = board.records["0000"]
         assert (record.attempts, record.score) == (2, 0.1)
 
+    def test_a_trial_may_fail_before_it_begins(self, board, tmp_path):
+        pytest.importorskip("ray")
+        from recbole_jepa4rec.search.job import NAME_KEY, job_of
+        from recbole_jepa4rec.search.tuning import _Ear
+
+        class Trial:  # of Ray's
+            trial_id, config, error_file = "x", {NAME_KEY: "0000"}, str(tmp_path / "error.txt")
+
+        (tmp_path / "error.txt").write_text("The actor is dead because its node has died.\n")
+        ear = _Ear(job_of(board.request, {"0000": {"n_layers": 1}}, ()), board, set())
+        ear.on_trial_error(1, [], Trial())
+        record = board.records["0000"]
+        assert (record.status, record.point) == ("failed", {"n_layers": 1})
+        assert record.error == "The actor is dead because its node has died."
+
     def test_the_page_shows_every_trial_and_needs_no_network(self, board):
         for i in range(4):
             self.play(board, f"000{i}", [0.1 * i, 0.2])
@@ -282,19 +336,41 @@ class TestResume:
         ("words", "message"),
         [
             (["--resume", "--epochs=7"], "settings.epochs is 300 there and 7 here"),
+            (["--resume", "--search=other.yaml"], "space.n_layers is {'choice': [1, 2]} there and"),
             (["--resume", "--algorithm=hyperopt"], "'hyperopt' cannot go on with --resume"),
             ([], "search holds a search (write --resume, or another --run_dir)"),
         ],
     )
-    def test_only_the_same_search_goes_on(self, space_file, words, message, monkeypatch, capsys):
+    def test_only_the_same_search_goes_on(
+        self, space_file, words, message, workplace, monkeypatch, capsys
+    ):
+        (workplace / "other.yaml").write_text(SPACE.replace("[1, 2]", "[1, 3]"))
         monkeypatch.setattr("recbole_jepa4rec.search.request.import_module", lambda name: None)
         line = [*BASE, space_file, "--run_dir=search"]
-        monkeypatch.setattr("recbole_jepa4rec.search.driver._run_missing", lambda *_: None)
+        monkeypatch.setattr("recbole_jepa4rec.search.driver._run_missing", keep_identity)
         assert main(line) == 1  # no trial ran
+        before = (workplace / "search" / "search.json").read_text()
         capsys.readouterr()
+        keys = {word.partition("=")[0] for word in words}
+        line = [word for word in line if word.partition("=")[0] not in keys]
         assert main([*line, *words]) == 2
+        assert (workplace / "search" / "search.json").read_text() == before
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+    def test_a_search_does_not_go_on_with_other_data(
+        self, space_file, workplace, monkeypatch, capsys
+    ):
+        shutil.copytree(ROOT / "dataset" / "toy", workplace / "data" / "toy")
+        line = ["--model=SASRec", "--dataset=toy", "--data_path=data", space_file]
+        monkeypatch.setattr("recbole_jepa4rec.search.driver._run_missing", keep_identity)
+        assert main([*line, "--run_dir=search"]) == 1
+        capsys.readouterr()
+        rows = (workplace / "data" / "toy" / "toy.inter").read_text().splitlines()
+        (workplace / "data" / "toy" / "toy.inter").write_text("\n".join(rows[:-1]) + "\n")
+        assert main([*line, "--run_dir=search", "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "search.json is of another search: data_fing" in error
 
 
 def test_importance_finds_the_setting_that_matters():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,9 @@ from tests.conftest import ROOT, TINY
 
 pytestmark = pytest.mark.ray
 PATIENCE = 180
+
+EPOCHS = 200
+"""Validations without which a trial that is to be seen under way would be over too soon."""
 
 SETTINGS = {**TINY, "dataset": "toy", "data_path": str(ROOT / "dataset"), "epochs": 2}
 SPACE = "learning_rate: {loguniform: [1e-3, 1e-2]}\n"
@@ -46,7 +50,8 @@ def search(workplace):
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
 def wait_for(condition):
@@ -87,6 +92,10 @@ def trial_processes(process):
     return found
 
 
+def log_of(trial):
+    return (trial / "run.log").read_text()
+
+
 def under_way(folder):
     """Names of trials that have validated but not ended."""
     folders = [*folder.glob("search/trials/*")]
@@ -95,7 +104,7 @@ def under_way(folder):
         for path in folders
         if not (path / "trial.json").exists()
         and (path / "run.log").exists()
-        and "valid_score" in (path / "run.log").read_text()
+        and "valid_score" in log_of(path)
     ]
 
 
@@ -170,21 +179,78 @@ def test_trials_too_large_for_every_machine_are_refused(search, workplace):
     assert "error: cpus_per_trial 4096: the largest machine has" in log()
 
 
-def test_two_machines_share_the_trials_and_one_may_go(search, workplace):
+def test_a_cluster_that_is_not_there_leaves_no_search_behind(search, workplace):
+    process = search("--num_samples=1", "--address=127.0.0.1:1")
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert "error: address '127.0.0.1:1': no Ray cluster: Connection refused" in log()
+    ends_well(search("--num_samples=1"))  # no --resume
+
+
+def test_a_port_where_something_else_listens_is_refused(search, workplace):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        process = search("--num_samples=1", f"--address={address}")
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert f"error: address '{address}': what answers there is no Ray of version" in log()
+
+
+def test_without_ray_on_its_machine_a_search_ends_and_can_go_on(search, workplace):
+    words = ["--num_samples=2", "--max_concurrent=1", "--scheduler=none"]
+    process = search(*words, epochs=EPOCHS, stopping_step=EPOCHS)
+    wait_for(lambda: records(workplace) and under_way(workplace))
+    before = records(workplace)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.name() == "raylet":
+            child.kill()
+    assert process.wait(PATIENCE) == 1
+    assert "error: Ray has ended on the machine of the search; the same command with" in log()
+    ends_well(search(*words, "--resume", epochs=EPOCHS, stopping_step=EPOCHS))
+    after = records(workplace)
+    assert {name: after[name] for name in before} == before
+    assert {record["status"] for record, _ in after.values()} == {"finished"}
+
+
+def trials_on(node):
+    """Processes in which a machine of Ray's runs or starts a trial now."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    try:
+        found = psutil.Process(raylet).children(recursive=True)
+        return [child for child in found if "ray::ImplicitFunc" in " ".join(child.cmdline())]
+    except psutil.Error:
+        return []
+
+
+def over(folder):
+    """Trials that have trained, whether or not that is known to the search."""
+    logs = folder.glob("search/trials/*/run.log")
+    return [path for path in logs if "INFO validation: " in path.read_text()]
+
+
+@pytest.mark.parametrize("moment", ["starting", "training", "ending"])
+def test_two_machines_share_the_trials_and_one_may_go(search, workplace, moment):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        second = cluster.add_node(num_cpus=1)
-        words = ["--num_samples=5", "--scheduler=none", f"--address={cluster.address}"]
-        process = search(*words, epochs=100, stopping_step=0)
-        wait_for(lambda: len(under_way(workplace)) == 2)
-        wait_for(lambda: len({r["node"] for r, _ in records(workplace).values()}) == 2)
-        wait_for(lambda: len(under_way(workplace)) == 2)
-        cluster.remove_node(second)
+        # an address of its own: else the search might stand on the machine that goes
+        second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+        words = ["--num_samples=6", "--scheduler=none", f"--address={cluster.address}"]
+        process = search(*words, epochs=EPOCHS, stopping_step=EPOCHS)
+        if moment == "starting":
+            wait_for(lambda: trials_on(second))
+        else:
+            wait_for(lambda: len({r["node"] for r, _ in records(workplace).values()}) == 2)
+            wait_for(lambda: len(under_way(workplace)) == 2)
+        if moment == "ending":
+            count = len(over(workplace))
+            wait_for(lambda: len(over(workplace)) > count)
+        cluster.remove_node(second, allow_graceful=False)
         ends_well(process)
     finally:
         cluster.shutdown()
     found = [record for record, _ in records(workplace).values()]
-    assert len(found) == 5 and {record["status"] for record in found} == {"finished"}
-    assert sorted(record["attempts"] for record in found)[-1] == 2
+    assert len(found) == 6 and {record["status"] for record in found} == {"finished"}
+    if moment == "training":
+        assert max(record["attempts"] for record in found) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ def load_language_model(source: str, precision: str) -> tuple[nn.Module, Any]:
         precision: that the weights are held in, one of ``PRECISIONS``.
 
     Raises:
-        ValueError: if there is none or it is no causal language model; names the key.
+        ValueError: if there is none or it is no causal language model; names the key. Without
+            ``peft``, before anything is loaded.
     """
+    refuse_without_peft()  # add_lora needs it next; the weights may take minutes to come
     # transformers 5 has renamed the argument
     dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     try:
@@ -37,6 +40,18 @@ def load_language_model(source: str, precision: str) -> tuple[nn.Module, Any]:
     return model.requires_grad_(False), tokenizer
 
 
+def refuse_without_peft() -> None:
+    """Refuse to start where the low-rank weights cannot be made.
+
+    Raises:
+        ValueError: names the extra to install.
+    """
+    if not find_spec("peft"):
+        raise ValueError(
+            'LlamaRec trains with peft, which is not installed: pip install "recbole_jepa4rec[llm]"'
+        )
+
+
 def add_lora(
     model: nn.Module, rank: int, alpha: int, dropout: float, target_modules: list[str]
 ) -> nn.Module:
@@ -45,14 +60,10 @@ def add_lora(
     These alone are trained, and are float32 whatever the model is.
 
     Raises:
-        ValueError: without ``peft``, or if no layer has such a name.
+        ValueError: if no layer has such a name.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ValueError(
-            'LlamaRec trains with peft, which is not installed: pip install "recbole_jepa4rec[llm]"'
-        ) from None
+    from peft import LoraConfig, get_peft_model
+
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,

@@ -46,6 +46,10 @@ class Board:
         """The trial that validated best so far."""
         return best_record([*self.records.values()])
 
+    def is_under_way(self, name: str) -> bool:
+        """Whether a trial has begun and not ended."""
+        return name in self._running
+
     def begin(self, name: str, point: Mapping[str, Any], error: str | None) -> None:
         """Take in that a trial begins, or begins again after an error."""
         before = self._running.get(name)

@@ -61,7 +61,8 @@ def _search(request: Request) -> Path:
     _refuse_state(request)
     data, fingerprint = read_data(request, keys)
     with _locked(request.folder):
-        done = _finished_before(request, fingerprint)
+        identity = _identity(request, fingerprint)
+        done = _finished_before(request, identity)
         clear_unfinished(request, done)
         board = Board(request, done)
         print(
@@ -69,7 +70,7 @@ def _search(request: Request) -> Path:
             file=sys.stderr,
         )
         try:
-            _run_missing(request, keys, data, board)
+            _run_missing(request, keys, data, board, identity)
         finally:
             if board.records:
                 board.write()
@@ -80,14 +81,20 @@ def _search(request: Request) -> Path:
 
 
 def _run_missing(
-    request: Request, keys: tuple[str, ...], data: Mapping[str, Any], board: Board
+    request: Request,
+    keys: tuple[str, ...],
+    data: Mapping[str, Any],
+    board: Board,
+    identity: Mapping[str, Any],
 ) -> None:
     if len(board.records) >= request.num_samples:
         return
-    from recbole_jepa4rec.search.tuning import cluster, tune_trials
+    from recbole_jepa4rec.search.cluster import cluster
+    from recbole_jepa4rec.search.tuning import tune_trials
 
     points = {name: point for name, point in _named(request) if name not in board.records}
-    with cluster(request):
+    with cluster(request):  # one that is not there leaves no search behind
+        _write_identity(request.folder, identity)
         tune_trials(request, job_of(request, points, keys), data, [*points], board)
 
 
@@ -108,26 +115,33 @@ def _refuse_state(request: Request) -> None:
         raise ValueError("algorithm 'hyperopt' cannot go on with --resume (optuna can)")
 
 
-def _finished_before(request: Request, fingerprint: str) -> list[Record]:
+def _identity(request: Request, fingerprint: str) -> dict[str, Any]:
+    """What must be the same when a search goes on, as json gives it back."""
+    asked = {**request.identity(), "data_fingerprint": fingerprint}
+    return json.loads(json.dumps(asked, default=str))
+
+
+def _write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    with atomic_write(folder / IDENTITY_NAME, "w") as file:
+        json.dump(identity, file, indent=2)
+
+
+def _finished_before(request: Request, identity: Mapping[str, Any]) -> list[Record]:
     """Records of an earlier start that count; failed trials are run anew.
 
     Raises:
         ValueError: if the folder holds another search.
     """
     path = request.folder / IDENTITY_NAME
-    asked = {**request.identity(), "data_fingerprint": fingerprint}
-    asked = json.loads(json.dumps(asked, default=str))
-    if not path.exists():
-        with atomic_write(path, "w") as file:
-            json.dump(asked, file, indent=2)
-        return []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
     except ValueError:
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path} does not describe a search")
-    for key, value in asked.items():
+    for key, value in identity.items():
         if found.get(key) != value:
             raise ValueError(f"{path} is of another search: {_difference(key, found, value)}")
     done = [each for each in read_records(request.folder / "trials") if each.status != FAILED]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from recbole_jepa4rec.config import Config
 from recbole_jepa4rec.experiment.request import deciding
 from recbole_jepa4rec.registry import did_you_mean, find_entry, find_properties
+from recbole_jepa4rec.search.command_line import address, gpus, one_of, switch, whole
 from recbole_jepa4rec.search.space import Dimension, grid, points_of, random_points, read_space
 from recbole_jepa4rec.settings import (
     known_keys,
@@ -44,6 +44,9 @@ ALGORITHMS = {"random": None, "grid": None, "optuna": "optuna", "hyperopt": "hyp
 
 SCHEDULERS = ("asha", "none")
 
+PROCESSES = ("nproc", "world_size")
+"""Settings that count the processes of one run."""
+
 FIXED = {
     **dict.fromkeys(["model", "dataset", "data_path"], "is what is searched for"),
     **dict.fromkeys(["metrics", "topk", "valid_metric", "eval_args"], "decides how trials compare"),
@@ -54,6 +57,7 @@ FIXED = {
     **dict.fromkeys(["run_dir", "runs_path", "cache_dir", "checkpoint_dir"], "says where to write"),
     **dict.fromkeys(["config_files", "state", "show_progress"], "says how to run"),
     **dict.fromkeys(["gpu_id", "use_gpu", "worker"], "says how to run"),
+    **dict.fromkeys([*PROCESSES, "ip", "port", "group_offset"], "says how to run"),
 }
 """Settings that no search may vary, and why."""
 
@@ -121,19 +125,20 @@ def read_request(command_line: Sequence[str]) -> Request:
     """
     flags = [word for word in command_line if word == "--resume"]
     words = parse_command_line([word for word in command_line if word != "--resume"])
-    resume = bool(flags) or _switch("resume", words.pop("resume", "false"))
+    resume = bool(flags) or switch("resume", words.pop("resume", "false"))
     _refuse_unknown(words)
     own = {**OWN, **{key: words[key] for key in OWN if key in words}}
     rest = {key: text for key, text in words.items() if key not in OWN}
     given = _given(rest)
     config = Config(config_dict=given)
+    _refuse_processes(config)
     if config["source_datasets"]:
         raise ValueError(f"dataset {config['dataset']!r}: a search takes one data set")
     entry = str(given["model"])
     file = own["search"] or _default_space(entry)
     space = read_space(file)
     _refuse_fixed(space, rest, file)
-    algorithm = _one_of("algorithm", own["algorithm"], ALGORITHMS)
+    algorithm = one_of("algorithm", own["algorithm"], ALGORITHMS)
     if package := ALGORITHMS[algorithm]:
         _refuse_absent(algorithm, package)
     count, points = _points(space, algorithm, words.get("num_samples"), config["seed"])
@@ -145,10 +150,10 @@ def read_request(command_line: Sequence[str]) -> Request:
         algorithm,
         count,
         points,
-        _whole("cpus_per_trial", own["cpus_per_trial"], 1),
-        _gpus(own["gpus_per_trial"]),
-        None if own["max_concurrent"] is None else _whole("max_concurrent", own["max_concurrent"]),
-        own["address"],
+        whole("cpus_per_trial", own["cpus_per_trial"], 1),
+        gpus(own["gpus_per_trial"]),
+        None if own["max_concurrent"] is None else whole("max_concurrent", own["max_concurrent"]),
+        address(own["address"]),
         _grace(own),
         _folder(own["run_dir"], entry, config, space, algorithm),
         resume,
@@ -217,10 +222,10 @@ def _points(
     """How many trials there are, and what each is given as far as that is known."""
     if algorithm == "grid":
         points = grid(space)
-        if asked is not None and _whole("num_samples", asked) != len(points):
+        if asked is not None and whole("num_samples", asked) != len(points):
             raise ValueError(f"num_samples {asked} with algorithm 'grid', which has {len(points)}")
         return len(points), tuple(points)
-    count = _whole("num_samples", asked or str(OWN["num_samples"]))
+    count = whole("num_samples", asked or str(OWN["num_samples"]))
     limit = points_of(space)
     count = count if limit is None else min(count, limit)
     if algorithm == "random":
@@ -265,37 +270,16 @@ def _folder(
 
 
 def _grace(own: Mapping[str, str | None]) -> int | None:
-    scheduler = _one_of("scheduler", own["scheduler"], SCHEDULERS)
-    epochs = _whole("grace_epochs", own["grace_epochs"])
+    scheduler = one_of("scheduler", own["scheduler"], SCHEDULERS)
+    epochs = whole("grace_epochs", own["grace_epochs"])
     return epochs if scheduler == "asha" else None
 
 
-def _one_of(key: str, text: str | None, allowed: Any) -> str:
-    if text not in allowed:
-        raise ValueError(f"{key} {text!r} must be one of {', '.join(allowed)}")
-    return str(text)
-
-
-def _whole(key: str, text: str | None, least: int = 1) -> int:
-    if not (text and text.isascii() and text.isdigit() and int(text) >= least):
-        raise ValueError(f"{key} {text!r} must be a whole number from {least}")
-    return int(text)
-
-
-def _gpus(text: str | None) -> float | None:
-    """GPUs of a trial; Ray shares one among several trials, but no trial has 1.5."""
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
-        raise ValueError(f"gpus_per_trial {text!r} must be a share of one GPU or a whole number")
-    return value
-
-
-def _switch(key: str, text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(f"{key} {text!r} must be True or False")
-    return text.lower() == "true"
+def _refuse_processes(config: Config) -> None:
+    """Refuse trials of several processes: Ray gives each trial one."""
+    for key in PROCESSES:
+        if key in config and config[key] not in (None, 1):
+            raise ValueError(
+                f"{key} {config[key]!r}: a trial runs in one process; several trials run at once "
+                "(--max_concurrent)"
+            )

@@ -151,16 +151,16 @@ def _read_lines(path: Path) -> dict[str, Any]:
         where = f"{path}, line {number}"
         if len(words) < 3:
             raise ValueError(f"{where}: expected 'key kind value', found {line.strip()!r}")
-        key, kind, text = words[0], words[1], "".join(words[2:])
+        key, kind, text = words[0], words[1], " ".join(words[2:])
         if key in content:
             raise ValueError(f"{where}: {key} stands there twice")
         try:
-            value = ast.literal_eval(text if text[:1] in "[(" else f"[{text}]")
+            value = list(ast.literal_eval(text if text[:1] in "[(" else f"[{text}]"))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise ValueError(f"{where}: {text!r} is no list of plain values") from None
         if kind == "loguniform" and _are_numbers(value):
             value = [_exp(exponent, where) for exponent in value]
-        content[key] = {kind: list(value)}
+        content[key] = {kind: value}
     return content
 
 
@@ -211,6 +211,8 @@ def _refuse_range(where: str, kind: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{shown}: the step must be above 0")
     if values[0] >= values[1]:
         raise ValueError(f"{shown} is empty: low must be below high")
+    if kind == "quniform" and values[2] > values[1] - values[0]:
+        raise ValueError(f"{shown} holds low alone: the step must be at most high - low")
 
 
 def _are_numbers(values: Any) -> bool:

@@ -1,34 +1,31 @@
-"""The search on Ray: a cluster, ``ray.tune.Tuner``, and what it tells the board."""
+"""The search on Ray: ``ray.tune.Tuner``, and what it tells the board."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its table says nothing that ours do not
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # else Ctrl-C ends the search as if done
 
 import ray
-import torch
 from ray import tune
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 
 from recbole_jepa4rec.search import ray_versions
 from recbole_jepa4rec.search.board import Board, in_one_line
+from recbole_jepa4rec.search.cluster import gpus_per_trial
 from recbole_jepa4rec.search.job import NAME_KEY, Job
 from recbole_jepa4rec.search.record import FAILED, FINISHED, STOPPED
 from recbole_jepa4rec.search.request import Request
 from recbole_jepa4rec.search.space import Dimension
 from recbole_jepa4rec.search.trial import run_trial
-from recbole_jepa4rec.training.time_limit import ending_on_sigterm
 
 RETRIES = 1
 """Times that a trial which failed is tried again."""
@@ -77,58 +74,6 @@ def tune_trials(
         ),
     )
     tuner.fit()
-
-
-def gpus_per_trial(request: Request) -> float:
-    """What was asked for, else one where the cluster has any and the settings use it."""
-    if request.gpus is not None:
-        return request.gpus
-    has_any = ray.cluster_resources().get("GPU", 0) > 0
-    return 1.0 if has_any and request.config["use_gpu"] else 0.0
-
-
-@contextmanager
-def cluster(request: Request) -> Iterator[None]:
-    """Connect to the cluster asked for, or start one on this machine; leave it at the end.
-
-    Raises:
-        ValueError: if there is no such cluster, or no machine of it can hold a trial.
-    """
-    package = str(Path(__file__).resolve().parent.parent.parent)
-    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {"OMP_NUM_THREADS": str(request.cpus), "PYTHONPATH": paths}
-    options: dict[str, Any] = {
-        "address": request.address or "local",
-        "runtime_env": {"env_vars": variables},
-        "log_to_driver": False,
-        "logging_level": "CRITICAL",
-    }
-    if not request.address:  # Ray left to itself would join any cluster that runs here
-        options |= {"include_dashboard": False, "num_gpus": torch.cuda.device_count()}
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"address {options['address']!r}: no Ray cluster: {reason}") from None
-    try:
-        with ending_on_sigterm():  # anew, since Ray has put in a handler that aborts
-            _refuse_too_large(request)
-            yield
-    finally:
-        ray.shutdown()
-
-
-def _refuse_too_large(request: Request) -> None:
-    """Refuse trials that no machine has room for; Ray would wait for one for ever."""
-    needs = {"CPU": float(request.cpus), "GPU": gpus_per_trial(request)}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(key, 0.0) >= needs[key] for key in needs) for node in nodes):
-        return
-    for key, name in (("CPU", "cpus_per_trial"), ("GPU", "gpus_per_trial")):
-        most = max((node.get(key, 0.0) for node in nodes), default=0.0)
-        if needs[key] > most:
-            raise ValueError(f"{name} {needs[key]:g}: the largest machine has {most:g}")
-    raise ValueError(f"no machine has {needs['CPU']:g} CPU cores and {needs['GPU']:g} GPUs")
 
 
 def _domains(request: Request) -> dict[str, Any]:
@@ -221,8 +166,11 @@ class _Ear(Callback):
         self._board.end(self._name(trial), status)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """A trial has failed as often as it may."""
-        self._board.end(self._name(trial), FAILED, _error(trial) or "no reason is known")
+        """A trial has failed as often as it may, perhaps before it ever began."""
+        name = self._name(trial)
+        if not self._board.is_under_way(name):
+            self._board.begin(name, self._job.point(trial.config), None)
+        self._board.end(name, FAILED, _error(trial) or "no reason is known")
 
     def _name(self, trial: Any) -> str:
         return self._job.name(trial.config, trial.trial_id)
