@@ -15,6 +15,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+_PARTIAL = ".partial"
+
+
 def hold(file: Any) -> bool:
     """Hold an open file alone, until it is closed or the process ends.
 
@@ -51,7 +54,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     if mode not in ("wb", "w"):
         raise ValueError(f"mode {mode!r} is not 'wb' or 'w'")
     path = Path(path)
-    temporary = path.with_name(f".{uuid4().hex}.partial")
+    temporary = path.with_name(f".{uuid4().hex}{_PARTIAL}")
     try:
         with open(
             temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8"
@@ -66,6 +69,15 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what ``atomic_write`` left in a folder when its process was killed.
+
+    To be called where nobody else writes there.
+    """
+    for path in folder.glob(f".{'[0-9a-f]' * 32}{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_jepa4rec.checkpoint import WEIGHTS_NAME
-from recbole_jepa4rec.files import atomic_write, hold
+from recbole_jepa4rec.files import atomic_write, hold, remove_abandoned
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -96,6 +96,8 @@ class RunFolder:
         if not hold(file.stream):
             file.close()
             raise ValueError(f"run_dir {str(self.path)!r} is in use by another run")
+        for folder in (self.path, self.checkpoints.path):
+            remove_abandoned(folder)
         root = logging.getLogger()
         handlers, level_before = root.handlers[:], root.level
         root.handlers = [file, *(handlers or [screen])]

@@ -27,6 +27,7 @@ from recbole_jepa4rec.resume import identity, refuse_other_run
 from recbole_jepa4rec.run_folder import RunFolder, without_logging
 from recbole_jepa4rec.training.phase import PRETRAIN
 from recbole_jepa4rec.training.pretrained_chain import PretrainedChain, asked_stage, is_chained
+from recbole_jepa4rec.training.time_limit import leave_sigterm_to_trainer
 
 SCORE_BYTES = 4 * 2
 """Of one score in an evaluation batch: its float, and another where a model makes two matrices."""
@@ -160,6 +161,8 @@ def loaders(config: Config, data: Any) -> tuple[Any, Any, Any]:
         get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train" and shuffle)
         for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers, strict=True)
     )
+    for loader in (train, valid, test):
+        loader.worker_init_fn = leave_sigterm_to_trainer
     return train, valid, test
 
 

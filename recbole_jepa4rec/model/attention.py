@@ -104,8 +104,9 @@ class SelfAttention(nn.Module):
         asking = rows[group.first_row[:, None], table]  # [S, n, D]
         query = torch.einsum("snD,hdD->snhd", asking, weights[0]) + biases[0]
         query = query * query.shape[-1] ** -0.5
-        probe = torch.einsum("snhd,hdD->snhD", query, weights[1]).flatten(1, 2)[group.sequence]
-        shift = (query * biases[1]).sum(-1).flatten(1)[group.sequence, :, None]
+        probe = torch.einsum("snhd,hdD->snhD", query, weights[1]).flatten(1, 2)
+        probe = probe.index_select(0, group.sequence)
+        shift = (query * biases[1]).sum(-1).flatten(1).index_select(0, group.sequence)[..., None]
         scores = (probe @ rows.transpose(1, 2) + shift).float()  # [R, n * H, C]
         hidden = ~group.mask_of(table).repeat_interleave(shape[2], 1)
         attention = group.softmax(scores.masked_fill(hidden, float("-inf")))

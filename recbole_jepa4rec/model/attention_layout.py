@@ -174,7 +174,8 @@ class SlotGroup:
         peak = of_row.new_full((len(self.first_row), of_row.shape[1]), float("-inf"))
         peak.scatter_reduce_(0, self.sequence[:, None].expand_as(of_row), of_row, "amax")
         exponential = (scores - peak[self.sequence, :, None]).exp()
-        return exponential / self.total(exponential.sum(-1))[self.sequence, :, None]
+        total = self.total(exponential.sum(-1)).index_select(0, self.sequence)
+        return exponential / total[..., None]
 
     def total(self, rows: Tensor) -> Tensor:
         """Sum of rows ``[R, ...]`` over each sequence, ``[S, ...]``."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
@@ -174,7 +175,7 @@ class ItemVectorModel(SequentialRecommender):
         vectors = processes.gather(self.encode_rows(processes.own(self.candidates)))
         place = torch.searchsorted(self.candidates, rows)  # of an item's row among the candidates
         place = place.clamp(max=len(vectors) - 1)  # padding, which nothing reads
-        hidden = self.encoder(vectors[place[item_seq]])
+        hidden = self.encoder(F.embedding(place[item_seq], vectors))
         inside = inside_window(item_seq, lengths)
         positive = place[next_items[inside]]
         loss = contrastive_loss(hidden[inside], vectors, positive, self.temperature)

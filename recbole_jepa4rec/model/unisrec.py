@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_jepa4rec import processes
@@ -137,13 +138,14 @@ class UniSRec(ItemVectorModel):
     ) -> tuple[Tensor, ...]:
         """L_S-I at every position and L_S-S at the last (Eq. 8, 9)."""
         vectors, place, target = self.in_batch(item_seq, next_items)
-        hidden = self.encoder(vectors[place])
+        items = F.embedding(place, vectors)
+        hidden = self.encoder(items)
         inside = inside_window(item_seq, lengths)
         candidates, positive = self.in_batch_targets(target[inside])
         sequence_item = contrastive_loss(
             hidden[inside], vectors[candidates], positive, self.temperature
         )
-        augmented = self._augmented(vectors[place], item_seq, lengths, keys)
+        augmented = self._augmented(items, item_seq, lengths, keys)
         last = target.gather(1, lengths[:, None] - 1)[:, 0]
         sequences = last_output(hidden, lengths)
         sequence_sequence = sequence_sequence_loss(sequences, augmented, last, self.temperature)
@@ -163,7 +165,7 @@ class UniSRec(ItemVectorModel):
             drops_items = torch.ones_like(drops_items)
         else:
             rows, place = torch.unique(self.text.row_of_item[item_seq], return_inverse=True)
-            without_words = self.adaptor(self.word_dropped[rows])[place]
+            without_words = F.embedding(place, self.adaptor(self.word_dropped[rows]))
             items = torch.where(drops_items[:, None, None], items, without_words)
         kept = kept_items(lengths, item_seq.shape[1], self.item_drop_ratio, keys)
         kept |= inside_window(item_seq, lengths) & ~drops_items[:, None]

@@ -94,7 +94,7 @@ class VQRec(ItemVectorModel):
         """
         inside = inside_window(item_seq, lengths)
         vectors, place, target = self.in_batch(item_seq, next_items)
-        sequences = self.encoder(vectors[place])[inside]
+        sequences = self.encoder(F.embedding(place, vectors))[inside]
         candidates, positive = self.in_batch_targets(target[inside])
         if len(positive) == 0:
             return (processes.part(zero_of(sequences, vectors), 0),)

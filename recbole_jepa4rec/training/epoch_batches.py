@@ -90,12 +90,15 @@ class EpochBatches:
             restore_random_state(self._position.random)
             self._loader.generator.set_state(self._position.loader)
         batches = iter(self._loader)
-        for _ in range(self._position.batches):
-            next(batches)
-        if self._resumed is not None:
-            restore_random_state(self._resumed)
-        for batch in batches:
-            yield batch
-            self._position.batches += 1
-            if not self._goes_on():
-                return
+        try:
+            for _ in range(self._position.batches):
+                next(batches)
+            if self._resumed is not None:
+                restore_random_state(self._resumed)
+            for batch in batches:
+                yield batch
+                self._position.batches += 1
+                if not self._goes_on():
+                    return
+        finally:
+            del batches  # ends the loader's workers; a traceback would keep them

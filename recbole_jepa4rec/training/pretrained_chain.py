@@ -156,6 +156,8 @@ class PretrainedChain:
         given = config["train_batch_size"]
         config["train_batch_size"] = min(rows, config["pretrain_batch_size"])
         try:
-            return type(train)(config, dataset, train._sampler, shuffle=train.shuffle)
+            loader = type(train)(config, dataset, train._sampler, shuffle=train.shuffle)
         finally:
             config["train_batch_size"] = given
+        loader.worker_init_fn = train.worker_init_fn
+        return loader

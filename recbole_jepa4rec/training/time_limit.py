@@ -13,6 +13,9 @@ from typing import Any
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that was told to end (SIGTERM)."""
 
+WORKER_SECONDS = 60
+"""After SIGTERM a loader's worker that nobody ends is ended by the system."""
+
 
 class TimeSpentError(Exception):
     """Leaves RecBole's loop over epochs, which offers no other way out."""
@@ -72,6 +75,15 @@ def holding_sigterm() -> Iterator[None]:
         _SIGTERM.waits = False
     if _SIGTERM.came:
         raise SystemExit(TERMINATED)
+
+
+def leave_sigterm_to_trainer(_: int) -> None:
+    """Let a worker of a loader outlive SIGTERM for a while; a ``worker_init_fn``.
+
+    It comes to all processes of a job at once, and a worker that it killed would end the run as a
+    failure. The process that trains ends its workers itself.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))
 
 
 def asked_to_end() -> bool:
