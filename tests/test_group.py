@@ -20,7 +20,7 @@ from recbole_jepa4rec.experiment.group import main
 from recbole_jepa4rec.experiment.request import read_request
 from recbole_jepa4rec.quick_start import run
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 
 BASE = ["--dataset=toy", f"--data_path={ROOT / 'dataset'}", "--show_progress=False"]
 VIEWS = [f"comparison.{kind}" for kind in ("json", "md", "tex", "html")]
@@ -591,7 +591,8 @@ class TestAnUnfinishedRun:
     @pytest.fixture
     def cell(self, tmp_path, monkeypatch):
         """One that died after its first checkpoint."""
-        words = [*BASE, "--model_list=SASRec", "--checkpoint_steps=1"]
+        given = [f"--{key}={value}" for key, value in {**TINY, "epochs": 3}.items()]
+        words = [*BASE[:2], *given, "--model_list=SASRec", "--checkpoint_steps=4"]
         cell = read_request([*words, f"--run_dir={tmp_path}"]).cells[0]
 
         class Died(BaseException):

@@ -27,6 +27,11 @@ TEXT = {
     "frozen_items_epochs": 1,
     "dropout": 0.1,
 }
+VECTORS = {
+    **{"hidden_size": 8, "n_layers": 1, "n_heads": 2, "inner_size": 16, "max_text_tokens": 32},
+    **{"train_batch_size": 16, "pretrain_batch_size": 16, "pretrain_epochs": 1, "epochs": 2},
+}
+CODES = {**VECTORS, "code_digits": 4, "code_values": 8, "permutation_epochs": 2}
 ID = {**TINY, "train_batch_size": 128, "epochs": 3}
 MODELS = {
     "JEPA4Rec": TEXT,
@@ -37,8 +42,9 @@ MODELS = {
     "BERT4Rec": ID,
     "GRU4Rec": {"embedding_size": 8, "hidden_size": 8, "train_batch_size": 128, "epochs": 3},
     "S3Rec": {**ID, "epochs": 2, "pretrain_epochs": 2, "pretrain_batch_size": 128},
-    "UniSRec": {},
-    "VQRec": {},
+    "UniSRec": VECTORS,
+    "VQRec": CODES,
+    "VQRec, another catalogue": {**CODES, "checkpoint": "before", "max_text_tokens": 16},
 }
 
 
@@ -96,6 +102,8 @@ def assert_equal(found, wanted):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(name, settings, workplace, monkeypatch):
+    if "checkpoint" in settings(name):
+        run(config_dict={**settings("VQRec"), "run_dir": "before"})
     with monkeypatch.context() as patch:
         written = killing(patch, after=None)
         run(config_dict={**settings(name), "run_dir": "a"})
