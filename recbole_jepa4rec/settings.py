@@ -22,7 +22,15 @@ SUBKEYS = {
 }
 """Keys that hold a fixed set of keys themselves."""
 
-PATHS = {"checkpoint", "resume", "run_dir", "cache_dir", "encoder_checkpoint", "encoder_config"}
+PATHS = {
+    "address",
+    "checkpoint",
+    "resume",
+    "run_dir",
+    "cache_dir",
+    "encoder_checkpoint",
+    "encoder_config",
+}
 """Texts whose default, none, does not tell their type."""
 
 ELSEWHERE = {"model", "dataset", "config_files", "encoding", "contrast", "sim", "use_filter", "eta"}
@@ -38,7 +46,7 @@ PROTOCOL = {
 
 WHEREABOUTS = (
     *("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path"),
-    *("checkpoint_steps", "ip", "port", "group_offset"),
+    *("checkpoint_steps", "address", "ip", "port", "group_offset"),
 )
 """Keys that say where and how loudly to run, not what; the data's fingerprint tells the data."""
 

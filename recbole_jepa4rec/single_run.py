@@ -60,9 +60,10 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> dict[str,
         asked_stage(config)
     with _quietly_seeded(config):
         data = find_dataset(config.model_class)(config)
+        now = identity(config, data, command)  # reads the item text, which the parts then share
         train, valid, test = loaders(config, data)
         with _open(folder, config):
-            this = _Run(config, folder, data, clock, identity(config, data, command))
+            this = _Run(config, folder, data, clock, now)
             this.go_on_from_checkpoint()
             trainer, valid_result = this.train(train, valid)
             ranks = trainer.rank_targets(test, config["show_progress"])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from recbole_jepa4rec.text import sentences as sentences_module
-from recbole_jepa4rec.text.sentences import ATTRIBUTE, CLS, VALUE, ItemSentences
+from recbole_jepa4rec.text import row_encoder
+from recbole_jepa4rec.text.row_encoder import ATTRIBUTE, CLS, VALUE
+from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, ragged_range
 from recbole_jepa4rec.text.tokenizer import encode_texts, train_wordpiece
 
@@ -300,7 +301,7 @@ def test_cache_is_read_instead_of_tokenising(tokenizer, cached, monkeypatch, cap
     def refuse(*_):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(sentences_module, "encode_values", refuse)
+    monkeypatch.setattr(row_encoder, "encode_values", refuse)
     assert_same(rebuild(tokenizer, cached[1]), cached[0])
     assert not caplog.records
 

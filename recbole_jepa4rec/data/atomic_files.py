@@ -71,17 +71,33 @@ def read_atomic(
     wanted = [column for column in header if columns is None or column.name in columns]
     numbers = {column.name for column in header if column.type == "float" and not as_text}
     tokens = [column.name for column in wanted if column.type == "token" and not as_text]
-    body = _read_body(path)
-    if body.count(b"\n") == len(body):
+    table = _read_table(path, header, [column.name for column in wanted], numbers)
+    if table is None:
         return pd.DataFrame({c.name: [] for c in wanted}).astype(
             {c.name: np.float64 if c.name in numbers else object for c in wanted}
         )
-    try:
-        table = _parse_body(body, names, [column.name for column in wanted], numbers)
-    except pa.ArrowInvalid as error:
-        _raise_first_fault(path, header, numbers, body, error)
-    del body
     return _to_frame(table, tokens)
+
+
+def read_text(path: str | Path, columns: Collection[str]) -> pa.Table:
+    """Read columns of an atomic file as strings that take no more memory than in the file.
+
+    Args:
+        path: the file.
+        columns: names of columns that are there.
+
+    Returns:
+        The columns in file order, each string as it stands in the file ("" when empty).
+
+    Raises:
+        AtomicFileError: as ``read_atomic``.
+    """
+    header = read_header(path)
+    wanted = [column.name for column in header if column.name in columns]
+    table = _read_table(path, header, wanted, set())
+    return (
+        pa.table({name: pa.array([], pa.string()) for name in wanted}) if table is None else table
+    )
 
 
 def line_number(path: str | Path, row: int) -> int:
@@ -167,19 +183,48 @@ def _lines(body: bytes) -> Iterator[tuple[int, bytes]]:
     return ((n, line) for n, line in enumerate(body.split(b"\n"), start=2) if line)
 
 
-def _parse_body(body: bytes, names: list[str], wanted: list[str], numbers: set[str]) -> pa.Table:
-    types = {name: pa.float64() if name in numbers else pa.string() for name in names}
-    return csv.read_csv(
-        pa.BufferReader(body),
-        read_options=csv.ReadOptions(column_names=names, block_size=_BLOCK_BYTES),
-        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False),
-        convert_options=csv.ConvertOptions(
-            column_types=types,
-            include_columns=wanted,
-            null_values=[""],
-            strings_can_be_null=False,
-        ),
-    )
+def _read_table(
+    path: str | Path, header: list[Column], wanted: list[str], numbers: set[str]
+) -> pa.Table | None:
+    """The columns, ``numbers`` as float64 and the others as strings; ``None`` where no row is."""
+    types = {c.name: pa.float64() if c.name in numbers else pa.string() for c in header}
+    body = _open_body(path)
+    if body is None:
+        return None
+    try:
+        with body:
+            return csv.read_csv(
+                body,
+                read_options=csv.ReadOptions(column_names=list(types), block_size=_BLOCK_BYTES),
+                parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False),
+                convert_options=csv.ConvertOptions(
+                    column_types=types,
+                    include_columns=wanted,
+                    null_values=[""],
+                    strings_can_be_null=False,
+                ),
+            )
+    except pa.ArrowInvalid as error:
+        _raise_first_fault(path, header, numbers, _read_body(path), error)
+
+
+def _open_body(path: str | Path) -> pa.NativeFile | None:
+    r"""What ``_read_body`` reads, as a file; ``None`` where it is blank.
+
+    Only a file that holds ``\r`` is read into memory for it.
+    """
+    is_plain = is_blank = True
+    with open(path, "rb") as file:
+        begin = len(file.readline())
+        while block := file.read(_BLOCK_BYTES):
+            is_plain = is_plain and b"\r" not in block and b"\0" not in block
+            is_blank = is_blank and not block.strip(b"\n")
+    if is_plain and not is_blank:
+        plain = pa.OSFile(str(path))
+        plain.seek(begin)
+        return plain
+    body = _read_body(path)
+    return pa.BufferReader(body) if body.strip(b"\n") else None
 
 
 def _to_frame(table: pa.Table, tokens: list[str]) -> pd.DataFrame:

@@ -28,6 +28,9 @@ from recbole_jepa4rec.data.split_files import (
 from recbole_jepa4rec.registry import did_you_mean
 from recbole_jepa4rec.settings import PROTOCOL
 
+ROWS_AT_ONCE = 65_536
+"""Items whose texts are Python strings at the same time."""
+
 
 class SequentialTextDataset(RawSequentialDataset):
     """Users' histories in time order, and the text of their items.
@@ -92,10 +95,14 @@ class SequentialTextDataset(RawSequentialDataset):
         Raises:
             ValueError: as ``item_text``.
         """
-        ids = self.field2id_token[self.iid_field][1:].astype(str)
-        text = self.item_text.iloc[1:].set_axis(ids, axis="index").sort_index()
-        lines = ["\t".join([self.iid_field, *text.columns]), *map("\t".join, text.itertuples())]
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        ids, text = self.field2id_token[self.iid_field].astype(str), self.item_text
+        digest = hashlib.sha256("\t".join([self.iid_field, *text.columns]).encode())
+        order = 1 + np.argsort(ids[1:])
+        for first in range(0, len(order), ROWS_AT_ONCE):
+            rows = order[first : first + ROWS_AT_ONCE]
+            lines = map("\t".join, zip(ids[rows], *(text[c].iloc[rows] for c in text), strict=True))
+            digest.update("".join(f"\n{x}" for x in lines).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
 
     def statistics(self) -> dict[str, float]:
         """Counts of what occurs: users, items, interactions; the average length and the density."""

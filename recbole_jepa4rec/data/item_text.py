@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from recbole_jepa4rec.data.atomic_files import (
     AtomicFileError,
     Column,
-    read_atomic,
     read_header,
+    read_text,
     refuse_repeated,
 )
+
+pc: Any = importlib.import_module("pyarrow.compute")  # made at run time; no type checker knows it
+
+TEXT = pa.large_string()
+"""Arrow's type of all item text: a string takes its bytes and eight more, not a Python object."""
+
+_ID = ""  # no column of a file has this name
+_ROWS_AT_ONCE = 65_536
 
 
 def read_item_text(
@@ -35,27 +46,59 @@ def read_item_text(
         items: raw ids of items ``1 .. N - 1``.
 
     Returns:
-        One row for each internal item id, ``[N, A]`` strings; row 0 (padding), items that are in no
-        file and attributes that an item lacks hold "".
+        One row for each internal item id, ``[N, A]`` strings of type ``TEXT``; row 0 (padding),
+        items that are in no file and attributes that an item lacks hold "".
 
     Raises:
         AtomicFileError: if a file cannot be read, no file has a column asked for, or no item has
             text.
     """
-    headers = [read_header(path) for path, _ in sources]
-    names = _attributes([path for path, _ in sources], headers, item_field, fields)
-    tables = []
-    for (path, prefix), header in zip(sources, headers, strict=True):
-        there = [column.name for column in header if column.name in names]
-        table = read_atomic(path, {item_field, *there}, as_text=True)
-        refuse_repeated(path, table[item_field])
-        tables.append(table.set_index(prefix + table[item_field])[there])
-    text = pd.concat(tables).reindex(items).fillna("")
-    text = pd.DataFrame({name: ["", *(" ".join(v.split()) for v in text[name])] for name in names})
-    if not text.to_numpy().astype(bool).any():
-        files = ", ".join(str(path) for path, _ in sources)
+    paths = [path for path, _ in sources]
+    headers = [read_header(path) for path in paths]
+    names = _attributes(paths, headers, item_field, fields)
+    table = pa.concat_tables(_read(path, prefix, item_field, names) for path, prefix in sources)
+    rows = pc.index_in(pa.array(items, TEXT), value_set=table[_ID])
+    text: dict[str, pa.ChunkedArray] = {}
+    for name in names:
+        text[name] = _aligned(table[name], rows)
+        table = table.drop([name])  # its memory is free for the next
+    pa.default_memory_pool().release_unused()
+    if not holds_text(pa.table(text)):
+        files = ", ".join(map(str, paths))
         raise AtomicFileError(f"{files}: no item of the data set has text in {', '.join(names)}")
-    return text
+    return pd.DataFrame({n: pd.arrays.ArrowExtensionArray(v) for n, v in text.items()})
+
+
+def holds_text(table: pa.Table) -> bool:
+    """Whether a value of a table of strings has more than white space."""
+    return any(
+        pc.any(pc.not_equal(pc.utf8_trim_whitespace(values), "")).as_py()
+        for column in table.columns
+        for values in column.chunks
+    )
+
+
+def _read(path: Path, prefix: str, item_field: str, names: Sequence[str]) -> pa.Table:
+    """Attributes of a file's rows, null where it lacks one, and in ``_ID`` their prefixed ids."""
+    table = read_text(path, {item_field, *names})
+    ids = table[item_field].cast(TEXT)
+    if pc.count_distinct(ids).as_py() < len(ids):
+        refuse_repeated(path, ids.to_pandas().rename(item_field))
+    columns = {_ID: pc.binary_join_element_wise(pa.scalar(prefix, TEXT), ids, pa.scalar("", TEXT))}
+    for name in names:
+        there = name in table.column_names
+        columns[name] = table[name].cast(TEXT) if there else pa.nulls(len(ids), TEXT)
+    return pa.table(columns)
+
+
+def _aligned(column: pa.ChunkedArray, rows: pa.Array) -> pa.ChunkedArray:
+    """Values at the rows behind an empty one, white space folded; "" where the row is null."""
+    whole = pa.concat_arrays([pa.array([], TEXT), *column.chunks])
+    parts = [pa.array([""], TEXT)]
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        values = whole.take(rows[first : first + _ROWS_AT_ONCE]).fill_null("").to_pylist()
+        parts.append(pa.array([" ".join(value.split()) for value in values], TEXT))
+    return pa.chunked_array(parts)
 
 
 def _attributes(

@@ -58,6 +58,7 @@ class RecFormer(SequentialRecommender):
             start.tokenizer,
             max_attribute_tokens=config["max_attribute_tokens"],
             cache_dir=Path(config["cache_dir"] or default_cache_dir()),
+            address=config["address"],
         )
         self.core = self._build_core(config, sentences, encoder, mlm_head)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.text.sentences import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch
 from recbole_jepa4rec.training.keyed_random import Draw, below, derive, uniform
 
 MASKED_SHARE = 0.8  # of the selected tokens: replaced with [MASK]

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from recbole_jepa4rec.text.catalogue_encoding import encoded_rows
+from recbole_jepa4rec.text.growing_tensor import GrowingTensor
 from recbole_jepa4rec.text.packing import newest_first, oldest_first
+from recbole_jepa4rec.text.row_encoder import CLS, ROWS_AT_ONCE, EncodedRows, RowEncoder
 from recbole_jepa4rec.text.sentence_cache import SentenceCache, content_key
-from recbole_jepa4rec.text.token_batch import TokenBatch, ragged_range
-from recbole_jepa4rec.text.tokenizer import SpecialIds, encode_texts, encode_values, unlimited
-
-CLS, ATTRIBUTE, VALUE = 0, 1, 2  # token types
+from recbole_jepa4rec.text.sentence_index import SentenceIndex
+from recbole_jepa4rec.text.token_batch import TokenBatch
+from recbole_jepa4rec.text.tokenizer import SpecialIds, encode_texts, unlimited
 
 
 class ItemSentences(nn.Module):
@@ -67,8 +69,12 @@ class ItemSentences(nn.Module):
         tokenizer: Tokenizer,
         max_attribute_tokens: int = 32,
         cache_dir: Path | None = None,
+        address: str | None = None,
     ) -> ItemSentences:
         """Tokenise a catalogue, or read its tokens from the cache.
+
+        Python holds the tokens of few rows at a time. In a large catalogue those of all are mapped
+        from a file in the cache folder, of which only what is touched need be in memory.
 
         Args:
             item_text: one row an item, row 0 (the padding item) empty; one text column an
@@ -76,25 +82,28 @@ class ItemSentences(nn.Module):
             tokenizer: as for the class.
             max_attribute_tokens: as for the class.
             cache_dir: folder of the token cache; none is used without it.
+            address: of a Ray cluster that tokenises; without it the threads of this process do.
+                The result is the same.
 
         Raises:
-            ValueError: if row 0 is missing or has text, or a name leaves no room for its value.
+            ValueError: if row 0 is missing or has text, a name leaves no room for its value, or no
+                cluster is there.
         """
         if len(item_text) == 0 or any(item_text.iloc[0]):
             raise ValueError("row 0 of the item text is the padding item and must be there, empty")
         sentences = cls(list(item_text.columns), tokenizer, max_attribute_tokens)
         if cache_dir is None:
-            sentences._fill(item_text)
+            sentences._fill(item_text, None, address)
             return sentences
         key = content_key(item_text, sentences.tokenizer, max_attribute_tokens)
         cache = SentenceCache(cache_dir, key)
         stored = cache.read()
         if stored is None:
-            sentences._fill(item_text)
-            cache.write(dict(sentences.named_buffers()))
-        else:
-            for name, tensor in stored.items():
-                setattr(sentences, name, tensor)
+            is_mapped = sentences._fill(item_text, cache_dir, address)
+            if cache.write(dict(sentences.named_buffers())) and is_mapped:
+                stored = cache.read()  # and the file that they grew in is gone
+        for name, tensor in (stored or {}).items():
+            setattr(sentences, name, tensor)
         return sentences
 
     @property
@@ -160,16 +169,8 @@ class ItemSentences(nn.Module):
             near = difflib.get_close_matches(str(column), self.names, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else f"; have {', '.join(self.names)}"
             raise ValueError(f"unknown item attribute {column!r}{hint}")
-        tokens, types, offsets = self._encode(item_text)
-        ids, new_rows = self._intern(tokens, types, offsets)
-        starts, sizes = offsets[new_rows], offsets.diff()[new_rows]
-        picked = ragged_range(starts, sizes)
-        ends = self.offsets[-1] + sizes.cumsum(0).to(self.offsets)
         first = self.num_items
-        self.input_ids = torch.cat([self.input_ids, tokens[picked].to(self.input_ids)])
-        self.token_types = torch.cat([self.token_types, types[picked].to(self.token_types)])
-        self.offsets = torch.cat([self.offsets, ends])
-        self.sentence_of_item = torch.cat([self.sentence_of_item, ids.to(self.sentence_of_item)])
+        self._extend([self._encoder(item_text)])
         return torch.arange(first, self.num_items, device=self.sentence_of_item.device)
 
     def reassign(self, item_ids: Tensor, appended: Tensor) -> None:
@@ -181,16 +182,18 @@ class ItemSentences(nn.Module):
     def truncate(self, num_items: int) -> None:
         """Forget the items from this id on, and the sentences that came with them."""
         kept = int(self.sentence_of_item[:num_items].max()) + 1
-        for key in list(self._sentence_ids)[kept:]:
-            del self._sentence_ids[key]
+        if "_index" in vars(self):  # made when it was first needed
+            self._index.truncate(kept)
         self.sentence_of_item = self.sentence_of_item[:num_items]
         self.offsets = self.offsets[: kept + 1]
         self.input_ids = self.input_ids[: self.offsets[-1]]
         self.token_types = self.token_types[: self.offsets[-1]]
 
-    def _fill(self, item_text: pd.DataFrame) -> None:
-        self.append(item_text)
-        del self._sentence_ids  # as large as the sentences themselves, and seldom needed again
+    def _fill(self, item_text: pd.DataFrame, folder: Path | None, address: str | None) -> bool:
+        """Tokenise a catalogue; returns what ``_extend`` does."""
+        is_mapped = self._extend(encoded_rows(self._encoder, item_text, address), folder)
+        del self._index  # seldom needed again
+        return is_mapped
 
     def _pack(
         self, sentences: Tensor, lengths: Tensor, max_tokens: int | None, item_causal: bool
@@ -209,58 +212,44 @@ class ItemSentences(nn.Module):
             )
         return tokens
 
-    def _encode(self, item_text: pd.DataFrame) -> tuple[Tensor, Tensor, Tensor]:
-        """Sentences of the rows end to end: ``input_ids``, ``token_types``, ``offsets``."""
-        tokens: list[int] = []
-        types: list[int] = []
-        starts, sizes = [], []
-        for attribute, name in self.names.items():
-            if attribute not in item_text:
-                continue
-            texts: dict[str, int] = {}  # text -> row; pandas.factorize stops at "\0"
-            values = ("" if pd.isna(value) else str(value) for value in item_text[attribute])
-            codes = [texts.setdefault(value, len(texts)) for value in values]
-            room = self.max_attribute_tokens - len(name)
-            text_sizes = []
-            begin = len(tokens)
-            for value in encode_values(self.tokenizer, list(texts), room):
-                pair = name + value if value else []
-                tokens += pair
-                types += [ATTRIBUTE] * (len(pair) - len(value)) + [VALUE] * len(value)
-                text_sizes.append(len(pair))
-            size = torch.tensor(text_sizes, dtype=torch.int64)
-            row = torch.tensor(codes, dtype=torch.int64)
-            starts.append((begin + size.cumsum(0) - size)[row])
-            sizes.append(size[row])
-        if not starts:
-            empty = torch.empty(0, dtype=torch.int64)
-            return empty, empty, torch.zeros(len(item_text) + 1, dtype=torch.int64)
-        size_table = torch.stack(sizes, dim=1)  # [rows, A]
-        stored = ragged_range(torch.stack(starts, dim=1).flatten(), size_table.flatten())
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), size_table.sum(1).cumsum(0)])
-        ids = torch.tensor(tokens, dtype=torch.int32)[stored]
-        return ids, torch.tensor(types, dtype=torch.uint8)[stored], offsets
+    def _extend(self, rows: Iterable[EncodedRows], folder: Path | None = None) -> bool:
+        """Add rows as items, and those sentences that are not there yet.
 
-    def _intern(self, tokens: Tensor, types: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Sentence id of each row, and the rows that bring a sentence not seen before."""
-        known = self._sentence_ids
-        ids: list[int] = []
-        new_rows: list[int] = []
-        for row, key in enumerate(sentence_keys(tokens, types, offsets)):
-            sentence = known.setdefault(key, len(known))
-            if sentence == self.num_sentences + len(new_rows):
-                new_rows.append(row)
-            ids.append(sentence)
-        return torch.tensor(ids, dtype=torch.int64), torch.tensor(new_rows, dtype=torch.int64)
+        Args:
+            rows: of new items, in order.
+            folder: where large token tensors are kept in a file while they grow.
+
+        Returns:
+            Whether they are.
+        """
+        ids = GrowingTensor(self.input_ids, folder)
+        types = GrowingTensor(self.token_types, folder)
+        sizes, items = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for part in rows:
+            sentences, new_rows = self._index.intern(part.digests)
+            new_ids, new_types = part.of_rows(new_rows)
+            ids.append(new_ids)
+            types.append(new_types)
+            sizes.append(part.sizes[new_rows])
+            items.append(sentences)
+        ends = torch.from_numpy(np.concatenate(sizes).cumsum()).to(self.offsets)
+        added = torch.from_numpy(np.concatenate(items)).to(self.sentence_of_item)
+        self.input_ids, self.token_types = ids.tensor(), types.tensor()
+        self.offsets = torch.cat([self.offsets, self.offsets[-1] + ends])
+        self.sentence_of_item = torch.cat([self.sentence_of_item, added])
+        return ids.is_mapped
 
     @cached_property
-    def _sentence_ids(self) -> dict[bytes, int]:
-        keys = sentence_keys(self.input_ids.cpu(), self.token_types.cpu(), self.offsets.cpu())
-        return {key: sentence for sentence, key in enumerate(keys)}
+    def _encoder(self) -> RowEncoder:
+        return RowEncoder(self.tokenizer, self.names, self.max_attribute_tokens)
 
-
-def sentence_keys(tokens: Tensor, types: Tensor, offsets: Tensor) -> list[bytes]:
-    """For each sentence, bytes that are equal exactly where its tokens and types are."""
-    data = (tokens.long() * 4 + types.long()).numpy().tobytes()
-    bounds = (offsets * 8).tolist()
-    return [data[begin:end] for begin, end in pairwise(bounds)]
+    @cached_property
+    def _index(self) -> SentenceIndex:
+        """Digests of all sentences, in the order of their ids."""
+        index, offsets = SentenceIndex(), self.offsets.cpu()
+        for first in range(0, self.num_sentences, ROWS_AT_ONCE):
+            bounds = offsets[first : first + ROWS_AT_ONCE + 1]
+            stored = slice(int(bounds[0]), int(bounds[-1]))
+            ids, types = (t[stored].cpu().numpy() for t in (self.input_ids, self.token_types))
+            index.intern(EncodedRows.of(ids, types, bounds.diff().numpy()).digests)
+        return index

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -15,9 +18,20 @@ from recbole_jepa4rec.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
+LARGEST_IN_MEMORY = 1 << 26
+"""Bytes of a tensor that is held in memory; a larger one is mapped from its file."""
+
+_ALIGNMENT = 8  # of a safetensors file, in bytes
+_BYTES_AT_ONCE = 1 << 20
+_TEXTS_AT_ONCE = 1 << 14
+
 
 class TensorCache:
     """One cache file; what it holds is used only if it is whole and was made for this content.
+
+    Large tensors are mapped: a page is read from the file when it is first touched, and the system
+    may drop it again. Small ones are copied, so that nothing that happens to the file afterwards
+    reaches them.
 
     Args:
         folder: folder of the cache, made when first written to.
@@ -36,49 +50,134 @@ class TensorCache:
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            expected = self._metadata(tensors, _stored_bytes(self.path))
         except (OSError, ValueError, SafetensorError) as error:
             logger.warning("%s cache %s is rebuilt: %s", self.kind, self.path, error)
             return None
-        expected = self._metadata(tensors)
         wrong = [name for name, value in expected.items() if metadata.get(name) != value]
         if wrong:
             logger.warning(
                 "%s cache %s is rebuilt: wrong %s", self.kind, self.path, ", ".join(wrong)
             )
             return None
-        return tensors
+        return {
+            name: tensor if tensor.nbytes > LARGEST_IN_MEMORY else tensor.clone()
+            for name, tensor in tensors.items()
+        }
 
-    def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Store the tensors; a folder that cannot be written to costs a warning, not the run."""
+    def write(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Store the tensors; a folder that cannot be written to costs a warning, not the run.
+
+        Returns:
+            Whether they are stored.
+        """
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = self._metadata(tensors, {name: _bytes(t) for name, t in tensors.items()})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.path) as file:
-                file.write(save(tensors, self._metadata(tensors)))
+                for part in _file_parts(tensors, metadata):
+                    file.write(part)
         except OSError as error:
             logger.warning("%s cache %s was not written: %s", self.kind, self.path, error)
+            return False
+        return True
 
-    def _metadata(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    def _metadata(
+        self, tensors: Mapping[str, Tensor], contents: Mapping[str, Iterable[Any]]
+    ) -> dict[str, str]:
         kind = f"recbole_jepa4rec {self.kind} 1"
-        return {"format": kind, "key": self.key, "checksum": _checksum(tensors)}
+        return {"format": kind, "key": self.key, "checksum": _checksum(tensors, contents)}
 
 
 def content_key(*parts: Iterable[str]) -> str:
-    """sha256 over lists of texts, whose bounds count, as 64 hex digits."""
+    """sha256 over lists of texts, whose bounds count, as 64 hex digits.
+
+    Args:
+        parts: each is gone through twice.
+    """
     digest = hashlib.sha256()
     for texts in parts:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        digest.update(" ".join(str(len(text)) for text in encoded).encode() + b"\n")
-        digest.update(b"".join(encoded))
+        between = b""
+        for encoded in _encoded(texts):
+            digest.update(between + " ".join(str(len(text)) for text in encoded).encode())
+            between = b" "
+        digest.update(b"\n")
+        for encoded in _encoded(texts):
+            digest.update(b"".join(encoded))
     return digest.hexdigest()
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
+def _encoded(texts: Iterable[str]) -> Iterator[list[bytes]]:
+    """The texts in UTF-8, some at a time."""
+    remaining = iter(texts)
+    while some := [t.encode("utf-8", "surrogatepass") for t in islice(remaining, _TEXTS_AT_ONCE)]:
+        yield some
+
+
+def _checksum(tensors: Mapping[str, Tensor], contents: Mapping[str, Iterable[Any]]) -> str:
     """sha256 over names, types, shapes and contents."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(uint8).numpy().data)
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        for part in contents[name]:
+            digest.update(part)
     return digest.hexdigest()
+
+
+def _file_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Any]:
+    """A safetensors file piece by piece; the library's ``save`` makes a copy of all tensors.
+
+    Eight bytes say how long the header is, which is JSON, filled up with blanks to a multiple of
+    eight; the tensors follow, the most strictly aligned first.
+    """
+    header = _header(save({name: tensor.flatten()[:0] for name, tensor in tensors.items()}))
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    place = 0
+    for name in names:
+        end = place + tensors[name].nbytes
+        header[name] |= {"shape": list(tensors[name].shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps({**header, "__metadata__": dict(metadata)}).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    yield len(text).to_bytes(_ALIGNMENT, "little") + text
+    for name in names:
+        yield from _bytes(tensors[name])
+
+
+def _header(start: bytes) -> dict[str, Any]:
+    """What a safetensors file says of each tensor."""
+    length = int.from_bytes(start[:_ALIGNMENT], "little")
+    return json.loads(start[_ALIGNMENT : _ALIGNMENT + length])
+
+
+def _bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """A tensor's contents, some at a time."""
+    data = tensor.contiguous().view(-1).view(uint8).numpy().data
+    for first in range(0, len(data), _BYTES_AT_ONCE):
+        yield data[first : first + _BYTES_AT_ONCE]
+
+
+def _stored_bytes(path: Path) -> dict[str, Iterator[bytes]]:
+    """Contents of a file's tensors, read and not mapped: checking them leaves no page resident."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(_ALIGNMENT), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    begin = _ALIGNMENT + length
+    return {
+        name: _between(path, *(begin + offset for offset in entry["data_offsets"]))
+        for name, entry in header.items()
+    }
+
+
+def _between(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        file.seek(begin)
+        while begin < end:
+            part = file.read(min(_BYTES_AT_ONCE, end - begin))
+            if not part:
+                raise OSError(f"{path} ends early")
+            begin += len(part)
+            yield part

@@ -1,0 +1,131 @@
+"""Rows of item text as sentences: their tokens end to end, and a digest that tells them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+
+import numpy as np
+import pandas as pd
+from tokenizers import Tokenizer
+
+from recbole_jepa4rec.text.tokenizer import encode_values
+
+CLS, ATTRIBUTE, VALUE = 0, 1, 2  # token types
+
+DIGEST = np.dtype("S16")
+"""128 bits: among 10^9 sentences two that differ share a digest with a chance of 10^-21."""
+
+ROWS_AT_ONCE = 16_384
+"""Rows that are tokenised together; while they are, each of their tokens is a Python number."""
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Sentences of some rows.
+
+    Attributes:
+        input_ids: tokens of all rows end to end, int32 ``[T]``.
+        token_types: of each token, uint8 ``[T]``.
+        sizes: tokens of each row, int64 ``[R]``, sum ``T``.
+        digests: of each row's tokens and types, ``DIGEST`` ``[R]``.
+    """
+
+    input_ids: np.ndarray
+    token_types: np.ndarray
+    sizes: np.ndarray
+    digests: np.ndarray
+
+    @classmethod
+    def of(cls, input_ids: np.ndarray, token_types: np.ndarray, sizes: np.ndarray) -> EncodedRows:
+        """Sentences with their digests; see the attributes."""
+        return cls(input_ids, token_types, sizes, _digests(input_ids, token_types, sizes))
+
+    def of_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and types of some rows end to end, in the order of the rows."""
+        sizes = self.sizes[rows]
+        stored = ragged((self.sizes.cumsum() - self.sizes)[rows], sizes)
+        return self.input_ids[stored], self.token_types[stored]
+
+
+class RowEncoder:
+    """Flattens a row's attributes to name tokens and value tokens (JEPA4Rec, section 3.1).
+
+    Args:
+        tokenizer: turns values into tokens.
+        names: tokens of each attribute's name, in the order they appear in a sentence.
+        max_attribute_tokens: tokens an attribute may have, its name included.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, names: Mapping[str, Sequence[int]], max_attribute_tokens: int
+    ) -> None:
+        self.tokenizer, self.names = tokenizer, dict(names)
+        self.max_attribute_tokens = max_attribute_tokens
+
+    def __call__(self, item_text: pd.DataFrame) -> EncodedRows:
+        """Tokenise rows; a missing column or value counts as empty.
+
+        Raises:
+            ValueError: if a text holds a lone surrogate.
+        """
+        pairs = [
+            self._attribute(item_text[attribute], name)
+            for attribute, name in self.names.items()
+            if attribute in item_text
+        ]
+        if not pairs:
+            none = np.empty(0)
+            sizes = np.zeros(len(item_text), np.int64)
+            return EncodedRows.of(none.astype(np.int32), none.astype(np.uint8), sizes)
+        lengths = [len(ids) for ids, _, _, _ in pairs]
+        begins = np.cumsum([0, *lengths[:-1]])
+        starts = [begin + starts for begin, (_, _, starts, _) in zip(begins, pairs, strict=True)]
+        sizes = np.stack([sizes for _, _, _, sizes in pairs], axis=1)  # [R, A]
+        stored = ragged(np.stack(starts, axis=1).ravel(), sizes.ravel())
+        ids, types = (np.concatenate([pair[part] for pair in pairs])[stored] for part in (0, 1))
+        return EncodedRows.of(ids, types, sizes.sum(axis=1))
+
+    def _attribute(
+        self, column: pd.Series, name: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens and types of a column's different values; start and size of each row's."""
+        texts: dict[str, int] = {}  # text -> its number; pandas.factorize stops at "\0"
+        values = ("" if pd.isna(value) else str(value) for value in column.to_numpy(dtype=object))
+        numbers = np.array([texts.setdefault(value, len(texts)) for value in values], np.int64)
+        encoded = encode_values(self.tokenizer, list(texts), self.max_attribute_tokens - len(name))
+        value_sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        sizes = np.where(value_sizes > 0, value_sizes + len(name), 0)
+        starts = sizes.cumsum() - sizes
+        ids = np.empty(sizes.sum(), np.int32)
+        types = np.full(len(ids), VALUE, np.uint8)
+        of_name = (starts[value_sizes > 0, None] + np.arange(len(name))).ravel()
+        types[of_name] = ATTRIBUTE
+        ids[types == VALUE] = np.fromiter(chain.from_iterable(encoded), np.int32, value_sizes.sum())
+        ids[of_name] = np.tile(np.array(name, np.int32), len(of_name) // max(1, len(name)))
+        return ids, types, starts[numbers], sizes[numbers]
+
+
+def chunks(item_text: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows in order, ``ROWS_AT_ONCE`` at a time."""
+    for first in range(0, len(item_text), ROWS_AT_ONCE):
+        yield item_text.iloc[first : first + ROWS_AT_ONCE]
+
+
+def ragged(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """``starts[i], ..., starts[i] + sizes[i] - 1`` for each ``i``, end to end."""
+    ends = sizes.cumsum()
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - ends + sizes, sizes)
+
+
+def _digests(input_ids: np.ndarray, token_types: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    data = (input_ids.astype(np.int64) * 4 + token_types).tobytes()
+    bounds = [0, *(sizes.cumsum() * 8).tolist()]
+    found = (
+        hashlib.blake2b(data[begin:end], digest_size=DIGEST.itemsize).digest()
+        for begin, end in pairwise(bounds)
+    )
+    return np.frombuffer(b"".join(found), DIGEST)
