@@ -3,16 +3,22 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
+from recbole_jepa4rec import processes
 from recbole_jepa4rec.checkpoint import read_weights
 from recbole_jepa4rec.files import hold
 from recbole_jepa4rec.quick_start import RESUMABLE, main, run
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
+from recbole_jepa4rec.training.random_state import random_state, restore_random_state
 from tests.conftest import ROOT, TINY
 
 TEXT = {
@@ -243,3 +249,41 @@ def test_sigterm_in_training_writes_a_checkpoint(name, settings, workplace, monk
     found, wanted = outcome(workplace / "run"), outcome(workplace / "whole")
     found[0].pop("command"), wanted[0].pop("command")
     assert_equal(found, wanted)
+
+
+def test_each_process_goes_on_with_random_numbers_of_its_own(monkeypatch):
+    torch.manual_seed(1)
+    state = random_state()
+    torch.manual_seed(2)
+    state["torch"] = torch.cat([state["torch"], random_state()["torch"]])
+    state["cuda"] = state["cuda"].expand(2, -1)
+    wanted = torch.rand(3)
+    monkeypatch.setattr(processes, "number", lambda: 1)
+    restore_random_state(state)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_two_processes_that_end_early_go_on(number, settings, workplace):
+    given = {**settings("JEPA4Rec"), "nproc": 2, "epochs": 30, "stopping_step": 0}
+    run(config_dict={**given, "run_dir": "whole"})
+    words = [f"--{key}={value}" for key, value in given.items()]
+    command = [sys.executable, str(ROOT / "run_recbole.py"), *words, "--run_dir=run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while len([*workplace.glob("run/checkpoints/*.pt")]) < 2:
+            time.sleep(0.01)
+        told = process.pid if number == signal.SIGTERM else children_of(process.pid)[-1]
+        os.kill(told, number)
+        assert process.wait(120) == (RESUMABLE if number == signal.SIGTERM else 128 + number)
+    assert run(config_dict={"resume": "run"})["starts"] == 2
+    found, wanted = outcome(workplace / "run"), outcome(workplace / "whole")
+    found[0].pop("command"), wanted[0].pop("command")
+    assert_equal(found, wanted)
+
+
+def children_of(pid):
+    """Processes of a run, as its parent spawned them."""
+    found = psutil.Process(pid).children()
+    return [child.pid for child in found if "spawn_main" in " ".join(child.cmdline())]

@@ -34,9 +34,10 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     kind, words, *position = state["numpy"]
     position = (kind, words.numpy().astype(np.uint32), *position)
     np.random.set_state(position)  # noqa: NPY002 (RecBole's generator)
-    torch.set_rng_state(state["torch"][processes.number()])
-    if len(cuda := state["cuda"][processes.number()]):
-        torch.cuda.set_rng_state(cuda)
+    own = {name: state[name][processes.number()].clone() for name in ("torch", "cuda")}
+    torch.set_rng_state(own["torch"])
+    if len(own["cuda"]):
+        torch.cuda.set_rng_state(own["cuda"])
 
 
 def _cuda_state() -> Tensor:
