@@ -31,7 +31,9 @@ TOKENS_BESIDE_WORDS = 5  # three names and a brand
 WORDS, BRANDS = 40_000, 20_000
 ROWS_AT_ONCE = 100_000
 SYLLABLES = [a + b for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "or")]
-TOKENS_PER_BATCH = 16_384  # a step's activations take about 40 kB for each
+SETTINGS = {"tokens_per_batch": 8192, "score_memory_mib": 64}
+"""Where they differ from the defaults; a step's activations take about 40 kB a token."""
+
 WANTED_GIB = 4.0
 
 
@@ -195,7 +197,7 @@ def child(seconds: str) -> None:
             "cache_dir": str(Path.cwd() / "cache"),
             "train_stage": "pretrain",
             "max_train_seconds": float(seconds),
-            "tokens_per_batch": TOKENS_PER_BATCH,
+            **SETTINGS,
         },
     )
     stages.enter("")

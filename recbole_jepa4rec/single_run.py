@@ -14,7 +14,7 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import init_seed
 
 from recbole_jepa4rec import processes
-from recbole_jepa4rec.allocator import reuse_freed_memory
+from recbole_jepa4rec.allocator import give_back_freed_memory, reuse_freed_memory
 from recbole_jepa4rec.build_model import build_model
 from recbole_jepa4rec.checkpoint import weights_file
 from recbole_jepa4rec.config import Config
@@ -62,6 +62,7 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> dict[str,
         data = find_dataset(config.model_class)(config)
         now = identity(config, data, command)  # reads the item text, which the parts then share
         train, valid, test = loaders(config, data)
+        give_back_freed_memory()
         with _open(folder, config):
             this = _Run(config, folder, data, clock, now)
             this.go_on_from_checkpoint()
@@ -250,6 +251,7 @@ class _Run:
         init_seed(config["seed"], config["reproducibility"])
         with processes.first_goes_first():
             model = build_model(config, train._dataset)
+        give_back_freed_memory()  # what reading and tokenising text needed
         if processes.number():  # dropout, unlike the weights, differs between processes
             torch.manual_seed(config["seed"] + processes.number())
         if hasattr(model, "prepare_run_folder") and processes.is_first():

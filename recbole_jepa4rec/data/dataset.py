@@ -100,7 +100,8 @@ class SequentialTextDataset(RawSequentialDataset):
         order = 1 + np.argsort(ids[1:])
         for first in range(0, len(order), ROWS_AT_ONCE):
             rows = order[first : first + ROWS_AT_ONCE]
-            lines = map("\t".join, zip(ids[rows], *(text[c].iloc[rows] for c in text), strict=True))
+            columns = [text[name].iloc[rows].to_numpy() for name in text]
+            lines = map("\t".join, zip(ids[rows], *columns, strict=True))
             digest.update("".join(f"\n{x}" for x in lines).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 

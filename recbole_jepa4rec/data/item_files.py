@@ -7,8 +7,9 @@ from typing import Any
 
 import recbole
 
-from recbole_jepa4rec.data.atomic_files import read_atomic, read_header
+from recbole_jepa4rec.data.atomic_files import read_header, read_text
 from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
+from recbole_jepa4rec.data.item_text import holds_text
 from recbole_jepa4rec.registry import TEXT_MODELS
 
 
@@ -68,6 +69,5 @@ def refuse_without_text(config: Any) -> None:
         if not columns:
             asked = f"column {', '.join(wanted)}" if wanted else "token or token_seq column"
             raise ValueError(f"{lacks}: {path} has no {asked} beside the id")
-        table = read_atomic(path, columns, as_text=True)
-        if not any(table[column].str.strip().any() for column in columns):
+        if not holds_text(read_text(path, columns)):
             raise ValueError(f"{lacks}: {', '.join(columns)} of {path} is empty for every item")

@@ -63,7 +63,7 @@ class Recommender:
         self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
         self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
         reads_text = hasattr(model, "add_items")
-        self.item_text: Any = dataset.item_text.copy() if reads_text else None
+        self.item_text: Any = dataset.item_text.astype(object) if reads_text else None
 
     def recommend(
         self, histories: Sequence[Sequence[Item]], k: int = 10, filter_history: bool = False

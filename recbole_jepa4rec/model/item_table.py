@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec import processes
+from recbole_jepa4rec.allocator import give_back_freed_memory
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.text.sentences import ItemSentences
+
+LARGE_TABLE = 1 << 26
+"""Numbers of a table for which freed memory is given back first, lest it stand beside that."""
 
 
 class ItemTable:
@@ -42,6 +46,9 @@ class ItemTable:
             refresh: whether old ones are encoded anew.
         """
         if self.vectors is None or (refresh and self.is_old):
+            self.vectors = None  # its memory is free for the new ones
+            if self.sentences.num_sentences * encoder.config.hidden_size > LARGE_TABLE:
+                give_back_freed_memory()
             self.vectors = self.encode(encoder, range(self.sentences.num_sentences))
             self.is_old = False
         return self.vectors
