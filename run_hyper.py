@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_jepa4rec.search.driver import main
+from recbole_jepa4rec.study.search.driver import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

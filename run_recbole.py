@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_jepa4rec.quick_start import main
+from recbole_jepa4rec.runner.quick_start import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_jepa4rec.experiment.group import main
+from recbole_jepa4rec.study.group import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -36,8 +36,7 @@ setup(
     package_dir={"recbole_jepa4rec.properties": "properties"},
     package_data={
         "recbole_jepa4rec.properties": ["**/*.yaml"],
-        "recbole_jepa4rec.experiment": ["templates/*"],
-        "recbole_jepa4rec.search": ["templates/*"],
+        "recbole_jepa4rec.study": ["templates/*"],
     },
     install_requires=[
         *requirements("core"),

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.item_text import read_item_text
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
@@ -26,7 +27,6 @@ from recbole_jepa4rec.model.weights import load_pretrained
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import ragged_range
 from recbole_jepa4rec.text.tokenizer import load_tokenizer
-from recbole_jepa4rec.training.keyed_random import derive
 
 SEED = 2020
 MAX_ITEMS, MAX_TOKENS, MAX_ATTRIBUTE_TOKENS = 50, 1024, 32  # of a history; the paper's

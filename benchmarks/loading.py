@@ -109,7 +109,7 @@ def child(system: str) -> None:
         "train_neg_sample_args": None,
     }
     if system == "ours":
-        from recbole_jepa4rec.config import Config
+        from recbole_jepa4rec.config.config import Config
         from recbole_jepa4rec.data.dataset import SequentialTextDataset
 
         create_dataset = SequentialTextDataset

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from recbole_jepa4rec.allocator import reuse_freed_memory
-from recbole_jepa4rec.doctor import hardware, versions
-from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.base.allocator import reuse_freed_memory
+from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.runner.doctor import hardware, versions
 
 MATMUL_SIZE = 2048
 MATMUL_FLOP = 2 * MATMUL_SIZE**3

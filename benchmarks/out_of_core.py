@@ -168,7 +168,7 @@ def child(seconds: str) -> None:
     sys.argv = sys.argv[:1]  # RecBole's Config reads it
     from recbole_jepa4rec.data import dataset
     from recbole_jepa4rec.model import recformer, starting_point
-    from recbole_jepa4rec.quick_start import run
+    from recbole_jepa4rec.runner.quick_start import run
     from recbole_jepa4rec.text.sentences import ItemSentences
     from recbole_jepa4rec.training.trainer import TwoStageTrainer
 

@@ -20,7 +20,7 @@ from recbole.evaluator.collector import Collector
 from torch import Tensor
 
 from recbole_jepa4rec.evaluation.metrics import target_ranks
-from recbole_jepa4rec.single_run import SCORE_BYTES
+from recbole_jepa4rec.runner.single_run import SCORE_BYTES
 
 HIDDEN_SIZE = 64
 SCORE_MEMORY_MIB = 256

@@ -43,12 +43,12 @@ from measure import (
 from recbole.data.utils import create_samplers, get_dataloader
 from torch import Tensor
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset, find_trainer
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.registry import find_dataset, find_trainer
 from recbole_jepa4rec.text.token_batch import TokenBatch
-from recbole_jepa4rec.training.keyed_random import derive
 
 SEQUENCES, STEP_HISTORIES, STEP_ITEMS = 16, 64, 5
 SHOP_ITEMS, USER_ITEMS = 1000, 10

@@ -51,14 +51,14 @@ from measure import (
 from reference import PaddedBatch, PaddedEncoder, longformer, spread
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.loss import contrastive_loss, mapping_loss
 from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
-from recbole_jepa4rec.training.keyed_random import Draw, derive
-from recbole_jepa4rec.training.loss import contrastive_loss, mapping_loss
 
 OURS, PREFIXES = "ours", "ours, all prefixes"
 RECFORMER, RECFORMER_MASKED = "RecFormer's way", "RecFormer's way, masked slots"

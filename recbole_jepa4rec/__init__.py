@@ -12,15 +12,15 @@ __all__ = ["Config", "JEPA4Rec", "find_model", "load", "run"]
 if find_spec("recbole") is None:
     raise ImportError("RecBole is not installed; mend it by: pip install --no-deps recbole==1.2.1")
 
-from recbole_jepa4rec.registry import find_model, register
+from recbole_jepa4rec.config.registry import find_model, register
 
 register()
 
 _LAZY = {
-    "Config": "recbole_jepa4rec.config",
+    "Config": "recbole_jepa4rec.config.config",
     "JEPA4Rec": "recbole_jepa4rec.model.jepa4rec",
-    "load": "recbole_jepa4rec.evaluation.recommender",
-    "run": "recbole_jepa4rec.quick_start",
+    "load": "recbole_jepa4rec.runner.recommender",
+    "run": "recbole_jepa4rec.runner.quick_start",
 }
 
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 def main(words: Sequence[str]) -> int:
     """Do what the first word says; returns the exit status."""
     if list(words) == ["doctor"]:
-        from recbole_jepa4rec.doctor import diagnose
+        from recbole_jepa4rec.runner.doctor import diagnose
 
         return 1 if diagnose() else 0
     if words and words[0] == "run":
-        from recbole_jepa4rec.experiment.child import main as run_as_child
+        from recbole_jepa4rec.study.child import main as run_as_child
 
         return run_as_child(words[1:])
     print("usage: python -m recbole_jepa4rec doctor", file=sys.stderr)

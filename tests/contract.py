@@ -9,11 +9,11 @@ import pytest
 import torch
 from recbole.data.utils import create_samplers, get_dataloader
 
-from recbole_jepa4rec.checkpoint import load_weights, save_weights
-from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.evaluation.recommender import load
-from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.registry import find_dataset
+from recbole_jepa4rec.base.checkpoint import load_weights, save_weights
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.runner.quick_start import run
+from recbole_jepa4rec.runner.recommender import load
 
 SMALL = {
     "data_path": "dataset",

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.registry import find_dataset
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, training_batch
 from tests.tiny_encoder import TEXTS, save_tiny_bert, write_data_sets
 from tests.tiny_llama import save_tiny_llama

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
@@ -22,7 +23,6 @@ from recbole_jepa4rec.text.masking import draw_masked_item
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import fill_batches
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
-from recbole_jepa4rec.training.keyed_random import derive
 from recbole_jepa4rec.training.training_rows import history_tokens, window_ends
 from tests.test_claims import PAPER, STEP
 

@@ -4,11 +4,11 @@ import ctypes
 import subprocess
 import sys
 
-from recbole_jepa4rec import allocator
+from recbole_jepa4rec.base import allocator
 
 STEPS = """
 import resource, torch
-from recbole_jepa4rec.allocator import reuse_freed_memory
+from recbole_jepa4rec.base.allocator import reuse_freed_memory
 assert reuse_freed_memory()
 for step in range(12):
     torch.ones(64 * 2**18)

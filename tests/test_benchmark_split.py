@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.command_line import main as convert
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
-from recbole_jepa4rec.evaluation.recommender import load as load_run
-from recbole_jepa4rec.evaluation.result import per_user
 from recbole_jepa4rec.model.markov import Markov
 from recbole_jepa4rec.model.popularity import Popularity
-from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.runner.quick_start import run
+from recbole_jepa4rec.runner.recommender import load as load_run
+from recbole_jepa4rec.runner.result import per_user
 from recbole_jepa4rec.training.epoch_plan import target_positions
 from recbole_jepa4rec.training.training_rows import trainable_users, window_ends
 from tests.conftest import ROOT, TINY

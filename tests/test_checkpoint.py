@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_jepa4rec.checkpoint import (
+from recbole_jepa4rec.base.checkpoint import (
     load_state,
     load_weights,
     read_weights,

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
 from recbole_jepa4rec.evaluation.metrics import target_ranks
+from recbole_jepa4rec.model.candidates import draw_candidates
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
@@ -15,8 +17,6 @@ from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
-from recbole_jepa4rec.training.candidates import draw_candidates
-from recbole_jepa4rec.training.keyed_random import Draw, below, derive, uniform
 
 ITEMS = 60
 STEP = derive(2020, 0)

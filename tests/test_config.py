@@ -10,10 +10,10 @@ import pytest
 import recbole
 import yaml
 
-from recbole_jepa4rec.allowed_values import refuse_values
-from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.registry import find_properties
-from recbole_jepa4rec.settings import Loader, known_keys, parse_command_line, parse_value
+from recbole_jepa4rec.base.yaml_files import Loader, find_properties
+from recbole_jepa4rec.config.allowed_values import refuse_values
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.syntax import known_keys, parse_command_line, parse_value
 from tests.conftest import ROOT
 
 RECBOLE = Path(recbole.__file__).parent / "properties"

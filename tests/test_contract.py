@@ -5,9 +5,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from recbole_jepa4rec.checkpoint import save_state
-from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.registry import find_dataset
+from recbole_jepa4rec.base.checkpoint import save_state
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
 from tests.contract import SMALL, ModelContract, training_batch
 
 

@@ -9,7 +9,7 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_jepa4rec.checkpoint import read_weights
-from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.base.checkpoint import read_weights
+from recbole_jepa4rec.runner.quick_start import run
 from tests.conftest import ROOT, TINY
 from tests.tiny_encoder import tiny_bert  # noqa: F401
 

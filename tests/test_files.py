@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.base.files import atomic_write
 
 
 def test_the_file_appears_only_at_the_end(tmp_path):

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from recbole_jepa4rec.__main__ import main as package_main
-from recbole_jepa4rec.experiment import grid
-from recbole_jepa4rec.experiment.cell_folder import finished_runs, output_file, words_to_run
-from recbole_jepa4rec.experiment.group import main
-from recbole_jepa4rec.experiment.request import read_request
-from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.runner.quick_start import run
+from recbole_jepa4rec.study import grid
+from recbole_jepa4rec.study.cell_folder import finished_runs, output_file, words_to_run
+from recbole_jepa4rec.study.group import main
+from recbole_jepa4rec.study.request import read_request
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 from tests.conftest import ROOT, TINY
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from recbole_jepa4rec import registry
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config import registry
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.data.item_attribute import find_attributes, with_item_columns
 from recbole_jepa4rec.data.item_files import refuse_without_text
-from recbole_jepa4rec.quick_start import main
-from recbole_jepa4rec.registry import find_dataset
+from recbole_jepa4rec.runner.quick_start import main
 from tests.conftest import ROOT, TINY
 
 SETTINGS = {"ITEM_ID_FIELD": "item_id", "seq_separator": " ", "selected_features": None}

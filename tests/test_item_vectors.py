@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.registry import find_dataset
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.text import text_encoder
 from recbole_jepa4rec.text.item_vectors import ItemVectors, drop_words
 from recbole_jepa4rec.text.text_encoder import MINILM, TextEncoder

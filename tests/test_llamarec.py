@@ -16,14 +16,14 @@ from safetensors import safe_open
 pytest.importorskip("peft", reason="the extra llm is not installed")
 
 from recbole_jepa4rec import load
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.evaluation.metrics import target_ranks
 from recbole_jepa4rec.evaluation.reranking import rerank, retrieve, training_candidates
-from recbole_jepa4rec.evaluation.retriever import Retriever
 from recbole_jepa4rec.model.llamarec import LlamaRec
-from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.training.keyed_random import derive
+from recbole_jepa4rec.runner.quick_start import run
+from recbole_jepa4rec.runner.retriever import Retriever
 from tests.contract import SMALL, ModelContract
 from tests.tiny_llama import save_tiny_llama
 

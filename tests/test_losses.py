@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import recbole_jepa4rec.training.loss as loss_module
-from recbole_jepa4rec.model.sequence_augmentation import sequence_sequence_loss
-from recbole_jepa4rec.training.loss import (
+import recbole_jepa4rec.model.loss as loss_module
+from recbole_jepa4rec.model.loss import (
     contrastive_loss,
     cosine_similarity,
     mapping_loss,
     mlm_loss,
     zero_of,
 )
+from recbole_jepa4rec.model.sequence_augmentation import sequence_sequence_loss
 
 
 @pytest.fixture

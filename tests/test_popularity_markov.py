@@ -4,12 +4,12 @@ import pytest
 import torch
 from recbole.data.utils import data_preparation
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.evaluation.metrics import mean_metrics, target_ranks
 from recbole_jepa4rec.model.markov import Markov
 from recbole_jepa4rec.model.popularity import Popularity
-from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.runner.quick_start import run
 
 MODELS = [Popularity, Markov]
 

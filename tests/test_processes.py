@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.processes.membership import Place
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.processes.membership import Place
 from tests import process_steps
 from tests.process_steps import STEPS, flat, steps, write_inputs
 

@@ -10,8 +10,8 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import S3RecTrainer, Trainer
 from recbole.utils import InputType, init_seed
 
-from recbole_jepa4rec.checkpoint import item_ids_digest, load_state, read_weights
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.base.checkpoint import item_ids_digest, load_state, read_weights
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.training import checkpointed_trainer
 from recbole_jepa4rec.training.epoch_trainer import with_protocol

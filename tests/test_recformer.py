@@ -6,16 +6,16 @@ import pytest
 import torch
 import transformers
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.base.keyed_random import Draw, derive
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.model.ema import FixedCopy
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.recformer import RecFormer
 from recbole_jepa4rec.model.sentence_model import SentenceModel
-from recbole_jepa4rec.registry import find_dataset
 from recbole_jepa4rec.text.masking import mask_tokens
 from recbole_jepa4rec.text.tokenizer import save_tokenizer, train_wordpiece
-from recbole_jepa4rec.training.keyed_random import Draw, derive
 from tests.contract import SMALL, ModelContract
 from tests.test_claims import STEP, build, histories, sentences  # noqa: F401 (fixtures)
 from tests.test_weights import recformer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import recbole_jepa4rec
-from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.runner.quick_start import run
 from tests.conftest import TINY
 from tests.test_contract import TestJEPA4Rec
 

@@ -22,7 +22,7 @@ from recbole.trainer import PretrainTrainer, Trainer
 from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_jepa4rec
-from recbole_jepa4rec import registry
+from recbole_jepa4rec.config import registry
 from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
 from tests.conftest import ROOT
 

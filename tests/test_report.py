@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from recbole_jepa4rec.experiment import report
-from recbole_jepa4rec.experiment.comparison import compare
-from recbole_jepa4rec.experiment.figures import COLORS, SYMBOLS, styles
-from recbole_jepa4rec.experiment.report import escape_latex, escape_markdown, write_report
-from recbole_jepa4rec.experiment.wording import amount, headline, out_of_time, p_value
+from recbole_jepa4rec.study import report
+from recbole_jepa4rec.study.comparison import compare
+from recbole_jepa4rec.study.figures import COLORS, SYMBOLS, styles
+from recbole_jepa4rec.study.report import escape_latex, escape_markdown, write_report
+from recbole_jepa4rec.study.wording import amount, headline, out_of_time, p_value
 from tests.handmade_runs import row
 
 LABELS = {

@@ -13,12 +13,12 @@ import psutil
 import pytest
 import torch
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.checkpoint import read_weights
-from recbole_jepa4rec.files import hold
-from recbole_jepa4rec.quick_start import RESUMABLE, main, run
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.checkpoint import read_weights
+from recbole_jepa4rec.base.files import hold
+from recbole_jepa4rec.base.random_state import random_state, restore_random_state
+from recbole_jepa4rec.runner.quick_start import RESUMABLE, main, run
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
-from recbole_jepa4rec.training.random_state import random_state, restore_random_state
 from tests.conftest import ROOT, TINY
 
 TEXT = {

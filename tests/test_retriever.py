@@ -2,8 +2,8 @@
 
 import pytest
 
-from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.evaluation.retriever import retriever_config
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.runner.retriever import retriever_config
 
 
 @pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "SHAN", "S3Rec", "GRU4Rec", "UniSRec"])

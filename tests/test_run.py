@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from recbole_jepa4rec import quick_start, single_run
-from recbole_jepa4rec.checkpoint import load_state, read_weights
+from recbole_jepa4rec.base.checkpoint import load_state, read_weights
+from recbole_jepa4rec.config.registry import find_model
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
-from recbole_jepa4rec.quick_start import main, run
-from recbole_jepa4rec.registry import find_model
+from recbole_jepa4rec.runner import quick_start, single_run
+from recbole_jepa4rec.runner.quick_start import main, run
 from tests.conftest import ROOT, TINY
 
 KEYS = {

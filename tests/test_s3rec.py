@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from recbole_jepa4rec.checkpoint import load_state, read_weights
-from recbole_jepa4rec.quick_start import main, run
+from recbole_jepa4rec.base.checkpoint import load_state, read_weights
+from recbole_jepa4rec.runner.quick_start import main, run
 from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
 from tests.conftest import TINY
 

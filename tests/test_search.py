@@ -9,17 +9,24 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_jepa4rec.config import Config
-from recbole_jepa4rec.registry import find_dataset, find_properties
-from recbole_jepa4rec.search.board import Board, clear_unfinished, in_one_line
-from recbole_jepa4rec.search.driver import _write_identity, main
-from recbole_jepa4rec.search.figures import importances
-from recbole_jepa4rec.search.record import FINISHED, STOPPED, Record, read_records, write_record
-from recbole_jepa4rec.search.report import html
-from recbole_jepa4rec.search.request import read_request
-from recbole_jepa4rec.search.shared_data import data_keys, read_data
-from recbole_jepa4rec.search.space import Dimension, grid, random_points, read_space
-from recbole_jepa4rec.single_run import validate
+from recbole_jepa4rec.base.yaml_files import find_properties
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.runner.single_run import validate
+from recbole_jepa4rec.study.search.board import Board, clear_unfinished, in_one_line
+from recbole_jepa4rec.study.search.driver import _write_identity, main
+from recbole_jepa4rec.study.search.figures import importances
+from recbole_jepa4rec.study.search.record import (
+    FINISHED,
+    STOPPED,
+    Record,
+    read_records,
+    write_record,
+)
+from recbole_jepa4rec.study.search.report import html
+from recbole_jepa4rec.study.search.request import read_request
+from recbole_jepa4rec.study.search.shared_data import data_keys, read_data
+from recbole_jepa4rec.study.search.space import Dimension, grid, random_points, read_space
 from tests.conftest import ROOT, TINY
 
 BASE = ["--model=SASRec", "--dataset=toy", f"--data_path={ROOT / 'dataset'}"]
@@ -196,7 +203,7 @@ class TestRefusals:
         assert "algorithm 'optuna' needs a package" in error and "pip install optuna" in error
 
     def test_without_ray_one_line_says_what_to_install(self, space_file, monkeypatch, capsys):
-        monkeypatch.setattr("recbole_jepa4rec.search.driver.find_spec", lambda name: None)
+        monkeypatch.setattr("recbole_jepa4rec.study.search.driver.find_spec", lambda name: None)
         assert main([*BASE, space_file]) == 2
         assert capsys.readouterr().err == "error: the search needs Ray: pip install '.[tune]'\n"
 
@@ -282,8 +289,8 @@ class TestBoard:
 
     def test_a_trial_may_fail_before_it_begins(self, board, tmp_path):
         pytest.importorskip("ray")
-        from recbole_jepa4rec.search.job import NAME_KEY, job_of
-        from recbole_jepa4rec.search.tuning import _Ear
+        from recbole_jepa4rec.study.search.job import NAME_KEY, job_of
+        from recbole_jepa4rec.study.search.tuning import _Ear
 
         class Trial:  # of Ray's
             trial_id, config, error_file = "x", {NAME_KEY: "0000"}, str(tmp_path / "error.txt")
@@ -345,9 +352,11 @@ class TestResume:
         self, space_file, words, message, workplace, monkeypatch, capsys
     ):
         (workplace / "other.yaml").write_text(SPACE.replace("[1, 2]", "[1, 3]"))
-        monkeypatch.setattr("recbole_jepa4rec.search.request.import_module", lambda name: None)
+        monkeypatch.setattr(
+            "recbole_jepa4rec.study.search.request.import_module", lambda name: None
+        )
         line = [*BASE, space_file, "--run_dir=search"]
-        monkeypatch.setattr("recbole_jepa4rec.search.driver._run_missing", keep_identity)
+        monkeypatch.setattr("recbole_jepa4rec.study.search.driver._run_missing", keep_identity)
         assert main(line) == 1  # no trial ran
         before = (workplace / "search" / "search.json").read_text()
         capsys.readouterr()
@@ -363,7 +372,7 @@ class TestResume:
     ):
         shutil.copytree(ROOT / "dataset" / "toy", workplace / "data" / "toy")
         line = ["--model=SASRec", "--dataset=toy", "--data_path=data", space_file]
-        monkeypatch.setattr("recbole_jepa4rec.search.driver._run_missing", keep_identity)
+        monkeypatch.setattr("recbole_jepa4rec.study.search.driver._run_missing", keep_identity)
         assert main([*line, "--run_dir=search"]) == 1
         capsys.readouterr()
         rows = (workplace / "data" / "toy" / "toy.inter").read_text().splitlines()

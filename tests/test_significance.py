@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recbole_jepa4rec.experiment.significance import bootstrap_means, holm, interval, p_better
+from recbole_jepa4rec.study.significance import bootstrap_means, holm, interval, p_better
 
 
 def slow_holm(p_values):
@@ -96,7 +96,7 @@ def test_the_draws_follow_the_seed_and_are_made_in_parts(monkeypatch):
     values = np.random.default_rng(4).random((2, 500))
     assert np.array_equal(bootstrap_means(values, seed=5), bootstrap_means(values, seed=5))
     assert not np.array_equal(bootstrap_means(values, seed=5), bootstrap_means(values, seed=6))
-    monkeypatch.setattr("recbole_jepa4rec.experiment.significance.BATCH_VALUES", 3000)
+    monkeypatch.setattr("recbole_jepa4rec.study.significance.BATCH_VALUES", 3000)
     sizes = []
     draw = stats.bootstrap
 
@@ -107,6 +107,6 @@ def test_the_draws_follow_the_seed_and_are_made_in_parts(monkeypatch):
 
         return draw(data, measured, **options)
 
-    monkeypatch.setattr("recbole_jepa4rec.experiment.significance.stats.bootstrap", watched)
+    monkeypatch.setattr("recbole_jepa4rec.study.significance.stats.bootstrap", watched)
     assert bootstrap_means(values).shape == (2, 1000)
     assert max(sizes) <= 3000

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import recbole_jepa4rec
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.data.histories import Histories
-from recbole_jepa4rec.quick_start import run
+from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
 from recbole_jepa4rec.training.phase import warmup_then_decay
 from recbole_jepa4rec.training.phase_passes import PhasePasses
@@ -264,8 +264,8 @@ def test_two_data_sets_pretrain_for_a_third(train, tmp_path):
 
 def test_no_validation_rows_keep_the_last_weights(tmp_path):
     """RecBole allows ``fit`` without validation data."""
-    from recbole_jepa4rec.registry import find_trainer
-    from recbole_jepa4rec.single_run import loaders
+    from recbole_jepa4rec.config.registry import find_trainer
+    from recbole_jepa4rec.runner.single_run import loaders
 
     given = {**SMALL, "cache_dir": str(tmp_path), "checkpoint_dir": str(tmp_path)}
     config = Config("JEPA4Rec", "toy", config_dict=given)

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 import recbole_jepa4rec
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.model.loss import contrastive_loss
 from recbole_jepa4rec.model.sequence_augmentation import (
     kept_items,
     move_together,
     sequence_sequence_loss,
 )
 from recbole_jepa4rec.model.whitening import MixtureOfExperts, ParametricWhitening
-from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.registry import find_dataset
-from recbole_jepa4rec.training.loss import contrastive_loss
+from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, ModelContract
 from tests.tiny_encoder import tiny_bert, write_data_sets  # noqa: F401
 

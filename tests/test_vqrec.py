@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import recbole_jepa4rec
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.model.code_permutation import CodePermutation, sinkhorn
 from recbole_jepa4rec.model.product_quantisation import ProductQuantiser, procrustes
 from recbole_jepa4rec.model.vqrec import mean_of_codes, replaced_digits
-from recbole_jepa4rec.quick_start import run
-from recbole_jepa4rec.registry import find_dataset
+from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, ModelContract
 from tests.tiny_encoder import tiny_bert, write_data_sets  # noqa: F401
 

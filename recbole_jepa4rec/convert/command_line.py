@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_jepa4rec.base.stopping import ending_on_sigterm
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.convert.conversion import convert
 from recbole_jepa4rec.convert.folder import check_target
@@ -22,7 +23,6 @@ from recbole_jepa4rec.convert.recbole_files import AtomicFiles
 from recbole_jepa4rec.convert.rules import PLAIN, Preset, rule_with
 from recbole_jepa4rec.convert.source import Source
 from recbole_jepa4rec.convert.summary import summary
-from recbole_jepa4rec.training.time_limit import ending_on_sigterm
 
 
 def main(words: Sequence[str]) -> int:

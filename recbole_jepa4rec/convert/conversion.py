@@ -18,7 +18,7 @@ from recbole_jepa4rec.convert.source import Source
 from recbole_jepa4rec.convert.split import Split, split_rows
 from recbole_jepa4rec.convert.writer import write_interactions, write_items
 from recbole_jepa4rec.data.fingerprint import fingerprint
-from recbole_jepa4rec.experiment.published import beside_published
+from recbole_jepa4rec.data.published import beside_published
 
 
 def convert(

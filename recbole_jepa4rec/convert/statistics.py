@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.registry import find_properties
-from recbole_jepa4rec.settings import read_yaml
 from recbole_jepa4rec.text.tokenizer import encode_texts, train_wordpiece
 
 SAMPLE = 10_000

@@ -14,6 +14,8 @@ import torch
 from pandas.api.types import union_categoricals
 from recbole.utils import FeatureSource
 
+from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.config.syntax import PROTOCOL
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
 from recbole_jepa4rec.data.item_files import source_folders
@@ -25,8 +27,6 @@ from recbole_jepa4rec.data.split_files import (
     refuse_unknown_items,
     split_names,
 )
-from recbole_jepa4rec.registry import did_you_mean
-from recbole_jepa4rec.settings import PROTOCOL
 
 ROWS_AT_ONCE = 65_536
 """Items whose texts are Python strings at the same time."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import recbole
 
+from recbole_jepa4rec.config.registry import TEXT_MODELS
 from recbole_jepa4rec.data.atomic_files import read_header, read_text
 from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_text import holds_text
-from recbole_jepa4rec.registry import TEXT_MODELS
 
 
 def source_folders(config: Any) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.training.keyed_random import Draw, below, derive
+from recbole_jepa4rec.base.keyed_random import Draw, below, derive
 
 _BOUND = 1 << 61
 """Draws below it hardly ever tie, and twice it is still an int64."""

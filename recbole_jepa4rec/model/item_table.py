@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.allocator import give_back_freed_memory
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.allocator import give_back_freed_memory
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.text.sentences import ItemSentences
 

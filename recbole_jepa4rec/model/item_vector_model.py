@@ -11,11 +11,11 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.model.item_sequence_encoder import ItemSequenceEncoder
+from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity
 from recbole_jepa4rec.text.item_vectors import ItemVectors
-from recbole_jepa4rec.training.keyed_random import derive
-from recbole_jepa4rec.training.loss import contrastive_loss, cosine_similarity
 from recbole_jepa4rec.training.phase import FINETUNE, PRETRAIN
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.model.ema import ExponentialMovingAverage
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.loss import mapping_loss
 from recbole_jepa4rec.model.masked_pair import MaskedPair
 from recbole_jepa4rec.model.objective import JointEmbeddingObjective
 from recbole_jepa4rec.model.predictor import Predictor
@@ -15,8 +17,6 @@ from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.text.masking import draw_masked_item
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch
-from recbole_jepa4rec.training.keyed_random import Draw, derive
-from recbole_jepa4rec.training.loss import mapping_loss
 
 
 class JointEmbeddingModel(SentenceModel):

@@ -11,19 +11,19 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.evaluation.reranking import rerank, retrieve, training_candidates
-from recbole_jepa4rec.evaluation.retriever import (
+from recbole_jepa4rec.model.language_model import PRECISIONS, add_lora, load_language_model
+from recbole_jepa4rec.model.loss import zero_of
+from recbole_jepa4rec.model.verbaliser import Verbaliser
+from recbole_jepa4rec.runner.retriever import (
     Retriever,
     is_folder,
     retriever_config,
     train_retriever,
 )
-from recbole_jepa4rec.model.language_model import PRECISIONS, add_lora, load_language_model
-from recbole_jepa4rec.model.verbaliser import Verbaliser
 from recbole_jepa4rec.text.ranking_prompt import LETTERS, RankingPrompt
-from recbole_jepa4rec.training.keyed_random import derive
-from recbole_jepa4rec.training.loss import zero_of
 
 
 class LlamaRec(SequentialRecommender):

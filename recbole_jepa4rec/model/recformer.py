@@ -12,6 +12,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.model.ema import FixedCopy
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.objective import Objective
@@ -19,7 +20,6 @@ from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
 from recbole_jepa4rec.text.sentence_cache import default_cache_dir
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.training.keyed_random import derive
 from recbole_jepa4rec.training.phase import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN
 
 Aim = TypeVar("Aim", bound=Objective)

@@ -6,18 +6,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.keyed_random import Draw, derive
+from recbole_jepa4rec.model.candidates import draw_candidates
 from recbole_jepa4rec.model.ema import FixedCopy
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.item_table import ItemTable
+from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity, mlm_loss
 from recbole_jepa4rec.model.masked_pair import MaskedPair
 from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.text.masking import mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
-from recbole_jepa4rec.training.candidates import draw_candidates
-from recbole_jepa4rec.training.keyed_random import Draw, derive
-from recbole_jepa4rec.training.loss import contrastive_loss, cosine_similarity, mlm_loss
 
 
 class SentenceModel(nn.Module):

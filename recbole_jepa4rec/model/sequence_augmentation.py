@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.training.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.training.loss import cosine_similarity, zero_of
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
+from recbole_jepa4rec.model.loss import cosine_similarity, zero_of
 
 
 def kept_items(lengths: Tensor, length: int, ratio: float, keys: Tensor) -> Tensor:

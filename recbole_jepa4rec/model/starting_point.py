@@ -13,7 +13,7 @@ import pandas as pd
 import tokenizers
 from torch import Tensor
 
-from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.model.encoder_config import EncoderConfig
 from recbole_jepa4rec.model.weight_files import read_description
 from recbole_jepa4rec.model.weights import load_pretrained

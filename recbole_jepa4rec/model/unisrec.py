@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.model.item_vector_model import (
     ItemVectorModel,
     inside_window,
     last_output,
 )
+from recbole_jepa4rec.model.loss import contrastive_loss
 from recbole_jepa4rec.model.sequence_augmentation import (
     kept_items,
     move_together,
@@ -23,8 +25,6 @@ from recbole_jepa4rec.model.sequence_augmentation import (
 )
 from recbole_jepa4rec.model.weight_files import read_tensors
 from recbole_jepa4rec.model.whitening import MixtureOfExperts
-from recbole_jepa4rec.training.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.training.loss import contrastive_loss
 from recbole_jepa4rec.training.phase import PRETRAIN
 
 MODES = ("inductive", "transductive")

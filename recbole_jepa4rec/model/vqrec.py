@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
 from recbole_jepa4rec.model.code_permutation import CodePermutation
 from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, inside_window
+from recbole_jepa4rec.model.loss import cosine_similarity, zero_of
 from recbole_jepa4rec.model.product_quantisation import ProductQuantiser
 from recbole_jepa4rec.text.sentence_cache import default_cache_dir
-from recbole_jepa4rec.training.keyed_random import Draw, below, derive, uniform
-from recbole_jepa4rec.training.loss import cosine_similarity, zero_of
 from recbole_jepa4rec.training.phase import PERMUTATION
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_jepa4rec.checkpoint import load_state, read_weights
+from recbole_jepa4rec.base.checkpoint import load_state, read_weights
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DESCRIPTION = ("*.json", "*.txt")  # config, tokenizer and shard index

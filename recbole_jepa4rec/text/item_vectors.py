@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
+from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.data.atomic_files import read_atomic
-from recbole_jepa4rec.registry import did_you_mean
 from recbole_jepa4rec.text.sentence_cache import default_cache_dir
 from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key
 from recbole_jepa4rec.text.text_encoder import TextEncoder
-from recbole_jepa4rec.training.keyed_random import Draw, derive, uniform
 
 
 class ItemVectors(nn.Module):

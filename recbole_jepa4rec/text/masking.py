@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
 from recbole_jepa4rec.text.token_batch import TokenBatch
-from recbole_jepa4rec.training.keyed_random import Draw, below, derive, uniform
 
 MASKED_SHARE = 0.8  # of the selected tokens: replaced with [MASK]
 RANDOM_SHARE = 0.1  # replaced with a random token; the rest keeps its token

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import pandas as pd
 import ray
 
+from recbole_jepa4rec.base.stopping import ending_on_sigterm
 from recbole_jepa4rec.text.row_encoder import EncodedRows, RowEncoder, chunks
-from recbole_jepa4rec.training.time_limit import ending_on_sigterm
 
 TASKS_A_CPU = 2
 """Under way at once for each processor of the cluster: one runs, the next one's rows are there."""

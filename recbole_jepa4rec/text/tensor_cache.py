@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
-from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.base.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.base.files import atomic_write
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = {  # role -> its names in BERT's and in RoBERTa's vocabulary

@@ -11,8 +11,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_jepa4rec.checkpoint import load_state, write_state
-from recbole_jepa4rec.files import atomic_write
+from recbole_jepa4rec.base.checkpoint import load_state, write_state
+from recbole_jepa4rec.base.files import atomic_write
 
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it in case that one is damaged."""

@@ -10,8 +10,8 @@ from typing import Any
 from recbole.trainer import Trainer
 from torch import nn
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.checkpoint import (
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.checkpoint import (
     STATE_NAME,
     WEIGHTS_NAME,
     load_state,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_jepa4rec.training.random_state import random_state, restore_random_state
+from recbole_jepa4rec.base.random_state import random_state, restore_random_state
 
 Losses = float | tuple[float, ...]
 

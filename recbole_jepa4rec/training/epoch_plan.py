@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.text.token_batch import fill_batches
 from recbole_jepa4rec.training.phase import Phase

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.stopping import TimeSpentError
 from recbole_jepa4rec.training.epoch_batches import EpochBatches, EpochPosition
 from recbole_jepa4rec.training.masked_batches import MaskedBatches
 from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
 from recbole_jepa4rec.training.run_state import restore_tensors
-from recbole_jepa4rec.training.time_limit import TimeSpentError
 
 
 class EpochTrainer(ProtocolTrainer):

@@ -8,7 +8,7 @@ from typing import Any
 import recbole.trainer.trainer as recbole_trainer
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
 
 
 class _NoEvents:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.training.phase import warmup_then_decay
 
 

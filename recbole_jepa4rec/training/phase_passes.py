@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_jepa4rec import processes
+from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.training.epoch_plan import count_targets, epoch_key, plan_epoch
 from recbole_jepa4rec.training.optimisation import Optimisation

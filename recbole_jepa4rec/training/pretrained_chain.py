@@ -14,7 +14,7 @@ from typing import Any
 from recbole.trainer import PretrainTrainer
 from recbole.utils import get_trainer
 
-from recbole_jepa4rec.checkpoint import (
+from recbole_jepa4rec.base.checkpoint import (
     item_ids_digest,
     load_state,
     load_weights,

@@ -17,19 +17,19 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.checkpoint import item_ids_digest
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.checkpoint import item_ids_digest
+from recbole_jepa4rec.base.stopping import (
+    TERMINATED,
+    asked_to_end,
+    holding_sigterm,
+)
 from recbole_jepa4rec.data.filter_history import drop_history
 from recbole_jepa4rec.evaluation.metrics import mean_metrics, metric_values, target_ranks
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 from recbole_jepa4rec.training.checkpointed_trainer import CheckpointedTrainer
 from recbole_jepa4rec.training.event_writer import event_writer
 from recbole_jepa4rec.training.run_state import restore_counters, restore_model, run_state
-from recbole_jepa4rec.training.time_limit import (
-    TERMINATED,
-    asked_to_end,
-    holding_sigterm,
-)
 
 
 class ProtocolTrainer(CheckpointedTrainer):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.checkpoint import read_weights, save_state, save_tensors
-from recbole_jepa4rec.training.random_state import random_state, restore_random_state
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.checkpoint import read_weights, save_state, save_tensors
+from recbole_jepa4rec.base.random_state import random_state, restore_random_state
 
 COUNTERS = (
     "best_epoch",

@@ -15,8 +15,8 @@ import torch
 from recbole.trainer import Trainer
 from torch import Tensor
 
-from recbole_jepa4rec import processes
-from recbole_jepa4rec.checkpoint import load_weights, read_weights, weights_file
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.checkpoint import load_weights, read_weights, weights_file
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed

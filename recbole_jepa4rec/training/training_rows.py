@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
 from recbole_jepa4rec.data.histories import Histories
-from recbole_jepa4rec.training.keyed_random import Draw, below, derive, uniform
 
 
 def trainable_users(histories: Histories) -> Tensor:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from tests.convert.conftest import REAL_DATA, tables

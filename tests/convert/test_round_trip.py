@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.command_line import main
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.text.sentences import ItemSentences

@@ -194,7 +194,7 @@ class TestFromRecbole:
         assert made("from-recbole", folder, "--max-bad", 1)[0] == [["u", "j", "1"]]
 
     def test_the_toy_set_keeps_its_fingerprint(self, made, toy):
-        from recbole_jepa4rec.config import Config
+        from recbole_jepa4rec.config.config import Config
         from recbole_jepa4rec.data.dataset import SequentialTextDataset
 
         loaded = SequentialTextDataset(Config("Markov", "toy", config_dict=toy))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.convert.command_line import main
 from recbole_jepa4rec.convert.interactions import Interactions

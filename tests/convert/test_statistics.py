@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_jepa4rec.config import Config
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.command_line import main
 from recbole_jepa4rec.convert.interactions import Interactions
 from recbole_jepa4rec.convert.statistics import TextStatistics, counts, order_and_targets

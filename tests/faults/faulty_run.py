@@ -23,14 +23,14 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from recbole_jepa4rec.quick_start import main
-from recbole_jepa4rec.registry import find_model
+from recbole_jepa4rec.config.registry import find_model
+from recbole_jepa4rec.runner.quick_start import main
 from recbole_jepa4rec.text import tokenizer
 
 DISK_LIMIT = 30_000
 """Bytes that a file may grow to on a full disk: enough for a log, too few for weights."""
 
-IMPORTED = ("pytest", "recbole_jepa4rec.single_run", "recbole_jepa4rec.training.trainer")
+IMPORTED = ("pytest", "recbole_jepa4rec.runner.single_run", "recbole_jepa4rec.training.trainer")
 """What the server of processes imports before it forks."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from recbole_jepa4rec.checkpoint import load_state, read_weights
+from recbole_jepa4rec.base.checkpoint import load_state, read_weights
 
 MOST_CHECKPOINTS = 2
 

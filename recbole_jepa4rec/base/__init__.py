@@ -1,0 +1,1 @@
+"""Files, processes, keyed randomness and ends before their time: what every floor stands on."""

@@ -1,0 +1,1 @@
+"""RecBole's Config with our layers, the models' names, and what a setting may be."""

@@ -1,0 +1,198 @@
+"""The only file that knows names, and the only one that adds to RecBole's own tables."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.base.yaml_files import find_properties
+
+for _alias, _name in {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}.items():
+    if _alias not in np.__dict__:  # numpy 2 dropped them; RecBole's Config still reads them
+        setattr(np, _alias, getattr(np, _name))
+
+MODELS = {
+    "JEPA4Rec": "recbole_jepa4rec.model.jepa4rec:JEPA4Rec",
+    "RecFormer": "recbole_jepa4rec.model.recformer:RecFormer",
+    "UniSRec": "recbole_jepa4rec.model.unisrec:UniSRec",
+    "VQRec": "recbole_jepa4rec.model.vqrec:VQRec",
+    "LlamaRec": "recbole_jepa4rec.model.llamarec:LlamaRec",
+    "Popularity": "recbole_jepa4rec.model.popularity:Popularity",
+    "Markov": "recbole_jepa4rec.model.markov:Markov",
+}
+"""Our models: name -> where its class is."""
+
+TEXT_MODELS = ("JEPA4Rec", "RecFormer", "UniSRec", "VQRec", "LlamaRec")
+"""Models that know items by their text."""
+
+TRAINERS = dict.fromkeys(TEXT_MODELS, "recbole_jepa4rec.training.trainer:TwoStageTrainer")
+"""Trainers of their own; every other model has RecBole's, with our protocol mixed in."""
+
+DATASETS = dict.fromkeys(MODELS, "recbole_jepa4rec.data.dataset:SequentialTextDataset")
+"""Data sets of our models inside RecBole's own scripts; our runner gives it to every model."""
+
+SEQUENTIAL = "recbole.model.sequential_recommender"
+
+LOSSES = ("CE", "BPR")
+"""What ``loss_type`` may be: cross-entropy over all items, or one sampled negative a target."""
+
+
+def find_model(name: str) -> type:
+    """Our model of that name, else RecBole's sequential one.
+
+    Raises:
+        ValueError: if there is none; names the nearest spelling, or says that it is not sequential.
+    """
+    if name in MODELS:
+        return _resolve(MODELS[name])
+    theirs = {
+        key: value
+        for key, value in vars(import_module(SEQUENTIAL)).items()
+        if isinstance(value, type)
+    }
+    if name in theirs:
+        return theirs[name]
+    folder = Path(import_module("recbole.model").__path__[0])
+    others = {file.stem for file in folder.glob("*_recommender/*.py")} - {*map(str.lower, theirs)}
+    if name.lower() in others:
+        raise ValueError(f"model {name!r} is not sequential; only sequential models can run here")
+    raise ValueError(f"unknown model {name!r}{did_you_mean(name, [*MODELS, *theirs])}")
+
+
+def find_entry(entry: str) -> tuple[str, dict[str, str]]:
+    """The model, and the settings, that a name in a list of models stands for.
+
+    ``SASRec-BPR`` is SASRec with ``loss_type: BPR``; a name without such an ending is the model's.
+
+    Raises:
+        ValueError: if there is no such model, or its loss cannot be chosen in this way.
+    """
+    name, dash, loss = entry.partition("-")
+    find_model(name)
+    if not dash:
+        return name, {}
+    if not has_loss_type(name):
+        raise ValueError(f"model {entry!r}: {name} has one loss only (write {name})")
+    if loss not in LOSSES:
+        allowed = ", ".join(f"{name}-{known}" for known in LOSSES)
+        raise ValueError(f"model {entry!r}: no such loss (allowed: {name}, {allowed})")
+    return name, {"loss_type": loss}
+
+
+def has_loss_type(name: str) -> bool:
+    """Whether the loss of a model can be chosen: its yaml of RecBole's has a ``loss_type``."""
+    properties = Path(import_module("recbole").__path__[0], "properties", "model", f"{name}.yaml")
+    if name in MODELS or not properties.is_file():
+        return False
+    return re.search(r"^loss_type *:", properties.read_text(encoding="utf-8"), re.M) is not None
+
+
+def find_trainer(model_class: type, config: Any) -> type:
+    """The trainer of a model: ours, or RecBole's with our protocol mixed in."""
+    from recbole.utils import get_trainer
+
+    from recbole_jepa4rec.training.epoch_trainer import with_protocol
+
+    name = model_class.__name__
+    if name in TRAINERS:
+        return _resolve(TRAINERS[name])
+    return with_protocol(get_trainer(config["MODEL_TYPE"], name))
+
+
+def find_dataset(model_class: type) -> type:
+    """The data set of every model in our runner.
+
+    Raises:
+        ValueError: if RecBole gives the model a data set class of its own.
+    """
+    name = model_class.__name__
+    if name not in DATASETS and hasattr(import_module("recbole.data.dataset"), f"{name}Dataset"):
+        raise ValueError(f"model {name!r} needs RecBole's own {name}Dataset, which cannot run here")
+    return _resolve("recbole_jepa4rec.data.dataset:SequentialTextDataset")
+
+
+def register() -> None:
+    """Let RecBole's own look-ups find our models, trainers, data sets, yaml files and metric.
+
+    Classes are resolved at their first use. RecBole's models see no difference.
+    """
+    import_module(SEQUENTIAL)
+    for name, target in MODELS.items():
+        alias = f"{SEQUENTIAL}.{name.lower()}"
+        module = ModuleType(alias, f"Alias of {target}.")
+        module.__spec__ = ModuleSpec(alias, None)  # get_model asks find_spec, which reads this
+        _answer(module, {name: functools.partial(_resolve, target)})
+        sys.modules[alias] = module
+    trainers = {f"{name}Trainer": functools.partial(_own_trainer, name) for name in MODELS}
+    _answer(import_module("recbole.trainer"), trainers)
+    datasets = {f"{name}Dataset": functools.partial(_resolve, DATASETS[name]) for name in DATASETS}
+    _answer(import_module("recbole.data.dataset"), datasets)
+    _register_metric()
+    _register_properties()
+
+
+def _resolve(target: str) -> type:
+    """The class that ``module:name`` names."""
+    module, name = target.split(":")
+    return getattr(import_module(module), name)
+
+
+def _own_trainer(name: str) -> type:
+    from recbole.trainer import Trainer
+
+    from recbole_jepa4rec.training.epoch_trainer import with_protocol
+
+    return _resolve(TRAINERS[name]) if name in TRAINERS else with_protocol(Trainer)
+
+
+def _answer(module: ModuleType, names: dict[str, Any]) -> None:
+    """Give a module attributes that are computed when they are asked for."""
+
+    def __getattr__(name: str) -> Any:  # noqa: N807
+        if name in names:
+            return names[name]()
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+    module.__dict__["__getattr__"] = __getattr__
+
+
+def _register_metric() -> None:
+    """Add the mean reciprocal rank over the whole ranking to RecBole's metric tables."""
+    from recbole.evaluator import register as tables
+
+    from recbole_jepa4rec.evaluation.metrics import FullMRR
+
+    name = FullMRR.__name__.lower()
+    tables.metrics_dict[name] = FullMRR
+    tables.metric_information[name] = FullMRR.metric_need
+    tables.metric_types[name] = FullMRR.metric_type
+
+
+def _register_properties() -> None:
+    """Add a layer to RecBole's Config: the yaml file of our model, if it is one of ours.
+
+    The method is wrapped, once, since RecBole's modules import the class by name.
+    """
+    from recbole.config import Config
+
+    load = Config._load_internal_config_dict
+    if hasattr(load, "adds_ours"):
+        return
+
+    @functools.wraps(load)
+    def load_ours_too(self: Any, model: str, model_class: type, dataset: str) -> None:
+        load(self, model, model_class, dataset)
+        if model in MODELS:
+            self._update_internal_config_dict(find_properties() / "model" / f"{model}.yaml")
+
+    load_ours_too.adds_ours = True  # type: ignore[attr-defined]
+    Config._load_internal_config_dict = load_ours_too

@@ -1,0 +1,185 @@
+"""How settings are written, in yaml files and as ``--key=value``: plain data, never evaluated."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import recbole
+import yaml
+from recbole.utils import argument_list
+
+from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.base.yaml_files import Loader, find_properties
+
+SUBKEYS = {
+    "eval_args": {"split", "order", "group_by", "mode"},
+    "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
+    "clip_grad_norm": {"max_norm", "norm_type", "error_if_nonfinite"},
+}
+"""Keys that hold a fixed set of keys themselves."""
+
+PATHS = {
+    "address",
+    "checkpoint",
+    "resume",
+    "run_dir",
+    "cache_dir",
+    "encoder_checkpoint",
+    "encoder_config",
+}
+"""Texts whose default, none, does not tell their type."""
+
+ELSEWHERE = {"model", "dataset", "config_files", "encoding", "contrast", "sim", "use_filter", "eta"}
+"""Keys that stand in no yaml file, but that the runner or RecBole's code reads."""
+
+PROTOCOL = {
+    "split": {"LS": "valid_and_test"},
+    "order": "TO",
+    "group_by": "user",
+    "mode": {"valid": "full", "test": "full"},
+}
+"""The only ``eval_args``."""
+
+WHEREABOUTS = (
+    *("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path"),
+    *("checkpoint_steps", "address", "ip", "port", "group_offset"),
+)
+"""Keys that say where and how loudly to run, not what; the data's fingerprint tells the data."""
+
+WORDS = {"none": None, "null": None, "~": None, "true": True, "false": False}
+
+
+def parse_command_line(arguments: Sequence[str]) -> dict[str, str]:
+    """Keys and their values' texts from ``--key=value`` and ``--key value``.
+
+    Raises:
+        ValueError: for a stray word, a key without value, or a key with two different values.
+    """
+    found: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise ValueError(f"stray word {word!r} on the command line (write --key=value)")
+        if not equals:
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise ValueError(f"--{key} has no value (write --{key}=value)")
+        if found.setdefault(key, text) != text:
+            raise ValueError(f"--{key} is given twice: {found[key]!r} and {text!r}")
+    return found
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value a text stands for: a Python literal, true, false, null, a yaml list, or itself."""
+    if key in text_keys():
+        return None if text.lower() in ("none", "null", "~") else text
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = _yaml_list(text) if text[:1] in ("[", "{") else text
+    return list(value) if isinstance(value, tuple) else value
+
+
+def refuse_unknown(keys: Iterable[Any], where: str) -> None:
+    """Check keys, dotted ones included, against what anything reads.
+
+    Raises:
+        ValueError: for the first unknown key; names the nearest known one.
+    """
+    for key in keys:
+        first, _, rest = str(key).partition(".")
+        if first not in known_keys():
+            hint = did_you_mean(first, known_keys())
+            raise ValueError(f"unknown key {first!r}{hint} {where}")
+        second = rest.partition(".")[0]
+        if second and second not in SUBKEYS.get(first, {second}):
+            hint = did_you_mean(second, SUBKEYS[first])
+            raise ValueError(f"unknown key '{first}.{second}'{hint} {where}")
+
+
+def overlay(settings: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer over settings, in place: ``a.b`` changes one entry, ``eval_args`` is merged.
+
+    Raises:
+        ValueError: if ``a.b`` is given where ``a`` holds no keys.
+    """
+    for key, value in layer.items():
+        *parents, last = key.split(".")
+        holder = settings
+        for parent in parents:
+            holder[parent] = {} if holder.get(parent) is None else holder[parent]
+            holder = holder[parent]
+            if not isinstance(holder, dict):
+                raise ValueError(f"key {key!r}: {parent!r} is {holder!r}, which holds no keys")
+        if last == "eval_args" and isinstance(value, dict):
+            value = {**holder.get(last, {}), **value}
+        holder[last] = value
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without ``WHEREABOUTS``."""
+    return {key: value for key, value in settings.items() if key not in WHEREABOUTS}
+
+
+def keys_of_others(model: str) -> set[str]:
+    """Keys that stand in the yaml files of other models alone."""
+    own, others, general = set[str](), set[str](), set[str]()
+    for file, content in _defaults().items():
+        if file.parent.name != "model":
+            general.update(content)
+        elif file.stem == model:
+            own.update(content)
+        else:
+            others.update(content)
+    return others - own - general
+
+
+@functools.cache
+def known_keys() -> frozenset[str]:
+    """Every key that RecBole or we read."""
+    named = {key for content in _defaults().values() for key in content}
+    listed = (getattr(argument_list, f"{kind}_arguments") for kind in ("general", "dataset"))
+    return frozenset(named.union(ELSEWHERE, PATHS, *listed) - {"config_file"})
+
+
+@functools.cache
+def text_keys() -> frozenset[str]:
+    """Keys whose value is always a text, so that ``--gpu_id=0,1`` is no list."""
+    types: dict[str, set[type]] = {}
+    for content in _defaults().values():
+        for key, value in content.items():
+            types.setdefault(key, set()).add(type(value))
+    texts = {key for key, seen in types.items() if str in seen and seen <= {str, type(None)}}
+    return frozenset(texts | PATHS | {"model", "dataset", "config_files"})
+
+
+@functools.cache
+def _defaults() -> dict[Path, dict[str, Any]]:
+    """Contents of RecBole's yaml files and ours."""
+    theirs = Path(recbole.__file__).parent / "properties"
+    ours = find_properties()
+    files = [
+        theirs / "overall.yaml",
+        theirs / "dataset" / "sample.yaml",
+        theirs / "dataset" / "ml-100k.yaml",
+        *sorted(theirs.glob("quick_start_config/*.yaml")),
+        *sorted(theirs.glob("model/*.yaml")),
+        ours / "overall.yaml",
+        *sorted(ours.glob("model/*.yaml")),
+    ]
+    return {file: yaml.load(file.read_text(encoding="utf-8"), Loader) or {} for file in files}
+
+
+def _yaml_list(text: str) -> Any:
+    """A list or mapping as yaml writes it, without quotes; else the text itself."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError:
+        return text

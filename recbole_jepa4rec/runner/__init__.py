@@ -1,0 +1,1 @@
+"""One run: its folder, its result, its resumption, and the model it leaves behind."""

@@ -1,0 +1,160 @@
+"""``run``: the run that is asked for, in one process or in several, new or resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.stopping import TERMINATED, ending_on_sigterm
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import TRAINERS
+from recbole_jepa4rec.runner.result import asking_command
+from recbole_jepa4rec.runner.resume import asked_config
+from recbole_jepa4rec.runner.run_folder import RunFolder
+from recbole_jepa4rec.runner.single_run import train_and_test
+
+RESUMABLE = 75
+"""Exit status of a run that was told to end and can be resumed; EX_TEMPFAIL of sysexits.h."""
+
+
+def main(command_line: Sequence[str]) -> int:
+    """Run as a script does; the last line on standard output is the path of ``result.json``.
+
+    Args:
+        command_line: the words after the script's name.
+
+    Returns:
+        Exit status: 0, 1 for a failure, 2 for wrong input, 130 when interrupted.
+
+    Raises:
+        SystemExit: as ``run``.
+    """
+
+    def run_and_print() -> None:
+        path = run(command_line=command_line)["path"]
+        if processes.is_alone_or_first():
+            print(path)
+
+    return _reporting(run_and_print)
+
+
+def run(
+    model: str | type | None = None,
+    dataset: str | Sequence[str] | None = None,
+    config_files: Sequence[str | Path] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    command_line: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train a model, select its best epoch on validation and test it once.
+
+    Args:
+        model: name or class.
+        dataset: name, or several.
+        config_files: yaml files.
+        config_dict: settings.
+        command_line: ``--key=value`` words; see ``Config`` for which of these wins.
+
+    Returns:
+        What ``result.json`` holds, and its ``path``.
+
+    Raises:
+        ValueError: for input that cannot be used.
+        OSError: if a file cannot be written.
+        SystemExit: told to end (SIGTERM): with ``RESUMABLE``, if ``resume`` can go on with the run,
+            else 143. With ``nproc`` above 1: with the status of the process that failed, which has
+            said why.
+    """
+    asked = (model, dataset, tuple(config_files), config_dict, tuple(command_line))
+    config = asked_config(*asked)
+    folder, command = RunFolder.of(config), asking_command(*asked)
+    shared = config["nproc"] > 1 or (config["world_size"] or 1) > 1
+    if shared or processes.is_placed():
+        _refuse_processes(config)
+    if processes.is_placed():
+        return _run_placed(config, folder, command)
+    if not shared:
+        return _run(config, folder, command)
+    places = {key: config[key] for key in ("nproc", "ip", "port", "world_size", "group_offset")}
+    if status := processes.launch(_run_spawned, (asked, str(folder.path), command), **places):
+        raise SystemExit(status)
+    result = json.loads(folder.result_file.read_text(encoding="utf-8"))
+    return {**result, "path": str(folder.result_file)}
+
+
+def _refuse_processes(config: Config) -> None:
+    """Refuse to share a training whose loop is RecBole's, or a machine that is too small."""
+    if config["model"] not in TRAINERS:
+        raise ValueError(
+            f"model {config['model']!r} runs in one process; allowed with nproc, world_size or "
+            f"torchrun: {', '.join(TRAINERS)}"
+        )
+    on_gpu = config["device"].type == "cuda"
+    most = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    if config["nproc"] > most:
+        what = "GPUs" if on_gpu else "processor cores"
+        raise ValueError(f"nproc is {config['nproc']}; allowed on this machine: {most}, its {what}")
+
+
+def _run_spawned(asked: tuple[Any, ...], run_dir: str, command: str) -> int:
+    """What each process that ``nproc`` asks for does; returns its exit status."""
+
+    def run_here() -> None:
+        config = asked_config(*asked)
+        config["run_dir"] = run_dir
+        _run_placed(config, RunFolder(run_dir), command)
+
+    return _reporting(run_here)
+
+
+def _run_placed(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
+    """The run as one of the processes that the environment tells of."""
+    given = {key: config[key] for key in ("nproc", "world_size", "ip", "port") if config.given(key)}
+    with processes.joined(config["device"].type == "cuda", **given):
+        folder = RunFolder(processes.tell("run_dir", str(folder.path)))
+        return _run(config, folder, command)
+
+
+def _run(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
+    """The run in this process."""
+    try:
+        result = train_and_test(config, folder, command)
+    except SystemExit as error:
+        if error.code != TERMINATED or not folder.is_unfinished:
+            raise
+        if processes.is_first():
+            print(f"stopped; --resume={folder.path} goes on", file=sys.stderr)
+        raise SystemExit(RESUMABLE) from error
+    return {**result, "path": str(folder.result_file)}
+
+
+def _reporting(function: Callable[[], None]) -> int:
+    """Call a function; returns the exit status, an error is one line on standard error."""
+    try:
+        with ending_on_sigterm():
+            function()
+        return 0
+    except KeyboardInterrupt as error:
+        folder = getattr(error, "run_folder", None)
+        print(f"interrupted; {_what_next(folder)}" if folder else "interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        folder = getattr(error, "run_folder", None)
+        details = f" (details in {folder.log_file})" if folder else ""
+        print(f"error: {message}{details}", file=sys.stderr)
+        return 1
+
+
+def _what_next(folder: RunFolder) -> str:
+    return f"--resume={folder.path} goes on" if folder.is_unfinished else f"see {folder.path}"

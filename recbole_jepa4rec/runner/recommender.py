@@ -1,0 +1,242 @@
+"""A trained model at work: top-k items for histories of item ids or raw text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
+from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import MODELS, find_dataset
+from recbole_jepa4rec.training.pretrained_chain import is_chained
+
+Item = str | Mapping[str, str]
+"""An item id, or the attributes of an item that has none: ``{"title": ...}``."""
+
+
+def load(run_dir: str | Path, **settings: Any) -> Recommender:
+    """The recommender that a run left behind.
+
+    Args:
+        run_dir: folder with ``config.yaml`` and ``model.safetensors``; its data set must still be
+            where it was, or where ``data_path`` says.
+        **settings: keys that differ on this machine, such as ``data_path`` or ``use_gpu``.
+
+    Raises:
+        ValueError: if the folder is no run's, or the weights do not fit the data set.
+    """
+    folder = Path(run_dir)
+    for name in ("config.yaml", WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no run folder: it has no {name}")
+    config = Config(
+        config_file_list=[folder / "config.yaml"],
+        config_dict={"checkpoint": str(folder), "encoder_checkpoint": None, **settings},
+    )
+    if is_chained(config):
+        config["train_stage"] = "pretrain"  # the other stage would read the file of the first
+    dataset = find_dataset(config.model_class)(config)
+    train = dataset.build()[0]
+    model = config.model_class(config, train).to(config["device"])
+    load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids_digest(model, train))
+    return Recommender(model, train)
+
+
+class Recommender:
+    """Ranks a catalogue for histories.
+
+    Args:
+        model: a trained sequential model.
+        dataset: the data set that names its items.
+    """
+
+    def __init__(self, model: Any, dataset: Any) -> None:
+        self.model = model.eval()
+        self.fields = model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.USER_ID
+        self.max_length = model.max_seq_length
+        self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
+        self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
+        reads_text = hasattr(model, "add_items")
+        self.item_text: Any = dataset.item_text.astype(object) if reads_text else None
+
+    def recommend(
+        self, histories: Sequence[Sequence[Item]], k: int = 10, filter_history: bool = False
+    ) -> pd.DataFrame:
+        """The ``k`` best items for each history.
+
+        Args:
+            histories: items of each user, oldest first: ids, or the attributes of items that are
+                not in the catalogue; those are understood but never recommended.
+            k: items to return, at least 1; fewer where the catalogue is smaller.
+            filter_history: whether items of the history are left out.
+
+        Returns:
+            Columns ``history`` (its number), ``rank`` (from 1), ``item_id``, ``score``, and the
+            item's attributes where the model reads text.
+
+        Raises:
+            ValueError: for an unknown item id or attribute, an item that is neither an id nor
+                attributes, raw text for a model that does not read text, an empty history for a
+                model of RecBole's, or a ``k`` below 1.
+        """
+        if not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"k is {k!r}; allowed: a whole number, at least 1")
+        known = len(self.item_ids)
+        rows, texts = self._rows(histories)
+        try:
+            if texts:
+                self._append(texts)
+            scores = self._scores(rows)[:, :known] if rows else torch.empty(0, known)
+        finally:
+            if texts and self.item_text is not None:
+                self.model.drop_items(known)
+        scores[:, 0] = -torch.inf
+        if filter_history:
+            for row, history in enumerate(rows):
+                scores[row, [item for item in history if item < known]] = -torch.inf
+        best, items = scores.topk(min(k, known), dim=1)
+        number, place = (best > -torch.inf).nonzero(as_tuple=True)
+        chosen = items[number, place].tolist()
+        found = pd.DataFrame(
+            {
+                "history": number.numpy(),
+                "rank": place.numpy() + 1,
+                "item_id": [self.item_ids[row] for row in chosen],
+                "score": best[number, place].numpy(),
+            }
+        )
+        if self.item_text is None:
+            return found
+        return pd.concat([found, self.item_text.iloc[chosen].reset_index(drop=True)], axis=1)
+
+    def add_items(self, items: Mapping[str, Mapping[str, str]]) -> None:
+        """Make new items known; they are ranked at once, without training.
+
+        Args:
+            items: attributes of each new item id; an attribute may be missing.
+
+        Raises:
+            ValueError: if an id is no text or in the catalogue already, an attribute is unknown or
+                no text, or the model does not read text.
+        """
+        if not isinstance(items, Mapping):
+            raise ValueError(f"items are {items!r}; allowed: a mapping of ids to attributes")
+        for item in items:
+            if not isinstance(item, str):
+                raise ValueError(f"item id {item!r} is no text (a str)")
+            if item in self.row_of_id:
+                raise ValueError(f"item {item!r} is in the catalogue already")
+        text, rows = self._append(list(items.values()))
+        self.item_text = pd.concat([self.item_text, text], ignore_index=True)
+        self.item_ids.extend(items)
+        self.row_of_id.update(zip(items, rows, strict=True))
+
+    def update_items(self, items: Mapping[str, Mapping[str, str]]) -> None:
+        """Change attributes of known items; only these items are encoded again.
+
+        Args:
+            items: the attributes that change, of each item id; the others stay.
+
+        Raises:
+            ValueError: if an item is unknown, an attribute is unknown or no text, or the model does
+                not read text.
+        """
+        if not isinstance(items, Mapping):
+            raise ValueError(f"items are {items!r}; allowed: a mapping of ids to attributes")
+        rows = [self._row(item) for item in items]
+        changes = self._normalised(list(items.values()))
+        kept = self.item_text.iloc[rows].reset_index(drop=True)
+        text = changes.combine_first(kept)
+        try:
+            self.model.replace_items(torch.tensor(rows, dtype=torch.int64), text)
+        except BaseException:
+            self.model.drop_items(len(self.item_ids))
+            raise
+        self.item_text.iloc[rows] = text[self.item_text.columns].to_numpy()
+
+    def _rows(
+        self, histories: Sequence[Sequence[Item]]
+    ) -> tuple[list[list[int]], list[Mapping[str, str]]]:
+        """Histories of internal ids, and the items given by their text, numbered after all."""
+        rows: list[list[int]] = []
+        texts: list[Mapping[str, str]] = []
+        for number, history in enumerate(histories):
+            if isinstance(history, (str, bytes, Mapping)) or not isinstance(history, Iterable):
+                raise ValueError(
+                    f"history {number} is {history!r}; a history is a list of items, oldest first"
+                )
+            row = []
+            for item in history:
+                if isinstance(item, Mapping):
+                    row.append(len(self.item_ids) + len(texts))
+                    texts.append(item)
+                else:
+                    row.append(self._row(item))
+            if not row and type(self.model).__name__ not in MODELS:
+                raise ValueError(
+                    f"history {number} is empty; {type(self.model).__name__} needs an item at least"
+                )
+            rows.append(row)
+        return rows, texts
+
+    def _row(self, item: str) -> int:
+        """The internal id of an item."""
+        if not isinstance(item, str):
+            raise ValueError(
+                f"item {item!r} is neither an id, which is text ({str(item)!r}), nor attributes"
+            )
+        if item not in self.row_of_id:
+            raise ValueError(f"unknown item {item!r}{did_you_mean(item, self.row_of_id)}")
+        return self.row_of_id[item]
+
+    def _append(self, items: list[Mapping[str, str]]) -> tuple[pd.DataFrame, list[int]]:
+        """Give the model items by their text; returns the text and the items' internal ids.
+
+        If that fails, the model is as it was.
+        """
+        text = self._normalised(items).fillna("")
+        try:
+            rows = self.model.add_items(text).tolist()
+        except BaseException:
+            self.model.drop_items(len(self.item_ids))
+            raise
+        return text.reindex(columns=self.item_text.columns, fill_value=""), rows
+
+    def _normalised(self, items: list[Mapping[str, str]]) -> pd.DataFrame:
+        """Attributes in rows, white space folded; missing where an item does not name one."""
+        if self.item_text is None:
+            raise ValueError(
+                f"{type(self.model).__name__} does not read text: it knows the items of its "
+                "training data alone"
+            )
+        for attributes in items:
+            if not isinstance(attributes, Mapping):
+                raise ValueError(f"attributes {attributes!r} are no mapping of names to text")
+            for name, value in attributes.items():
+                if not isinstance(value, str):
+                    raise ValueError(f"attribute {name!r} is {value!r}; allowed: text (a str)")
+        text = pd.DataFrame([dict(attributes) for attributes in items], dtype=object)
+        for column in text.columns:
+            given = text[column].notna()
+            text.loc[given, column] = [" ".join(v.split()) for v in text[column][given]]
+        return text
+
+    @torch.no_grad()
+    def _scores(self, rows: list[list[int]]) -> torch.Tensor:
+        """Scores of all items for histories of internal ids, ``[B, N]`` on the CPU."""
+        recent = [history[-self.max_length :] for history in rows]
+        item_seq = torch.zeros(len(rows), self.max_length, dtype=torch.int64)
+        for number, history in enumerate(recent):
+            item_seq[number, : len(history)] = torch.tensor(history, dtype=torch.int64)
+        lengths = torch.tensor([len(history) for history in recent])
+        values = item_seq, lengths, torch.zeros(len(rows), dtype=torch.int64)
+        interaction = Interaction(dict(zip(self.fields, values, strict=True)))
+        scores = self.model.full_sort_predict(interaction.to(self.model.device))
+        return scores.reshape(len(rows), -1).float().cpu()

@@ -1,0 +1,88 @@
+"""Which run is asked for: a new one, or an interrupted one that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.syntax import deciding, parse_command_line
+from recbole_jepa4rec.data.item_files import reads_text
+from recbole_jepa4rec.runner.run_folder import RunFolder
+
+
+def asked_config(
+    model: str | type | None = None,
+    dataset: str | Sequence[str] | None = None,
+    config_files: Sequence[str | Path] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    command_line: Sequence[str] = (),
+) -> Config:
+    """Settings of the run; see ``quick_start.run`` for the arguments.
+
+    With ``resume`` they are those that its folder holds. What is given beside it must not change
+    the result.
+
+    Raises:
+        ValueError: for settings that cannot be used, a folder that is no unfinished run's, or
+            settings that differ from its.
+    """
+    words, given = parse_command_line(command_line), dict(config_dict or {})
+    resume = words.get("resume") or given.get("resume")
+    if not resume:
+        config = Config(model, dataset, config_files, config_dict, command_line)
+        if config["resume"]:
+            raise ValueError("resume in a file would go on for ever (write --resume=RUN_DIR)")
+        return config
+    folder = RunFolder(resume)
+    if folder.result_file.exists():
+        raise ValueError(
+            f"resume {str(resume)!r}: the run is finished (--checkpoint starts from its weights)"
+        )
+    if not folder.config_file.is_file():
+        raise ValueError(f"resume {str(resume)!r}: no run began there (it has no config.yaml)")
+    there = Config(config_file_list=[folder.config_file])
+    config = Config(model, dataset, [folder.config_file, *config_files], config_dict, command_line)
+    if config["run_dir"] and Path(config["run_dir"]).resolve() != folder.path.resolve():
+        raise ValueError(f"resume {str(resume)!r} and run_dir {config['run_dir']!r} differ")
+    _refuse_other(folder.config_file, deciding(there.external()), deciding(config.external()))
+    config["run_dir"] = str(folder.path)
+    return config
+
+
+def identity(config: Config, data: Any, command: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: the command, the data, the processes.
+
+    Args:
+        config: settings of the run.
+        data: the data set.
+        command: that began the run.
+    """
+    return {
+        "command": command,
+        "data_fingerprint": data.fingerprint,
+        "text_fingerprint": data.text_fingerprint if reads_text(config) else None,
+        "processes": processes.count(),
+        "starts": 1,
+    }
+
+
+def refuse_other_run(folder: RunFolder, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the identity in a checkpoint with that of the run which would go on from it.
+
+    Raises:
+        ValueError: if data or processes differ.
+    """
+    keys = ("data_fingerprint", "text_fingerprint", "processes")
+    _refuse_other(folder.checkpoints.path, *({k: each[k] for k in keys} for each in (found, now)))
+
+
+def _refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    for key in [*there, *(key for key in here if key not in there)]:
+        if there.get(key) != here.get(key):
+            raise ValueError(
+                f"{path} is of another run: {key} is {there.get(key)!r} there and "
+                f"{here.get(key)!r} here"
+            )

@@ -1,0 +1,152 @@
+"""The one folder that a run writes: settings, log, events, weights, result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME
+from recbole_jepa4rec.base.files import atomic_write, hold, remove_abandoned
+from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class RunFolder:
+    """Names of the files of one run, and how they are written.
+
+    Args:
+        path: the folder; ``create`` makes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.log_file = self.path / "run.log"
+        self.weights_file = self.path / WEIGHTS_NAME
+        self.result_file = self.path / "result.json"
+        self.per_user_file = self.path / "per_user.parquet"
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+
+    @classmethod
+    def of(cls, config: Any) -> RunFolder:
+        """``run_dir``, or else a new ``<runs_path>/<dataset>/<model>/<stamp>-<id>``; not made yet.
+
+        Raises:
+            ValueError: if ``run_dir`` is a file or holds another run, finished or not.
+        """
+        if not config["run_dir"]:
+            name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+            return cls(Path(config["runs_path"], config["dataset"], config["model"], name))
+        folder = cls(config["run_dir"])
+        if folder.path.exists() and not folder.path.is_dir():
+            raise ValueError(f"run_dir {config['run_dir']!r} is not a folder")
+        if folder.result_file.exists():
+            raise ValueError(f"run_dir {config['run_dir']!r} already holds result.json")
+        if folder.checkpoints.path.exists() and not config["resume"]:
+            raise ValueError(
+                f"run_dir {config['run_dir']!r} holds an unfinished run (write "
+                f"--resume={config['run_dir']} to go on with it, or another --run_dir)"
+            )
+        return folder
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a run began here that ``resume`` can go on with."""
+        return self.config_file.exists() and not self.result_file.exists()
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ValueError: if it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror
+            raise ValueError(f"run_dir {str(self.path)!r} cannot be made: {reason}") from error
+
+    @contextmanager
+    def logging(self, level: str) -> Iterator[None]:
+        """Send the log to standard error and to ``run.log`` meanwhile; an error leaves its trace.
+
+        An exception that passes gets an attribute ``run_folder``, for whoever reports it.
+
+        Args:
+            level: RecBole's ``state``, such as ``"info"``.
+
+        Raises:
+            ValueError: if another run holds the folder.
+        """
+        file = logging.FileHandler(self.log_file, encoding="utf-8")
+        file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
+        screen = logging.StreamHandler(sys.stderr)
+        screen.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
+        if not hold(file.stream):
+            file.close()
+            raise ValueError(f"run_dir {str(self.path)!r} is in use by another run")
+        for folder in (self.path, self.checkpoints.path):
+            remove_abandoned(folder)
+        root = logging.getLogger()
+        handlers, level_before = root.handlers[:], root.level
+        root.handlers = [file, *(handlers or [screen])]
+        root.setLevel(level.upper())
+        try:
+            yield
+        except BaseException as error:
+            vars(error)["run_folder"] = self
+            root.handlers = [file]
+            root.critical("the run ended early", exc_info=True)
+            raise
+        finally:
+            root.handlers = handlers
+            root.setLevel(level_before)
+            file.close()
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``, whole or not at all.
+
+        Raises:
+            ValueError: if a number is not finite.
+            OSError: if the file cannot be written.
+        """
+        text = json.dumps(result, indent=2, allow_nan=False)
+        with atomic_write(self.result_file, "w") as file:
+            file.write(text + "\n")
+
+    def write_per_user(self, rows: pd.DataFrame) -> None:
+        """Write ``per_user.parquet``, whole or not at all.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        with atomic_write(self.per_user_file) as file:
+            rows.to_parquet(file, index=False)
+
+
+@contextmanager
+def without_logging() -> Iterator[None]:
+    """Log nothing meanwhile, as in every process of a run but the first."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class _Plain(logging.Formatter):
+    """A line without RecBole's colours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return COLOR.sub("", super().format(record))

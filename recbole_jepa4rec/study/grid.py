@@ -1,0 +1,193 @@
+"""Runs the cells, each as a process of its own, several at once where asked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from recbole_jepa4rec.runner.run_folder import COLOR
+from recbole_jepa4rec.study.cell_folder import output_file, words_to_run
+from recbole_jepa4rec.study.finished_run import DamagedRunError, FinishedRun, read_run
+from recbole_jepa4rec.study.request import Cell
+
+LOCK_NAME = ".lock"
+PATIENCE = 60
+"""Seconds to wait for runs of an earlier, killed comparison to end."""
+
+GRACE = 15
+"""Seconds that a run told to end may take."""
+
+POLL = 0.1
+"""Seconds between looks at the runs under way."""
+
+
+@dataclass
+class Outcome:
+    """How a cell ended: its seconds here, and what it left or else what went wrong."""
+
+    cell: Cell
+    seconds: float
+    run: FinishedRun | None = None
+    error: str | None = None
+
+
+@dataclass
+class Grid:
+    """Runs cells in order.
+
+    Args:
+        cells: to run.
+        jobs: runs at once.
+        lock: descriptor that every run holds open; see ``locked``.
+    """
+
+    cells: Sequence[Cell]
+    jobs: int
+    lock: int
+    _running: list[tuple[Cell, subprocess.Popen[bytes], float]] = field(default_factory=list)
+
+    def run(self, on_end: Callable[[Outcome], None]) -> None:
+        """Run every cell; an exception, an interruption too, ends the runs under way.
+
+        Args:
+            on_end: called after each cell, before the next one starts.
+
+        Raises:
+            ValueError: if a cell's folder holds something that is not a run.
+            OSError: if a process cannot be started.
+        """
+        waiting = [*self.cells]
+        try:
+            while waiting or self._running:
+                while waiting and len(self._running) < self.jobs:
+                    self._start(waiting.pop(0))
+                self._collect(on_end)
+        finally:
+            self._end_all()
+
+    def _start(self, cell: Cell) -> None:
+        words = words_to_run(cell)
+        cell.folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "recbole_jepa4rec", "run", *words]
+        with open(output_file(cell), "wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # closes when this process ends; see child.py
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(self.jobs),
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+                pass_fds=[self.lock],
+            )
+        self._running.append((cell, process, time.monotonic()))
+
+    def _collect(self, on_end: Callable[[Outcome], None]) -> None:
+        """Report the runs that have ended, or wait a moment."""
+        ended = [each for each in self._running if each[1].poll() is not None]
+        if not ended:
+            time.sleep(POLL)
+        for each in ended:
+            self._running.remove(each)
+            cell, process, started = each
+            _close(process.stdin)
+            on_end(_outcome(cell, process.returncode, time.monotonic() - started))
+
+    def _end_all(self) -> None:
+        for _, process, _ in self._running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for _, process, _ in self._running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            _close(process.stdin)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Make a folder and hold it alone, together with the runs that inherit the descriptor.
+
+    A killed comparison lets go of the folder only when its last run has ended.
+
+    Yields:
+        The descriptor of the lock.
+
+    Raises:
+        ValueError: if another comparison holds the folder, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK_NAME, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ValueError(f"run_dir {str(folder)!r} cannot be made: {error.strerror}") from error
+    with file:
+        _wait_for(file, folder)
+        yield file.fileno()
+
+
+def _wait_for(file: IO[str], folder: Path) -> None:
+    deadline, told = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"run_dir {str(folder)!r} is in use by another comparison"
+                ) from None
+        if not told:
+            print(f"waiting for the runs under way in {folder} to end", file=sys.stderr)
+            told = True
+        time.sleep(POLL)
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """This process's, with a fair share of the cores for each of several runs."""
+    package = str(Path(__file__).resolve().parent.parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
+    return environment
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _outcome(cell: Cell, status: int, seconds: float) -> Outcome:
+    if status:
+        return Outcome(cell, seconds, error=_error(cell, status))
+    try:
+        return Outcome(cell, seconds, run=read_run(cell.folder))
+    except DamagedRunError as error:
+        return Outcome(cell, seconds, error=" ".join(str(error).split()))
+
+
+def _error(cell: Cell, status: int) -> str:
+    """What went wrong in a process that ended with this status, in one line."""
+    if status < 0:
+        return f"ended by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+    text = COLOR.sub("", output_file(cell).read_text(encoding="utf-8", errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"ended with status {status}"])[-1]
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream:
+        stream.close()

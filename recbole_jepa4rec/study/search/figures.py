@@ -1,0 +1,189 @@
+"""The plots of a search, as plotly figures without colours of their own for text and grid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.inspection import permutation_importance
+
+from recbole_jepa4rec.study.figures import FONT_SIZE, figure_of
+from recbole_jepa4rec.study.search.record import Record
+from recbole_jepa4rec.study.search.space import Dimension
+from recbole_jepa4rec.study.wording import metric_name, plain
+
+LEAST_TRIALS = 4
+"""Fewer say nothing about what mattered."""
+
+ROUGH_BELOW = 20
+"""Trials below which the importances are called rough."""
+
+FEW_EPOCHS = 12
+"""Up to so many, each has a tick of its own."""
+
+BEST_COLOR, OTHER_COLOR, SCALE = "#d55e00", "#8a9199", "Viridis"
+REPEATS = 20
+
+
+def figures(
+    space: Sequence[Dimension], records: Sequence[Record], metric: str
+) -> list[dict[str, Any]]:
+    """Every plot of which there is something to draw.
+
+    Args:
+        space: what varied.
+        records: the best first.
+        metric: name of the score.
+
+    Returns:
+        For each plot an ``id``, a ``title``, a ``caption`` and the ``figure``: plotly's ``data``
+        and ``layout``.
+    """
+    scored = [record for record in records if record.score is not None]
+    if not scored:
+        return []
+    drawn = [
+        _parallel(space, scored, metric),
+        *([_importance(space, scored)] if len(scored) >= LEAST_TRIALS else []),
+        _learning_curves(scored, metric),
+    ]
+    return [
+        {**each, "id": f"plot-{i}", "figure": json.loads(each["figure"].to_json())}
+        for i, each in enumerate(drawn)
+    ]
+
+
+def importances(space: Sequence[Dimension], records: Sequence[Record]) -> dict[str, float]:
+    """How much each setting matters for the score, as shares that add up to 1.
+
+    A random forest (Breiman 2001) predicts the score from the settings; the importance of one is
+    the error that shuffling its column adds.
+
+    Args:
+        space: what varied.
+        records: trials with a score.
+    """
+    columns = np.array([_positions(each, records) for each in space]).T
+    scores = np.array([record.score for record in records])
+    forest = RandomForestRegressor(n_estimators=200, random_state=0).fit(columns, scores)
+    found = permutation_importance(forest, columns, scores, n_repeats=REPEATS, random_state=0)
+    raw = np.clip(found.importances_mean, 0.0, None)
+    total = raw.sum()
+    shares = raw / total if total > 0 else np.zeros(len(raw))
+    return {each.key: float(share) for each, share in zip(space, shares, strict=True)}
+
+
+def _positions(dimension: Dimension, records: Sequence[Record]) -> list[float]:
+    """Where each trial stands on an axis: a number, its logarithm, or the number of a choice."""
+    values = [record.point[dimension.key] for record in records]
+    if dimension.kind == "loguniform":
+        return [float(np.log10(value)) for value in values]
+    if dimension.kind != "choice":
+        return [float(value) for value in values]
+    choices = [*map(repr, dimension.values)]
+    return [float(choices.index(repr(value))) for value in values]
+
+
+def _axis(dimension: Dimension, records: Sequence[Record]) -> dict[str, Any]:
+    positions = _positions(dimension, records)
+    axis: dict[str, Any] = {"label": dimension.key, "values": positions}
+    if dimension.kind == "choice":
+        count = len(dimension.values)
+        texts = [plain(value) for value in dimension.values]
+        return {**axis, "tickvals": [*range(count)], "ticktext": texts, "range": [0, count - 1]}
+    low, high = dimension.values[:2]
+    if dimension.kind != "loguniform":
+        return {**axis, "range": [float(low), float(high)]}
+    ticks = np.linspace(np.log10(low), np.log10(high), 5)
+    texts = [f"{10**tick:.2g}" for tick in ticks]
+    return {
+        **axis,
+        "tickvals": ticks.tolist(),
+        "ticktext": texts,
+        "range": [float(ticks[0]), float(ticks[-1])],
+    }
+
+
+def _parallel(space: Sequence[Dimension], records: Sequence[Record], metric: str) -> dict[str, Any]:
+    """Parallel coordinates: each trial is a line through its settings to its score."""
+    scores = [record.score for record in records]
+    trace = go.Parcoords(
+        dimensions=[
+            *(_axis(each, records) for each in space),
+            {"label": metric_name(metric), "values": scores},
+        ],
+        line={"color": scores, "colorscale": SCALE, "showscale": len({*scores}) > 1},
+        labelfont={"size": FONT_SIZE},
+        labelangle=-25,  # names are long, and axes stand close
+    )
+    figure = figure_of([trace], height=430)
+    figure.update_layout(margin={"l": 70, "r": 40, "t": 100, "b": 24})
+    return {
+        "title": "Settings and score",
+        "caption": f"A line is a trial; its colour is its best {metric_name(metric)} on validation."
+        " Drag along an axis to single trials out.",
+        "wide": True,
+        "figure": figure,
+    }
+
+
+def _importance(space: Sequence[Dimension], records: Sequence[Record]) -> dict[str, Any]:
+    """Bars of the importances, the longest on top."""
+    found = sorted(importances(space, records).items(), key=lambda pair: pair[1])
+    bar = go.Bar(
+        x=[share for _, share in found],
+        y=[key for key, _ in found],
+        orientation="h",
+        marker={"color": "#0072b2"},
+        hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+    )
+    figure = figure_of([bar], height=60 + 30 * len(space), x="share")
+    figure.update_xaxes(range=[0, 1])
+    figure.update_yaxes(showgrid=False, ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")
+    rough = f" With {len(records)} trials this is rough." if len(records) < ROUGH_BELOW else ""
+    return {
+        "title": "What mattered",
+        "caption": "Error that shuffling a setting adds to a random forest which predicts the "
+        f"score, as a share of all.{rough}",
+        "wide": False,
+        "figure": figure,
+    }
+
+
+def _learning_curves(records: Sequence[Record], metric: str) -> dict[str, Any]:
+    """Validation after each epoch, the best trial on top."""
+    traces = [
+        _curve(record, color, width)
+        for record, color, width in [
+            *((record, OTHER_COLOR, 1.2) for record in reversed(records[1:])),
+            (records[0], BEST_COLOR, 2.5),
+        ]
+    ]
+    name = metric_name(metric)
+    figure = figure_of(traces, x="epoch", y=f"{name}, validation")
+    figure.update_yaxes(rangemode="tozero")
+    last = max(point["epoch"] for record in records for point in record.learning_curve)
+    figure.update_xaxes(tickformat="d", dtick=1 if last <= FEW_EPOCHS else None)
+    return {
+        "title": "Learning curves",
+        "caption": f"{name} on validation; the best trial ({records[0].name}) is the thick line.",
+        "wide": False,
+        "figure": figure,
+    }
+
+
+def _curve(record: Record, color: str, width: float) -> go.Scatter:
+    curve: Sequence[Mapping[str, Any]] = record.learning_curve
+    return go.Scatter(
+        x=[point["epoch"] for point in curve],
+        y=[point["valid"] for point in curve],
+        mode="lines+markers",
+        name=f"trial {record.name}",
+        line={"color": color, "width": width},
+        marker={"size": 5},
+        hovertemplate="%{fullData.name}<br>epoch %{x}: %{y:.4f}<extra></extra>",
+    )
