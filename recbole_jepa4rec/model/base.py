@@ -1,0 +1,221 @@
+"""What a model offers to those who train, rank and keep it; who calls what, and when.
+
+====================  =====================================================================
+who                   what it calls
+====================  =====================================================================
+the run               ``prepare_run_folder`` once, before training; ``label`` for its tables
+training in phases    ``kept_from_start`` where it starts from a checkpoint, then for each of
+                      ``phases``: ``begin_phase``, for each epoch ``begin_epoch``, for each
+                      step ``begin_step`` and ``calculate_loss``; ``weights_moved`` after it
+checkpoints           ``resumable_state`` between two steps, ``load_resumable_state`` in the
+                      same phase
+ranking               ``item_vectors`` first, in all processes together, where
+                      ``has_item_vectors``; then ``full_sort_predict``
+a catalogue that      ``add_items``, ``replace_items``, ``drop_items``, where
+grows                 ``fits_any_catalogue``
+====================  =====================================================================
+
+A model of ours is a :class:`Model`, or a :class:`PhasedModel` where it is trained in phases. One of
+RecBole's, or a user's own, is seen through :class:`RecBoleModel`; :func:`offered_by` gives either.
+What a model can do is declared here and never probed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+PRETRAIN, FINETUNE, FINETUNE_FROZEN_ITEMS = "pretrain", "finetune", "finetune_frozen_items"
+PERMUTATION = "permutation"
+"""Names of phases."""
+
+
+class Offer:
+    """What every model offers, with the defaults of one that has nothing of its own to say.
+
+    Attributes:
+        has_item_vectors: whether ``item_vectors`` gives something, whose collapse is watched.
+        fits_any_catalogue: whether items can be added, replaced and dropped; else the weights know
+            items by their number, and fit one catalogue alone.
+    """
+
+    has_item_vectors: ClassVar[bool] = False
+
+    @property
+    def net(self) -> nn.Module:
+        """The module that holds the weights."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What tables call the model: its name, and what tells two rows of it apart."""
+        raise NotImplementedError
+
+    @property
+    def fits_any_catalogue(self) -> bool:
+        """Whether the model knows items by their text alone."""
+        return False
+
+    def prepare_run_folder(self, folder: Path) -> None:
+        """Write beside the weights what is needed to load them again; the first process calls."""
+
+    def resumable_state(self) -> dict[str, Any]:
+        """What training goes on from, as plain values and tensors."""
+        return dict(self.net.state_dict())
+
+    def load_resumable_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``resumable_state`` returned, in the same phase."""
+        self.net.load_state_dict(state)
+
+    def item_vectors(self) -> Tensor:
+        """Vectors that the catalogue's items have, each once, ``[C, D]``; a collective."""
+        raise NotImplementedError(f"{self.label} has no item vectors")
+
+    def add_items(self, item_text: pd.DataFrame) -> Tensor:
+        """Append items, one row of attributes each; returns their internal ids.
+
+        Raises:
+            ValueError: for an unknown attribute, or where nothing makes vectors of new text.
+        """
+        raise NotImplementedError(f"{self.label} knows items by their number")
+
+    def replace_items(self, item_ids: Tensor, item_text: pd.DataFrame) -> None:
+        """Give items other texts, one row of attributes each."""
+        raise NotImplementedError(f"{self.label} knows items by their number")
+
+    def drop_items(self, first: int) -> None:
+        """Forget the items from internal id ``first`` on, which were the last to be added."""
+        raise NotImplementedError(f"{self.label} knows items by their number")
+
+
+class Model(Offer, SequentialRecommender):
+    """A model of ours: RecBole's shell, which builds the parts and hands them to a core.
+
+    A subclass gives ``calculate_loss`` and ``full_sort_predict``.
+
+    Args:
+        config: a RecBole config with the keys of the model's yaml file.
+        dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        SequentialRecommender.__init__(self, config, dataset)
+
+    @property
+    def net(self) -> nn.Module:
+        """The model itself."""
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name of the class, unless a subclass has more to say."""
+        return type(self).__name__
+
+    def calculate_loss(self, interaction: Any) -> Any:
+        """What training lowers, of the rows of a batch."""
+        raise NotImplementedError
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of all items, padding item included, ``[B, N]``."""
+        raise NotImplementedError
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Score of each row's item, ``[B]``."""
+        scores = self.full_sort_predict(interaction)
+        return scores.gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+
+class PhasedModel(Model):
+    """A model that is trained in phases, each with its own optimizer and schedule.
+
+    Attributes:
+        loss_weights: terms of the phase's loss and their weights, in the order in which
+            ``calculate_loss`` gives them.
+        training_targets: ``"random"`` where a history trains on its next item alone,
+            ``"all_prefixes"`` where it trains on the item after each item.
+        item_tokens: tokens that each item takes in a history, ``[N]`` on the CPU; ``None`` where
+            training reads no tokens.
+        tokens_seen: tokens that training has read so far in this process.
+        learns_permutation: whether a phase ``PERMUTATION`` comes before finetuning.
+    """
+
+    training_targets: str
+    item_tokens: Tensor | None
+    tokens_seen: int
+    learns_permutation: bool = False
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """The loss terms of the current phase, in the order of ``calculate_loss``."""
+        raise NotImplementedError
+
+    def kept_from_start(
+        self, weights: Mapping[str, Tensor], same_items: bool
+    ) -> tuple[str, ...] | None:
+        """Names (shell patterns) of weights that a checkpoint to start from does not replace.
+
+        Args:
+            weights: what the checkpoint holds.
+            same_items: whether it is for the items of this catalogue, in this order.
+
+        Returns:
+            ``None`` where all are replaced, and items must be the same if the weights know them by
+            number.
+        """
+        return None
+
+    def begin_phase(self, phase: str, steps: int) -> None:
+        """Enter the phase of that name, of so many steps."""
+
+    def begin_epoch(self, key: int) -> None:
+        """Begin an epoch; the number keys its random draws and differs in every phase."""
+
+    def begin_step(self, step: int) -> None:
+        """Begin the step of that number within its epoch."""
+
+    def weights_moved(self) -> None:
+        """The optimizer has made a step."""
+
+    def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
+        """Weighted terms of the phase's loss, this process's part of each; see ``loss_weights``."""
+        raise NotImplementedError
+
+
+class RecBoleModel(Offer):
+    """A model of RecBole's, or a user's own, seen as others are.
+
+    Args:
+        model: it.
+        label: what tables call it.
+    """
+
+    def __init__(self, model: nn.Module, label: str) -> None:
+        self._model, self._label = model, label
+
+    @property
+    def net(self) -> nn.Module:
+        """RecBole's model."""
+        return self._model
+
+    @property
+    def label(self) -> str:
+        """Its name and, where it can be chosen, its loss."""
+        return self._label
+
+
+def offered_by(model: nn.Module, label: str) -> Offer:
+    """What a model offers.
+
+    Args:
+        model: ours or RecBole's.
+        label: what tables call it, if it does not say so itself.
+    """
+    return model if isinstance(model, Offer) else RecBoleModel(model, label)
