@@ -90,14 +90,14 @@ def _step(folder: Path, rows: int, model: str, phase: str, settings: dict) -> di
     net.begin_phase(phase, 4)
     net.begin_epoch(0)
     net.begin_step(0)
-    terms = net.calculate_loss(batch[processes.own(torch.arange(rows) * 5)])
+    terms = net.calculate_loss(batch[processes.shard(torch.arange(rows) * 5)])
     sum(terms).backward()
-    processes.sum_gradients(net.parameters())
+    processes.all_reduce_gradients(net.parameters())
     encoder = net.retriever.model if model == "LlamaRec" else net
-    if model == "LlamaRec" and processes.is_first():  # the retriever's table is there for it
+    if model == "LlamaRec" and processes.is_main():  # the retriever's table is there for it
         net.full_sort_predict(batch[torch.arange(2)])
     return {
-        "terms": processes.add_up(torch.stack(terms).detach()),
+        "terms": processes.all_reduce(torch.stack(terms).detach()),
         "gradients": {name: parameter.grad for name, parameter in net.named_parameters()},
         "items": encoder.item_vectors(),
     }
@@ -105,28 +105,28 @@ def _step(folder: Path, rows: int, model: str, phase: str, settings: dict) -> di
 
 def exchanges() -> dict[str, Any]:
     """The collectives on rows whose number differs from process to process, some none."""
-    number, found = processes.number(), {}
+    number, found = processes.rank(), {}
     everybody = torch.arange(5 * 3, dtype=torch.float32).view(5, 3).requires_grad_()
     for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
         rows = everybody.detach().to(dtype)
-        assert torch.equal(processes.gather(processes.own(rows)), rows)
-        assert processes.gather(rows[:0]).shape == (0, 3)
+        assert torch.equal(processes.all_gather(processes.shard(rows)), rows)
+        assert processes.all_gather(rows[:0]).shape == (0, 3)
     only_second = everybody[: 4 if number == 1 else 0]
-    gathered = processes.gather(only_second)
+    gathered = processes.all_gather(only_second)
     assert torch.equal(gathered, everybody[:4])
     (gathered * (number + 1)).sum().backward()
     found["gradient of one's rows"] = everybody.grad
 
     vectors = everybody.detach().clone().requires_grad_()
-    first = processes.gather(processes.own(vectors * 2))
-    second = processes.gather(processes.own(first * 3))  # one behind the other
+    first = processes.all_gather(processes.shard(vectors * 2))
+    second = processes.all_gather(processes.shard(first * 3))  # one behind the other
     weights = torch.arange(1.0, 16.0).view(5, 3) if number else torch.zeros(5, 3)
     (second * weights).sum().backward()
-    found["gradient through two"] = processes.add_up(vectors.grad)
-    found["share"] = [processes.share(n) for n in (number + 1, 0)]
-    found["any"] = [processes.any_of(number == 1), processes.any_of(False)]
-    found["told"] = [processes.tell("key", f"text {turn} of {number}") for turn in range(2)]
-    processes.wait()
+    found["gradient through two"] = processes.all_reduce(vectors.grad)
+    found["share"] = [processes.shard_weight(n) for n in (number + 1, 0)]
+    found["any"] = [processes.any_rank(number == 1), processes.any_rank(False)]
+    found["told"] = [processes.broadcast("key", f"text {turn} of {number}") for turn in range(2)]
+    processes.barrier()
     return found
 
 
@@ -136,10 +136,10 @@ def gradients() -> dict[str, Any]:
     half = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     wide.grad = torch.arange(40.0)
     half.grad = torch.full((3,), 1.0, dtype=torch.bfloat16)
-    if processes.number() == 1:
+    if processes.rank() == 1:
         here.grad = torch.full((3,), 7.0)
     processes.collectives.BUCKET_BYTES = 100
-    processes.sum_gradients([wide, here, nowhere, half])
+    processes.all_reduce_gradients([wide, here, nowhere, half])
     return {"wide": wide.grad, "here": here.grad, "nowhere": nowhere.grad, "half": half.grad}
 
 
@@ -149,9 +149,9 @@ def differences() -> list[str]:
     for change in ("nothing", "bit", "order"):
         torch.manual_seed(1)
         module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-        if processes.number() == 1 and change == "bit":
+        if processes.rank() == 1 and change == "bit":
             module[1].running_var[2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
-        if processes.number() == 1 and change == "order":
+        if processes.rank() == 1 and change == "order":
             module[0].weight.data = module[0].weight.data.flip(0)
         try:
             processes.refuse_difference(module)
@@ -164,8 +164,8 @@ def differences() -> list[str]:
 def order_of_the_first(folder: Path) -> bool:
     """Whether what the first process wrote was there for the others."""
     file = folder / "cache.txt"
-    with processes.first_goes_first():
-        if processes.is_first():
+    with processes.main_first():
+        if processes.is_main():
             time.sleep(0.3)
             file.write_text("made")
         return file.read_text() == "made"
@@ -182,7 +182,7 @@ def compare(folder: Path, sizes: tuple[int, ...]) -> int:
             "order": order_of_the_first(folder),
             "steps": {rows: steps(folder, rows) for rows in sizes},
         }
-        torch.save(found, folder / f"{processes.number()}.pt")
+        torch.save(found, folder / f"{processes.rank()}.pt")
     return 0
 
 
@@ -191,10 +191,10 @@ def end(how: str, folder: Path) -> int:
     faulthandler.dump_traceback_later(240, exit=True)
     try:
         with processes.joined(on_gpu=False):
-            (folder / f"{processes.number()}.pid").write_text(str(os.getpid()))
-            if processes.number() == 1:
+            (folder / f"{processes.rank()}.pid").write_text(str(os.getpid()))
+            if processes.rank() == 1:
                 _end(how, folder)
-            processes.wait()
+            processes.barrier()
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -212,13 +212,13 @@ def told_to_end(folder: Path) -> int:
     """Sleep until SIGTERM, whose number is noted and given back as status 140."""
 
     def note(number: int, _: Any) -> None:
-        (folder / f"{processes.number()}.told").write_text(str(number))
+        (folder / f"{processes.rank()}.told").write_text(str(number))
         raise SystemExit(140)
 
     faulthandler.dump_traceback_later(240, exit=True)
     signal.signal(signal.SIGTERM, note)
     with processes.joined(on_gpu=False):
-        (folder / f"{processes.number()}.pid").write_text(str(os.getpid()))
+        (folder / f"{processes.rank()}.pid").write_text(str(os.getpid()))
         time.sleep(230)
     return 0
 

@@ -119,11 +119,11 @@ def test_the_first_process_goes_first(found):
 
 def test_one_process_exchanges_nothing():
     rows = torch.ones(3, 2, requires_grad=True)
-    assert processes.gather(rows) is rows and processes.own(rows) is rows
-    assert processes.add_up(rows) is rows and processes.part(rows, 0) is rows
-    assert (processes.count(), processes.number(), processes.share(0)) == (1, 0, 1.0)
-    assert processes.tell("key", "text") == "text" and not processes.any_of(False)
-    processes.sum_gradients([rows])
+    assert processes.all_gather(rows) is rows and processes.shard(rows) is rows
+    assert processes.all_reduce(rows) is rows and processes.shard_of_mean(rows, 0) is rows
+    assert (processes.world_size(), processes.rank(), processes.shard_weight(0)) == (1, 0, 1.0)
+    assert processes.broadcast("key", "text") == "text" and not processes.any_rank(False)
+    processes.all_reduce_gradients([rows])
     assert rows.grad is None
 
 
@@ -183,7 +183,7 @@ def test_settings_that_differ_from_the_environment_are_refused(monkeypatch):
     place = Place(rank=0, world_size=1, local_rank=0, ip="localhost", port=1, launched=True)
     for name, value in {**place.environment(), "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert processes.is_placed() and Place.of(os.environ) == place
+    assert processes.is_launched() and Place.of(os.environ) == place
     for key, value in {"nproc": 2, "world_size": 3, "ip": "elsewhere", "port": 2}.items():
         with (
             pytest.raises(ValueError, match=f"^{key} is {value!r} but"),

@@ -23,8 +23,8 @@ def random_state() -> dict[str, Any]:
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(words.astype(np.int64)), *position),
-        "torch": processes.gather(torch.get_rng_state()[None]),
-        "cuda": processes.gather(_cuda_state()[None]),
+        "torch": processes.all_gather(torch.get_rng_state()[None]),
+        "cuda": processes.all_gather(_cuda_state()[None]),
     }
 
 
@@ -34,7 +34,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     kind, words, *position = state["numpy"]
     position = (kind, words.numpy().astype(np.uint32), *position)
     np.random.set_state(position)  # noqa: NPY002 (RecBole's generator)
-    own = {name: state[name][processes.number()].clone() for name in ("torch", "cuda")}
+    own = {name: state[name][processes.rank()].clone() for name in ("torch", "cuda")}
     torch.set_rng_state(own["torch"])
     if len(own["cuda"]):
         torch.cuda.set_rng_state(own["cuda"])

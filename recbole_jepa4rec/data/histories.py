@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -94,11 +94,73 @@ class Histories:
         """Positions of all interactions that have a history, sorted by user, ``[R]``."""
         return torch.nonzero(torch.arange(len(self.items)) > self.offsets[self.users])[:, 0]
 
+    def packed(self, targets: Tensor, max_items: int) -> PackedHistories:
+        """The newest items before each target.
+
+        Args:
+            targets: positions in ``items``, ``[B]``.
+            max_items: longest history; older items are cut.
+        """
+        users = self.users[targets]
+        first = torch.maximum(self.offsets[users], targets - max_items)
+        lengths = targets - first
+        row = torch.arange(len(targets)).repeat_interleave(lengths)
+        place = torch.arange(len(row)) - (lengths.cumsum(0) - lengths)[row]
+        return PackedHistories(self.items[first[row] + place], lengths, users, self.items[targets])
+
     def leave_one_out(self) -> tuple[Tensor, Tensor, Tensor]:
         """Target positions for training ``[R]``, validation and test ``[U']``, sorted by user."""
         train = self.targets[self.in_training[self.targets]]
         test = self.offsets[1:][self.lengths >= 3] - 1
         return train, test - 1, test
+
+
+@dataclass(frozen=True, eq=False)
+class PackedHistories:
+    """Histories of a batch end to end, without padding, and the item that came after each.
+
+    Attributes:
+        items: internal item ids, oldest first in each history, ``[M]``.
+        lengths: items of each history, maybe none, ``[B]``.
+        users: internal user ids, ``[B]``.
+        targets: the item after each history, ``[B]``; 0 where none is known.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    users: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of_padded(
+        cls, item_seq: Tensor, lengths: Tensor, users: Tensor, targets: Tensor
+    ) -> PackedHistories:
+        """Pack RecBole's windows, ``[B, L]``, which stand oldest first with padding behind."""
+        inside = torch.arange(item_seq.shape[1], device=item_seq.device) < lengths[:, None]
+        return cls(item_seq[inside], lengths, users, targets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to(self, device: torch.device | str) -> PackedHistories:
+        """The same on another device."""
+        moved = (getattr(self, field.name).to(device) for field in fields(self))
+        return PackedHistories(*moved)
+
+    def newest_first(self) -> Tensor:
+        """Items newest first in each history, ``[M]``."""
+        ends = self.lengths.cumsum(0)
+        row = torch.arange(len(self), device=ends.device).repeat_interleave(self.lengths)
+        first = (ends - self.lengths)[row]
+        place = torch.arange(len(row), device=ends.device)
+        return self.items[first + ends[row] - 1 - place]
+
+    def padded(self) -> Tensor:
+        """Windows as wide as the longest history, oldest item first, ``[B, L]``, ``L >= 1``."""
+        width = max(1, int(self.lengths.max()) if len(self) else 0)
+        windows = self.items.new_zeros(len(self), width)
+        inside = torch.arange(width, device=windows.device) < self.lengths[:, None]
+        return windows.masked_scatter_(inside, self.items)
 
 
 class HistoryRows(Interaction):

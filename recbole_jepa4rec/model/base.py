@@ -6,11 +6,11 @@ who                   what it calls
 the run               ``prepare_run_folder`` once, before training; ``label`` for its tables
 training in phases    ``kept_from_start`` where it starts from a checkpoint, then for each of
                       ``phases``: ``begin_phase``, for each epoch ``begin_epoch``, for each
-                      step ``begin_step`` and ``calculate_loss``; ``weights_moved`` after it
+                      step ``begin_step`` and ``losses``; ``weights_moved`` after it
 checkpoints           ``resumable_state`` between two steps, ``load_resumable_state`` in the
                       same phase
 ranking               ``item_vectors`` first, in all processes together, where
-                      ``has_item_vectors``; then ``full_sort_predict``
+                      ``has_item_vectors``; then ``scores``
 a catalogue that      ``add_items``, ``replace_items``, ``drop_items``, where
 grows                 ``fits_any_catalogue``
 ====================  =====================================================================
@@ -27,9 +27,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
+import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
+
+from recbole_jepa4rec.data.histories import PackedHistories
 
 PRETRAIN, FINETUNE, FINETUNE_FROZEN_ITEMS = "pretrain", "finetune", "finetune_frozen_items"
 PERMUTATION = "permutation"
@@ -97,7 +100,8 @@ class Offer:
 class Model(Offer, SequentialRecommender):
     """A model of ours: RecBole's shell, which builds the parts and hands them to a core.
 
-    A subclass gives ``calculate_loss`` and ``full_sort_predict``.
+    A subclass gives ``scores`` and a loss: ``calculate_loss``, or ``losses`` of a ``PhasedModel``.
+    Our own loops hand it packed histories; RecBole's methods pack theirs.
 
     Args:
         config: a RecBole config with the keys of the model's yaml file.
@@ -123,9 +127,23 @@ class Model(Offer, SequentialRecommender):
         """What training lowers, of the rows of a batch."""
         raise NotImplementedError
 
-    def full_sort_predict(self, interaction: Any) -> Tensor:
+    def scores(self, histories: PackedHistories) -> Tensor:
         """Scores of all items, padding item included, ``[B, N]``."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """``scores``, as RecBole asks for them."""
+        return self.scores(self.packed(interaction))
+
+    def packed(self, interaction: Any) -> PackedHistories:
+        """The histories of RecBole's rows; a row without target or user has 0 there."""
+        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        known = interaction.interaction
+        users, targets = (
+            known.get(name, torch.zeros_like(lengths)) for name in (self.USER_ID, self.POS_ITEM_ID)
+        )
+        return PackedHistories.of_padded(item_seq, lengths, users, targets)
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, ``[B]``."""
@@ -138,7 +156,7 @@ class PhasedModel(Model):
 
     Attributes:
         loss_weights: terms of the phase's loss and their weights, in the order in which
-            ``calculate_loss`` gives them.
+            ``losses`` gives them.
         training_targets: ``"random"`` where a history trains on its next item alone,
             ``"all_prefixes"`` where it trains on the item after each item.
         item_tokens: tokens that each item takes in a history, ``[N]`` on the CPU; ``None`` where
@@ -154,7 +172,7 @@ class PhasedModel(Model):
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """The loss terms of the current phase, in the order of ``calculate_loss``."""
+        """The loss terms of the current phase, in the order of ``losses``."""
         raise NotImplementedError
 
     def kept_from_start(
@@ -184,9 +202,13 @@ class PhasedModel(Model):
     def weights_moved(self) -> None:
         """The optimizer has made a step."""
 
-    def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
+    def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
         """Weighted terms of the phase's loss, this process's part of each; see ``loss_weights``."""
         raise NotImplementedError
+
+    def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
+        """``losses``, as RecBole asks for them."""
+        return self.losses(self.packed(interaction))
 
 
 class RecBoleModel(Offer):

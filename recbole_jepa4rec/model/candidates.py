@@ -30,7 +30,7 @@ def draw_candidates(
     """
     wanted = wanted - sentences.start
     draw = uniform(derive(key, torch.arange(len(sentences), device=wanted.device)))
-    draw[processes.gather(wanted)] = -1.0
+    draw[processes.all_gather(wanted)] = -1.0
     needed = int((draw < 0).sum())
     size = min(max(size, needed + 1), len(sentences))
     candidates = draw.topk(size, largest=False).indices

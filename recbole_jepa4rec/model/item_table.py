@@ -86,13 +86,13 @@ class ItemTable:
         sizes = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
         vectors = torch.empty(len(order), encoder.config.hidden_size, device=device)
         chunks = order.split(sizes)
-        own = [chunks[number] for number in processes.own(torch.arange(len(chunks))).tolist()]
+        own = [chunks[number] for number in processes.shard(torch.arange(len(chunks))).tolist()]
         for places in own:
             batch = self.sentences.single(
                 ids[places], self.max_sequence_tokens, encoder.config.item_causal
             )
             vectors[places] = encoder.cls(batch).float()
         encoder.train(was_training)
-        if processes.count() > 1:
-            vectors[order] = processes.gather(vectors[torch.cat([order[:0], *own])])
+        if processes.world_size() > 1:
+            vectors[order] = processes.all_gather(vectors[torch.cat([order[:0], *own])])
         return vectors

@@ -28,7 +28,8 @@ class ItemVectorModel(SequentialRecommender):
     pass, since the encoder is causal.
 
     Where a run has several processes each is given its own windows, maybe none. The losses are its
-    part of those of all (``processes.part``); each row's vector is computed by one of them.
+    part of those of all (``processes.shard_of_mean``); each row's vector is computed by one of
+    them.
 
     Args:
         config: a RecBole config with the keys of the model's yaml file.
@@ -172,14 +173,14 @@ class ItemVectorModel(SequentialRecommender):
     def finetune_loss(self, item_seq: Tensor, lengths: Tensor, next_items: Tensor) -> Tensor:
         """Softmax of cosine / tau over all items, at every position of the windows."""
         rows = self.row_of_item
-        vectors = processes.gather(self.encode_rows(processes.own(self.candidates)))
+        vectors = processes.all_gather(self.encode_rows(processes.shard(self.candidates)))
         place = torch.searchsorted(self.candidates, rows)  # of an item's row among the candidates
         place = place.clamp(max=len(vectors) - 1)  # padding, which nothing reads
         hidden = self.encoder(F.embedding(place[item_seq], vectors))
         inside = inside_window(item_seq, lengths)
         positive = place[next_items[inside]]
         loss = contrastive_loss(hidden[inside], vectors, positive, self.temperature)
-        return processes.part(loss, len(positive))
+        return processes.shard_of_mean(loss, len(positive))
 
     def in_batch(self, item_seq: Tensor, next_items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of all processes' rows, ``[R, D]``, and where windows and targets find them.
@@ -187,8 +188,8 @@ class ItemVectorModel(SequentialRecommender):
         Each row is encoded once.
         """
         own_rows = self.row_of_item[torch.stack([item_seq, next_items])]
-        rows = torch.unique(processes.gather(own_rows.flatten()))
-        vectors = processes.gather(self.encode_rows(processes.own(rows)))
+        rows = torch.unique(processes.all_gather(own_rows.flatten()))
+        vectors = processes.all_gather(self.encode_rows(processes.shard(rows)))
         place = torch.searchsorted(rows, own_rows)
         return vectors, place[0], place[1]
 
@@ -202,7 +203,7 @@ class ItemVectorModel(SequentialRecommender):
             Places of the distinct ones, ascending, ``[C]``; and which each of the ``places`` is,
             ``[Q]``.
         """
-        distinct = torch.unique(processes.gather(places))
+        distinct = torch.unique(processes.all_gather(places))
         return distinct, torch.searchsorted(distinct, places)
 
     def forward(self, item_seq: Tensor, lengths: Tensor) -> Tensor:

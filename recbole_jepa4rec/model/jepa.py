@@ -138,7 +138,7 @@ class JointEmbeddingModel(SentenceModel):
         total = targets.new_zeros(())
         for vectors, target in zip(predicted, targets.split([*map(len, truth)]), strict=True):
             loss = mapping_loss(vectors, target, self.objective.mapping_reduction)
-            total = total + processes.part(loss, len(vectors))
+            total = total + processes.shard_of_mean(loss, len(vectors))
         return total
 
     @torch.no_grad()

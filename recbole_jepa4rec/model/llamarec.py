@@ -123,14 +123,14 @@ class LlamaRec(SequentialRecommender):
         targets = interaction[self.POS_ITEM_ID]
         if len(targets) == 0:
             trained = next(weight for weight in self.parameters() if weight.requires_grad)
-            return (processes.part(zero_of(trained), 0),)
+            return (processes.shard_of_mean(zero_of(trained), 0),)
         keys = derive(self.config["seed"], self.epoch, interaction[self.USER_ID], targets)
         candidates, place = training_candidates(
             targets, interaction[self.ITEM_SEQ], self.n_items, self.num_candidates, keys
         )
         prompts = self.prompt.encode(self._histories(interaction), candidates.tolist())
         loss = F.cross_entropy(self.verbaliser(prompts), place)
-        return (processes.part(loss, len(targets)),)
+        return (processes.shard_of_mean(loss, len(targets)),)
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, ``[B]``."""
@@ -184,10 +184,10 @@ class LlamaRec(SequentialRecommender):
         name, config = self.config["retriever"], self.config
         if is_folder(name):
             return self._shared(Retriever(Path(name), config, self.dataset))
-        if config["run_dir"] and processes.count() > 1:
+        if config["run_dir"] and processes.world_size() > 1:
             raise ValueError(
                 f"retriever {name!r} would be trained first, by one process; allowed with "
-                f"{processes.count()}: the run folder of a trained one"
+                f"{processes.world_size()}: the run folder of a trained one"
             )
         if config["run_dir"]:
             retriever_config(config)  # refuses now what cannot be trained later
@@ -203,7 +203,7 @@ class LlamaRec(SequentialRecommender):
     @staticmethod
     def _shared(retriever: Retriever) -> Retriever:
         """The same, its item vectors made by all processes before each ranks users of its own."""
-        if processes.count() > 1 and hasattr(retriever.model, "item_vectors"):
+        if processes.world_size() > 1 and hasattr(retriever.model, "item_vectors"):
             retriever.model.item_vectors()
         return retriever
 

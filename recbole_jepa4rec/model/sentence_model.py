@@ -30,7 +30,7 @@ class SentenceModel(nn.Module):
     [CLS] behind each item, ``Q`` in all, each with the item after it as target.
 
     Where a run has several processes each is given its own histories, maybe none. The losses are
-    its part of those of all (``processes.part``), compared with what all of them want.
+    its part of those of all (``processes.shard_of_mean``), compared with what all of them want.
 
     Args:
         sentences: the items' token store.
@@ -87,18 +87,18 @@ class SentenceModel(nn.Module):
         """
         pair = self._masked_pair(item_ids, lengths, next_items, keys)
         wanted = self._wanted(pair.histories, item_ids, lengths, next_items)
-        distinct = torch.unique(processes.gather(wanted))
-        positives = self._single(processes.own(distinct))
+        distinct = torch.unique(processes.all_gather(wanted))
+        positives = self._single(processes.shard(distinct))
         vectors, hidden = self._encode_together(self._passes(pair, positives), pair.tokens)
         sequences = vectors[self.objective.sequence_pass]
-        items = processes.gather(self._positive_vectors(vectors, positives))
+        items = processes.all_gather(self._positive_vectors(vectors, positives))
         positive = torch.searchsorted(distinct, wanted)
         loss = contrastive_loss(sequences, items, positive, self.objective.temperature)
-        losses = {"sequence_item": processes.part(loss, len(wanted))}
+        losses = {"sequence_item": processes.shard_of_mean(loss, len(wanted))}
         if self.objective.mlm_weight:
             table = self.encoder.embedding.tokens.weight
             loss = mlm_loss(self.mlm_head(hidden, table), pair.labels)
-            losses["mlm"] = processes.part(loss, len(pair.labels))
+            losses["mlm"] = processes.shard_of_mean(loss, len(pair.labels))
         return {**losses, **self._further_losses(pair, vectors)}
 
     def finetune_loss(
@@ -123,13 +123,13 @@ class SentenceModel(nn.Module):
             first = self.sentences.used.start
             table = self.item_vectors(refresh=False)[first:]
             loss = contrastive_loss(sequences, table, wanted - first, aim.temperature)
-            return processes.part(loss, len(wanted))
+            return processes.shard_of_mean(loss, len(wanted))
         candidates, positive, log_weights = draw_candidates(
             wanted, self.sentences.used, aim.items_per_step, derive(key, Draw.CANDIDATES)
         )
-        items = processes.gather(self._encode(self._single(processes.own(candidates))))
+        items = processes.all_gather(self._encode(self._single(processes.shard(candidates))))
         loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
-        return processes.part(loss, len(wanted))
+        return processes.shard_of_mean(loss, len(wanted))
 
     @property
     def reads_item_table(self) -> bool:

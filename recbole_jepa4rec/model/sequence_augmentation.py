@@ -58,13 +58,13 @@ def sequence_sequence_loss(
     Returns:
         Mean over the sequences given; scalar >= 0; zero where there is none.
     """
-    augmented = processes.gather(augmented)
-    whose = torch.full_like(next_items, processes.number())
-    others, whose = processes.gather(torch.stack([next_items, whose], dim=1)).unbind(1)
+    augmented = processes.all_gather(augmented)
+    whose = torch.full_like(next_items, processes.rank())
+    others, whose = processes.all_gather(torch.stack([next_items, whose], dim=1)).unbind(1)
     if len(sequences) == 0:
         return zero_of(sequences, augmented)
     logits = cosine_similarity(sequences, augmented) / temperature
     place = torch.arange(len(others), device=logits.device)
-    own = place[whose == processes.number()]
+    own = place[whose == processes.rank()]
     alike = (next_items[:, None] == others) & (own[:, None] != place)
     return F.cross_entropy(logits.masked_fill(alike, -torch.inf), own)

@@ -150,8 +150,8 @@ class UniSRec(ItemVectorModel):
         sequences = last_output(hidden, lengths)
         sequence_sequence = sequence_sequence_loss(sequences, augmented, last, self.temperature)
         return (
-            processes.part(sequence_item, len(positive)),
-            processes.part(sequence_sequence, len(sequences)),
+            processes.shard_of_mean(sequence_item, len(positive)),
+            processes.shard_of_mean(sequence_sequence, len(sequences)),
         )
 
     @property

@@ -97,7 +97,7 @@ class VQRec(ItemVectorModel):
         sequences = self.encoder(F.embedding(place, vectors))[inside]
         candidates, positive = self.in_batch_targets(target[inside])
         if len(positive) == 0:
-            return (processes.part(zero_of(sequences, vectors), 0),)
+            return (processes.shard_of_mean(zero_of(sequences, vectors), 0),)
         positions = torch.arange(item_seq.shape[1], device=keys.device)
         codes = replaced_digits(
             self.codes[self.row_of_item[next_items[inside]]],
@@ -114,7 +114,7 @@ class VQRec(ItemVectorModel):
             dim=1,
         )
         loss = F.cross_entropy(logits / self.temperature, positive)
-        return (processes.part(loss, len(positive)),)
+        return (processes.shard_of_mean(loss, len(positive)),)
 
     def keeps_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
         """Weights that a checkpoint does not replace: the codebooks, if it is of other items.

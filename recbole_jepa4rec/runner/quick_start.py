@@ -39,7 +39,7 @@ def main(command_line: Sequence[str]) -> int:
 
     def run_and_print() -> None:
         path = run(command_line=command_line)["path"]
-        if processes.is_alone_or_first():
+        if processes.is_alone_or_main():
             print(path)
 
     return _reporting(run_and_print)
@@ -75,9 +75,9 @@ def run(
     config = asked_config(*asked)
     folder, command = RunFolder.of(config), asking_command(*asked)
     shared = config["nproc"] > 1 or (config["world_size"] or 1) > 1
-    if shared or processes.is_placed():
+    if shared or processes.is_launched():
         _refuse_processes(config)
-    if processes.is_placed():
+    if processes.is_launched():
         return _run_placed(config, folder, command)
     if not shared:
         return _run(config, folder, command)
@@ -117,7 +117,7 @@ def _run_placed(config: Config, folder: RunFolder, command: str) -> dict[str, An
     """The run as one of the processes that the environment tells of."""
     given = {key: config[key] for key in ("nproc", "world_size", "ip", "port") if config.given(key)}
     with processes.joined(config["device"].type == "cuda", **given):
-        folder = RunFolder(processes.tell("run_dir", str(folder.path)))
+        folder = RunFolder(processes.broadcast("run_dir", str(folder.path)))
         return _run(config, folder, command)
 
 
@@ -128,7 +128,7 @@ def _run(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
     except SystemExit as error:
         if error.code != TERMINATED or not folder.is_unfinished:
             raise
-        if processes.is_first():
+        if processes.is_main():
             print(f"stopped; --resume={folder.path} goes on", file=sys.stderr)
         raise SystemExit(RESUMABLE) from error
     return {**result, "path": str(folder.result_file)}

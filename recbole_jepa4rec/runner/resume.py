@@ -64,7 +64,7 @@ def identity(config: Config, data: Any, command: str) -> dict[str, Any]:
         "command": command,
         "data_fingerprint": data.fingerprint,
         "text_fingerprint": data.text_fingerprint if reads_text(config) else None,
-        "processes": processes.count(),
+        "processes": processes.world_size(),
         "starts": 1,
     }
 

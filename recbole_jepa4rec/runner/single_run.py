@@ -79,7 +79,7 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> dict[str,
                 "starts": this.identity["starts"],
                 "command": this.identity["command"],
             }
-            if processes.is_first():
+            if processes.is_main():
                 folder.write_per_user(per_user(test._dataset, ranks))
                 folder.write_result(result)
                 folder.checkpoints.remove()
@@ -133,7 +133,7 @@ def _quietly_seeded(config: Config) -> Iterator[None]:
 def _open(folder: RunFolder, config: Config) -> Iterator[None]:
     """Make the run's folder and log into it; of several processes the first does."""
     config["run_dir"] = config["checkpoint_dir"] = str(folder.path)
-    if not processes.is_first():
+    if not processes.is_main():
         with without_logging():
             yield
         return
@@ -218,7 +218,7 @@ class _Run:
             The trainer, and the validation of that epoch.
         """
         config, logger, show_progress = self.config, getLogger(), self.config["show_progress"]
-        if processes.is_first() and not self.state:
+        if processes.is_main() and not self.state:
             config.save(self.folder.config_file)
         logger.info(f"{config['dataset']}: {self.data.statistics()}")
         for key in ATTRIBUTE_KEYS:
@@ -249,12 +249,12 @@ class _Run:
         """The trainer, and in it the model on its device."""
         config = self.config
         init_seed(config["seed"], config["reproducibility"])
-        with processes.first_goes_first():
+        with processes.main_first():
             model = build_model(config, train._dataset)
         give_back_freed_memory()  # what reading and tokenising text needed
-        if processes.number():  # dropout, unlike the weights, differs between processes
-            torch.manual_seed(config["seed"] + processes.number())
-        if hasattr(model, "prepare_run_folder") and processes.is_first():
+        if processes.rank():  # dropout, unlike the weights, differs between processes
+            torch.manual_seed(config["seed"] + processes.rank())
+        if hasattr(model, "prepare_run_folder") and processes.is_main():
             model.prepare_run_folder(self.folder.path)
         trainer = find_trainer(config.model_class, config)(config, model)
         if self.identity:

@@ -122,10 +122,10 @@ class CheckpointedTrainer(Trainer):
         metadata = {"epoch": str(epoch), "token": token, "pretrain_datasets": sources}
         if self.item_ids:
             metadata["item_ids"] = self.item_ids
-        if processes.is_first():
+        if processes.is_main():
             save_state(self.state_file, {"token": token, **self.training_state(epoch)})
             save_weights(self.model, weights, metadata)
-        processes.wait()
+        processes.barrier()
         in_all = self.epochs_before + epoch
         self.best_epoch = in_all if in_all >= 0 else None
         self.has_saved = True

@@ -40,13 +40,13 @@ def plan_epoch(
         targets = window_ends(histories, phase.users, config["seed"], key, max_items)
     else:
         targets = target_positions(histories, phase.users, config["seed"], key)
-    sequences = phase.batch_size * processes.count()
+    sequences = phase.batch_size * processes.world_size()
     if model.item_tokens is None:
         return list(targets.split(sequences))
     tokens = history_tokens(
         histories, targets, model.item_tokens, max_items, config["max_sequence_tokens"]
     )
-    room = config["tokens_per_batch"] * processes.count()
+    room = config["tokens_per_batch"] * processes.world_size()
     return list(targets.split(fill_batches(tokens, room, sequences)))
 
 

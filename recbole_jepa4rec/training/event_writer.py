@@ -30,7 +30,7 @@ def event_writer(run_dir: str | None) -> Callable[[Any], Any]:
     Returns:
         A function of RecBole's logger. Of several processes only the first one's writer writes.
     """
-    if not processes.is_first():
+    if not processes.is_main():
         return lambda logger: _NoEvents()
     if run_dir is None:
         return recbole_trainer.get_tensorboard

@@ -44,7 +44,7 @@ class Optimisation:
 
     def step(self) -> None:
         """Move the weights by the gradients of all processes, and forget these."""
-        processes.sum_gradients(self.model.parameters())
+        processes.all_reduce_gradients(self.model.parameters())
         if self.clipping:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), **self.clipping)

@@ -46,10 +46,10 @@ class PhasePasses:
                 f"pretrain_validation_ratio={config['pretrain_validation_ratio']}"
             )
         batches = self._plan(0)
-        if (sequences := sum(map(len, batches))) < processes.count():
+        if (sequences := sum(map(len, batches))) < processes.world_size():
             raise ValueError(
-                f"nproc is {processes.count()}; allowed: {sequences}, the sequences that an epoch "
-                f"of {phase.name} has, or fewer"
+                f"nproc is {processes.world_size()}; allowed: {sequences}, the sequences that an "
+                f"epoch of {phase.name} has, or fewer"
             )
         self.steps = phase.epochs * math.ceil(len(batches) / config["accumulation_steps"])
 
@@ -105,10 +105,10 @@ class PhasePasses:
         Raises:
             ValueError: if a term is not finite.
         """
-        rows = self.rows.with_targets(processes.own(positions))
+        rows = self.rows.with_targets(processes.shard(positions))
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             losses = self.model.calculate_loss(rows[:].to(self.device))
-        terms = processes.add_up(torch.stack([loss.detach() for loss in losses])).tolist()
+        terms = processes.all_reduce(torch.stack([loss.detach() for loss in losses])).tolist()
         if not all(map(math.isfinite, terms)):
             named = dict(zip(self.model.loss_weights, terms, strict=True))
             advice = "try a lower learning_rate, clip_grad_norm or precision=fp32"

@@ -112,7 +112,7 @@ class ProtocolTrainer(CheckpointedTrainer):
             if self.resumed and self.is_trained:
                 restore_model(self, self.resumed)
             else:
-                show_progress = show_progress and sys.stderr.isatty() and processes.is_first()
+                show_progress = show_progress and sys.stderr.isatty() and processes.is_main()
                 self.train(train_data, valid_data, verbose, saved, show_progress, callback_fn)
                 self.is_trained = True
                 self.write_checkpoint()
@@ -209,14 +209,14 @@ class ProtocolTrainer(CheckpointedTrainer):
         if hasattr(self.model, "item_vectors"):
             self.model.item_vectors()  # together, before each process ranks users of its own
         ranks, row = torch.zeros(len(dataset.inter_feat), dtype=torch.float64), 0
-        quiet = not (show_progress and sys.stderr.isatty() and processes.is_first())
+        quiet = not (show_progress and sys.stderr.isatty() and processes.is_main())
         for number, batch in enumerate(tqdm(eval_data, desc="Evaluate", ncols=100, disable=quiet)):
             self.end_if_asked()
             rows = slice(row, row + len(batch[0]))
             row = rows.stop
-            if number % processes.count() == processes.number():
+            if number % processes.world_size() == processes.rank():
                 ranks[rows] = self._rank_batch(batch, rows, dataset.inter_feat)
-        return processes.add_up(ranks)
+        return processes.all_reduce(ranks)
 
     def _rank_batch(self, batch: Any, rows: slice, all_rows: Any) -> Tensor:
         """Ranks of the targets of these rows, ``[B]``."""
@@ -262,7 +262,7 @@ class ProtocolTrainer(CheckpointedTrainer):
         """Write what the run can be resumed from, where it has a folder for that."""
         if self.checkpoints is not None:
             state = run_state(self)
-            if processes.is_first():
+            if processes.is_main():
                 self.checkpoints.write({"identity": self.identity, **state})
 
     def end_if_asked(self) -> None:
@@ -271,7 +271,7 @@ class ProtocolTrainer(CheckpointedTrainer):
         Raises:
             SystemExit: if it came, once a checkpoint is written.
         """
-        if processes.any_of(asked_to_end()):
+        if processes.any_rank(asked_to_end()):
             self.write_checkpoint()
             raise SystemExit(TERMINATED)
 

@@ -31,7 +31,7 @@ COUNTERS = (
 
 def run_state(trainer: Any) -> dict[str, Any]:
     """The state of a ``ProtocolTrainer`` between two steps, as plain values and tensors."""
-    reads = trainer.has_saved and processes.is_first()
+    reads = trainer.has_saved and processes.is_main()
     best = read_weights(trainer.saved_model_file) if reads else None
     return {
         **{name: getattr(trainer, name) for name in COUNTERS},
@@ -53,7 +53,7 @@ def restore_counters(trainer: Any, state: Mapping[str, Any]) -> None:
     trainer.stage_seconds = dict(state["stage_seconds"])
     trainer.seconds_before = state["seconds"]
     trainer.has_saved = state["best_weights"] is not None
-    if trainer.has_saved and processes.is_first():
+    if trainer.has_saved and processes.is_main():
         _restore_best(trainer, *state["best_weights"])
 
 

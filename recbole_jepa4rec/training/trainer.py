@@ -204,7 +204,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
             self.end_if_asked()
             if self._is_spent(passes.phase.deadline):
                 break
-        self.tokens_trained += int(processes.add_up(torch.tensor(model.tokens_seen - tokens)))
+        self.tokens_trained += int(processes.all_reduce(torch.tensor(model.tokens_seen - tokens)))
         self.seconds_trained += time.monotonic() - started
         if model.item_tokens is not None and self.seconds_trained:
             self.tokens_per_second = self.tokens_trained / self.seconds_trained
@@ -212,7 +212,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
 
     def _is_spent(self, deadline: float) -> bool:
         """Whether the time is over, on which all processes agree."""
-        return math.isfinite(deadline) and processes.any_of(time.monotonic() >= deadline)
+        return math.isfinite(deadline) and processes.any_rank(time.monotonic() >= deadline)
 
     def position(self) -> dict[str, Any] | None:
         """The ``PhasePosition``; ``None`` before and after the phases."""
@@ -282,11 +282,11 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         size = self.config["eval_batch_size"]
         for number, chunk in enumerate(torch.arange(len(positions)).split(size)):
             self.end_if_asked()
-            if number % processes.count() == processes.number():
+            if number % processes.world_size() == processes.rank():
                 interaction = self.rows.with_targets(positions[chunk])[:].to(self.device)
                 scores = self.model.full_sort_predict(interaction)
                 ranks[chunk] = self.ranks(scores, interaction[self.model.ITEM_ID])
-        ranks = processes.add_up(ranks)
+        ranks = processes.all_reduce(ranks)
         return mean_metrics(ranks, self.config["metrics"], self.config["topk"])
 
     def _log(self, phase: Phase, losses: dict[str, float]) -> None:

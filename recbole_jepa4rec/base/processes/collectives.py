@@ -32,22 +32,22 @@ class LostProcessError(RuntimeError):
     """Another process of the run has ended before its time."""
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def number() -> int:
+def rank() -> int:
     """This process among them, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this is the process that writes what is written once."""
-    return number() == 0
+    return rank() == 0
 
 
-def own(rows: Tensor) -> Tensor:
+def shard(rows: Tensor) -> Tensor:
     """This process's part of rows that all processes know; no collective.
 
     Args:
@@ -57,11 +57,11 @@ def own(rows: Tensor) -> Tensor:
         Consecutive rows, as ``tensor_split`` deals them out: none where rows are fewer than
         processes.
     """
-    return rows.tensor_split(count())[number()] if count() > 1 else rows
+    return rows.tensor_split(world_size())[rank()] if world_size() > 1 else rows
 
 
-def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes in the order of their numbers; ``gather(own(x))`` is ``x``.
+def all_gather(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of their numbers; ``all_gather(shard(x))`` is ``x``.
 
     Args:
         rows: this process's, ``[R_p, ...]``; ``R_p`` may differ and be 0.
@@ -70,44 +70,44 @@ def gather(rows: Tensor) -> Tensor:
         ``[sum R_p, ...]``. Its gradient is summed over the processes, each of which gets that of
         its own rows.
     """
-    return _Gather.apply(rows) if count() > 1 else rows
+    return _Gather.apply(rows) if world_size() > 1 else rows
 
 
-def share(rows: int) -> float:
+def shard_weight(rows: int) -> float:
     """This process's part of what all processes count; 0 where nobody counts any."""
-    if count() == 1:
+    if world_size() == 1:
         return 1.0
     total = int(_summed(torch.tensor(rows)))
     return rows / total if total else 0.0
 
 
-def part(mean: Tensor, rows: int) -> Tensor:
+def shard_of_mean(mean: Tensor, rows: int) -> Tensor:
     """This process's part of a mean over the rows of all: the parts add up to it.
 
     Args:
         mean: over the rows of this process, zero where it has none.
         rows: of this process.
     """
-    return mean * share(rows) if count() > 1 else mean
+    return mean * shard_weight(rows) if world_size() > 1 else mean
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
     """Sum over the processes, of the same shape everywhere; without gradient."""
-    return _summed(tensor.detach()) if count() > 1 else tensor
+    return _summed(tensor.detach()) if world_size() > 1 else tensor
 
 
-def any_of(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it holds in any process."""
-    return bool(_summed(torch.tensor(int(flag)))) if count() > 1 else flag
+    return bool(_summed(torch.tensor(int(flag)))) if world_size() > 1 else flag
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when all processes have come here."""
-    any_of(False)
+    any_rank(False)
 
 
 @torch.no_grad()
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum gradients over the processes, in place.
 
     Args:
@@ -115,7 +115,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             elsewhere counts as zeros; one with none anywhere keeps none, so that the optimizer
             passes it by as it would in one process.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     weights = list(parameters)
     has_gradient = torch.tensor([int(weight.grad is not None) for weight in weights])
@@ -130,34 +130,34 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def tell(key: str, text: str) -> str:
+def broadcast(key: str, text: str) -> str:
     """What the first process says, for all.
 
     Args:
         key: what it is about.
         text: taken from the first process alone.
     """
-    if count() == 1:
+    if world_size() == 1:
         return text
     store = _store()
-    turn = store.add(f"told/{key}/{number()}", 1)  # a later text must not be taken for an earlier
+    turn = store.add(f"told/{key}/{rank()}", 1)  # a later text must not be taken for an earlier
     with _naming_lost_processes():
-        if is_first():
+        if is_main():
             store.set(f"told/{key}/{turn}/text", text)
         return store.get(f"told/{key}/{turn}/text").decode("utf-8")
 
 
 @contextmanager
-def first_goes_first() -> Iterator[None]:
+def main_first() -> Iterator[None]:
     """The first process runs the block and then the others do, as where they read its cache.
 
     The block may not exchange anything. An error of the first process ends the others.
     """
-    if not is_first():
-        wait()
+    if not is_main():
+        barrier()
     yield
-    if is_first():
-        wait()
+    if is_main():
+        barrier()
 
 
 def refuse_difference(module: nn.Module) -> None:
@@ -166,7 +166,7 @@ def refuse_difference(module: nn.Module) -> None:
     Raises:
         RuntimeError: if one differs between processes; names the first.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     sums = torch.stack([_checksum(tensor.detach()).cpu() for tensor in tensors.values()])
@@ -186,7 +186,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         """``[R_p, ...]`` to ``[sum R_p, ...]``."""
         sizes = _exchange(torch.tensor(len(rows))).tolist()
-        ctx.first, ctx.size = sum(sizes[: number()]), len(rows)
+        ctx.first, ctx.size = sum(sizes[: rank()]), len(rows)
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = _exchange(padded)
@@ -243,12 +243,12 @@ def _device() -> torch.device:
 def _exchange(tensor: Tensor) -> Tensor:
     """Tensors of one shape, ``[...]``, of all processes: ``[P, ...]``, bit for bit."""
     if not tensor.numel():
-        return tensor.new_empty(count(), *tensor.shape)
+        return tensor.new_empty(world_size(), *tensor.shape)
     own_bytes = tensor.to(_device()).contiguous().view(-1).view(torch.uint8)
-    table = own_bytes.new_empty(count(), len(own_bytes))
+    table = own_bytes.new_empty(world_size(), len(own_bytes))
     with _naming_lost_processes():
         dist.all_gather(list(table), own_bytes)
-    return table.view(tensor.dtype).view(count(), *tensor.shape).to(tensor.device)
+    return table.view(tensor.dtype).view(world_size(), *tensor.shape).to(tensor.device)
 
 
 def _summed(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from recbole_jepa4rec.base.processes.collectives import CAUSE, LostProcessError, number, wait
+from recbole_jepa4rec.base.processes.collectives import CAUSE, LostProcessError, barrier, rank
 
 JOIN_SECONDS = 300
 """How long a process waits for the others to start."""
@@ -91,14 +91,14 @@ class Place:
         }
 
 
-def is_placed() -> bool:
+def is_launched() -> bool:
     """Whether the environment says that this process is one of a run."""
     return bool(os.environ.get("RANK"))
 
 
-def is_alone_or_first() -> bool:
+def is_alone_or_main() -> bool:
     """Whether this process speaks for its run, by the environment; before and after it as well."""
-    return not is_placed() or Place.of(os.environ).rank == 0
+    return not is_launched() or Place.of(os.environ).rank == 0
 
 
 @contextmanager
@@ -152,11 +152,11 @@ def joined(
     )
     try:
         yield
-        wait()  # the store may stand in the first process, which others still read
+        barrier()  # the store may stand in the first process, which others still read
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
             raise
-        first = claim(store, f"process {number()}: {_line(error)}")
+        first = claim(store, f"process {rank()}: {_line(error)}")
         if not on_gpu:  # nccl's end may wait for the others
             dist.destroy_process_group()
         if not first and not isinstance(error, SystemExit):
