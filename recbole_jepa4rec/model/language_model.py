@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from recbole_jepa4rec.model.weight_files import locate
+from recbole_jepa4rec.base.weight_files import locate
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

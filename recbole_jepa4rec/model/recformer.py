@@ -18,8 +18,8 @@ from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
-from recbole_jepa4rec.text.sentence_cache import default_cache_dir
 from recbole_jepa4rec.text.sentences import ItemSentences
+from recbole_jepa4rec.text.tensor_cache import default_cache_dir
 from recbole_jepa4rec.training.phase import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN
 
 Aim = TypeVar("Aim", bound=Objective)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
+from recbole_jepa4rec.base.weight_files import read_tensors
 from recbole_jepa4rec.model.item_vector_model import (
     ItemVectorModel,
     inside_window,
@@ -23,7 +24,6 @@ from recbole_jepa4rec.model.sequence_augmentation import (
     move_together,
     sequence_sequence_loss,
 )
-from recbole_jepa4rec.model.weight_files import read_tensors
 from recbole_jepa4rec.model.whitening import MixtureOfExperts
 from recbole_jepa4rec.training.phase import PRETRAIN
 

@@ -16,7 +16,7 @@ from recbole_jepa4rec.model.code_permutation import CodePermutation
 from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, inside_window
 from recbole_jepa4rec.model.loss import cosine_similarity, zero_of
 from recbole_jepa4rec.model.product_quantisation import ProductQuantiser
-from recbole_jepa4rec.text.sentence_cache import default_cache_dir
+from recbole_jepa4rec.text.tensor_cache import default_cache_dir
 from recbole_jepa4rec.training.phase import PERMUTATION
 
 

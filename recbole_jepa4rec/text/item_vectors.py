@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.data.atomic_files import read_atomic
-from recbole_jepa4rec.text.sentence_cache import default_cache_dir
-from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key
+from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key, default_cache_dir
 from recbole_jepa4rec.text.text_encoder import TextEncoder
 
 

@@ -1,8 +1,7 @@
-"""What the cache of item sentences is keyed by, and where caches lie."""
+"""What the cache of item sentences is keyed by."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +12,6 @@ from recbole_jepa4rec.text import tensor_cache
 from recbole_jepa4rec.text.row_encoder import ROWS_AT_ONCE
 
 _FORMAT = "recbole_jepa4rec item sentences 2"
-
-
-def default_cache_dir() -> Path:
-    """The user's cache folder, after the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recbole_jepa4rec"
 
 
 class SentenceCache(tensor_cache.TensorCache):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,11 @@ LARGEST_IN_MEMORY = 1 << 26
 _ALIGNMENT = 8  # of a safetensors file, in bytes
 _BYTES_AT_ONCE = 1 << 20
 _TEXTS_AT_ONCE = 1 << 14
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder, after the XDG base directory specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recbole_jepa4rec"
 
 
 class TensorCache:

