@@ -113,6 +113,26 @@ class TestLayers:
         assert differing == {"run_dir"}
 
 
+class TestParts:
+    def test_a_copy_has_other_values_and_tells_of_the_same_run(self):
+        made = config("--seed=3")
+        made["MASK_INDEX"] = "what RecBole puts here"
+        other = made.with_settings({"run_dir": "x", "eval_batch_size": 2, "seed": 4})
+        assert (other["run_dir"], other["eval_batch_size"], other["seed"]) == ("x", 2, 4)
+        assert (made["run_dir"], made["eval_batch_size"], made["seed"]) == (None, 4096, 3)
+        assert other["MASK_INDEX"] == made["MASK_INDEX"]
+        assert other.external() == made.external()
+        assert not other.given("run_dir")
+        with pytest.raises(ValueError, match="unknown key 'sed'"):
+            made.with_settings({"sed": 1})
+
+    def test_what_the_data_told_belongs_to_the_run(self):
+        made, columns = config(), ["class"]
+        made.settle({"selected_features": columns})
+        columns.append("title")
+        assert made["selected_features"] == made.external()["selected_features"] == ["class"]
+
+
 class TestValues:
     @pytest.mark.parametrize(
         ("key", "text", "value"),

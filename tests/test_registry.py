@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import recbole
 import recbole.data.dataset
 import recbole.trainer
-import recbole.trainer.trainer
+import recbole.trainer.trainer as recbole_trainer
 from recbole.config import Config as RecBoleConfig
 from recbole.data import create_dataset
 from recbole.data.utils import create_samplers, get_dataloader
@@ -22,6 +23,7 @@ from recbole.trainer import PretrainTrainer, Trainer
 from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_jepa4rec
+from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.config import registry
 from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
 from tests.conftest import ROOT
@@ -51,7 +53,7 @@ SIGNATURES = {
     Trainer._add_hparam_to_tensorboard: "self best_valid_result",
     PretrainTrainer.pretrain: "self train_data verbose show_progress",
     PretrainTrainer.save_pretrained_model: "self epoch saved_model_file",
-    recbole.trainer.trainer.get_tensorboard: "logger",
+    recbole_trainer.get_tensorboard: "logger",
     get_model: "model_name",
     get_trainer: "model_type model_name",
     create_dataset: "config",
@@ -108,9 +110,29 @@ def test_recboles_own_names_stay():
 
 
 def test_registering_twice_wraps_once():
-    load = RecBoleConfig._load_internal_config_dict
+    load, writer = RecBoleConfig._load_internal_config_dict, recbole_trainer.get_tensorboard
     registry.register()
     assert RecBoleConfig._load_internal_config_dict is load
+    assert recbole_trainer.get_tensorboard is writer
+
+
+def test_events_are_written_where_recbole_writes_them_once_there_are_any(workplace):
+    writer = recbole_trainer.get_tensorboard(logging.getLogger("one without files"))
+    writer.close()
+    assert not list(workplace.iterdir())
+    writer.add_scalar("loss", 1.0, 0)
+    writer.add_hparams({"a": 1}, {"b": 2.0})
+    writer.close()
+    (folder,) = workplace.glob("log_tensorboard/model-*")
+    assert len(list(folder.rglob("events.*"))) == 2
+
+
+def test_events_may_be_written_nowhere(workplace):
+    writer = EventWriter(None)
+    writer.add_scalar("loss", 1.0, 0)
+    writer.close()
+    EventWriter.into(workplace / "none").close()
+    assert not list(workplace.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,25 @@ class Config(RecBoleConfig):
         with atomic_write(Path(path), "w") as file:
             yaml.safe_dump(self.external(), file, sort_keys=False, allow_unicode=True)
 
+    def with_settings(self, settings: Mapping[str, Any]) -> Config:
+        """A copy with other values for a part of the run; what was asked for stays.
+
+        So ``given`` and ``external`` of the copy answer as those of the whole run, and everything
+        that RecBole has put here is there.
+
+        Raises:
+            ValueError: for an unknown key.
+        """
+        refuse_unknown(settings, "among a run's own settings")
+        other = copy.copy(self)
+        other.final_config_dict = {**self.final_config_dict, **settings}
+        return other
+
+    def settle(self, found: Mapping[str, Any]) -> None:
+        """Fill in what only the data could tell; it becomes a part of ``external``."""
+        self.final_config_dict.update(copy.deepcopy(dict(found)))
+        self._resolved.update(copy.deepcopy(dict(found)))
+
     def _build_yaml_loader(self) -> type:
         return Loader
 
@@ -235,12 +254,8 @@ class Config(RecBoleConfig):
         if not self.given("load_col"):
             settings["load_col"] = {**settings["load_col"], "item": []}
         columns = [settings["ITEM_ID_FIELD"], *names]
-        found = {
-            key: names[0] if key == "item_attribute" else names,
-            "load_col": with_item_columns(settings["load_col"], columns),
-        }
-        settings.update(found)
-        self._resolved.update(copy.deepcopy(found))
+        load_col = with_item_columns(settings["load_col"], columns)
+        self.settle({key: names[0] if key == "item_attribute" else names, "load_col": load_col})
 
     def _init_device(self) -> None:
         """Leave CUDA_VISIBLE_DEVICES as it is set; RecBole overwrites it (its issue 1955)."""

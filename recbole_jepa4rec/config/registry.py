@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -12,7 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from torch.utils.tensorboard import SummaryWriter
 
+from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.base.yaml_files import find_properties
 
@@ -96,6 +99,14 @@ def has_loss_type(name: str) -> bool:
     return re.search(r"^loss_type *:", properties.read_text(encoding="utf-8"), re.M) is not None
 
 
+def row_label(name: str, loss_type: str | None) -> str:
+    """What tables call a model that does not say so itself: its name and, where it has one, loss.
+
+    SASRec trained by cross-entropy and by BPR are different baselines, so that the name must tell.
+    """
+    return f"{name}-{loss_type}" if has_loss_type(name) else name
+
+
 def find_trainer(model_class: type, config: Any) -> type:
     """The trainer of a model: ours, or RecBole's with our protocol mixed in."""
     from recbole.utils import get_trainer
@@ -138,6 +149,7 @@ def register() -> None:
     _answer(import_module("recbole.data.dataset"), datasets)
     _register_metric()
     _register_properties()
+    _register_events()
 
 
 def _resolve(target: str) -> type:
@@ -178,21 +190,37 @@ def _register_metric() -> None:
 
 
 def _register_properties() -> None:
-    """Add a layer to RecBole's Config: the yaml file of our model, if it is one of ours.
-
-    The method is wrapped, once, since RecBole's modules import the class by name.
-    """
+    """Add a layer to RecBole's Config: the yaml file of our model, if it is one of ours."""
     from recbole.config import Config
 
-    load = Config._load_internal_config_dict
-    if hasattr(load, "adds_ours"):
-        return
+    def load_ours_too(load: Callable[..., None]) -> Callable[..., None]:
+        def load_internal(self: Any, model: str, model_class: type, dataset: str) -> None:
+            load(self, model, model_class, dataset)
+            if model in MODELS:
+                self._update_internal_config_dict(find_properties() / "model" / f"{model}.yaml")
 
-    @functools.wraps(load)
-    def load_ours_too(self: Any, model: str, model_class: type, dataset: str) -> None:
-        load(self, model, model_class, dataset)
-        if model in MODELS:
-            self._update_internal_config_dict(find_properties() / "model" / f"{model}.yaml")
+        return load_internal
 
-    load_ours_too.adds_ours = True  # type: ignore[attr-defined]
-    Config._load_internal_config_dict = load_ours_too
+    _wrap_once(Config, "_load_internal_config_dict", load_ours_too)
+
+
+def _register_events() -> None:
+    """Have RecBole's trainers open their folder of events when the first value is written.
+
+    Ours put a writer of the run's folder in its place before that.
+    """
+    import recbole.trainer.trainer as recbole_trainer
+
+    def open_late(get_tensorboard: Callable[[Any], SummaryWriter]) -> Callable[[Any], EventWriter]:
+        return lambda logger: EventWriter(lambda: get_tensorboard(logger))
+
+    _wrap_once(recbole_trainer, "get_tensorboard", open_late)
+
+
+def _wrap_once(holder: Any, name: str, wrapped: Callable[[Any], Any]) -> None:
+    """Put a function of ours around one of RecBole's, whose modules import such things by name."""
+    function = getattr(holder, name)
+    if not hasattr(function, "is_ours"):
+        ours: Any = functools.wraps(function)(wrapped(function))
+        ours.is_ours = True
+        setattr(holder, name, ours)

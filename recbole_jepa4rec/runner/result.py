@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import has_loss_type
+from recbole_jepa4rec.config.registry import row_label
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.data.item_files import reads_text
 from recbole_jepa4rec.data.split_files import split_title
@@ -97,14 +97,8 @@ def _protocol(config: Config, data: Any) -> dict[str, Any]:
 
 
 def label(config: Config, model: nn.Module) -> str:
-    """What the row is called: the model's own ``label``, or its name and, where it has one, loss.
-
-    SASRec trained by cross-entropy and by BPR are different baselines, so that the name must tell.
-    """
-    if own := getattr(model, "label", None):
-        return own
-    name = config["model"]
-    return f"{name}-{config['loss_type']}" if has_loss_type(name) else name
+    """What the row is called: the model's own ``label``, else ``row_label``."""
+    return getattr(model, "label", None) or row_label(config["model"], config["loss_type"])
 
 
 def _peak_memory_gib(device: torch.device) -> float:
