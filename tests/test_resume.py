@@ -15,9 +15,10 @@ import torch
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.checkpoint import read_weights
+from recbole_jepa4rec.base.command import RESUMABLE
 from recbole_jepa4rec.base.files import hold
 from recbole_jepa4rec.base.random_state import random_state, restore_random_state
-from recbole_jepa4rec.runner.quick_start import RESUMABLE, main, run
+from recbole_jepa4rec.runner.quick_start import main, run
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 from tests.conftest import ROOT, TINY
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recbole_jepa4rec.base import processes
-from recbole_jepa4rec.base.stopping import TERMINATED, ending_on_sigterm
+from recbole_jepa4rec.base.command import RESUMABLE, run_command
+from recbole_jepa4rec.base.stopping import TERMINATED
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import TRAINERS
 from recbole_jepa4rec.runner.result import asking_command
 from recbole_jepa4rec.runner.resume import asked_config
 from recbole_jepa4rec.runner.run_folder import RunFolder
 from recbole_jepa4rec.runner.single_run import train_and_test
-
-RESUMABLE = 75
-"""Exit status of a run that was told to end and can be resumed; EX_TEMPFAIL of sysexits.h."""
 
 
 def main(command_line: Sequence[str]) -> int:
@@ -31,7 +29,7 @@ def main(command_line: Sequence[str]) -> int:
         command_line: the words after the script's name.
 
     Returns:
-        Exit status: 0, 1 for a failure, 2 for wrong input, 130 when interrupted.
+        Exit status; see ``run_command``.
 
     Raises:
         SystemExit: as ``run``.
@@ -42,7 +40,7 @@ def main(command_line: Sequence[str]) -> int:
         if processes.is_alone_or_main():
             print(path)
 
-    return _reporting(run_and_print)
+    return run_command(run_and_print)
 
 
 def run(
@@ -110,7 +108,7 @@ def _run_spawned(asked: tuple[Any, ...], run_dir: str, command: str) -> int:
         config["run_dir"] = run_dir
         _run_placed(config, RunFolder(run_dir), command)
 
-    return _reporting(run_here)
+    return run_command(run_here)
 
 
 def _run_placed(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
@@ -132,29 +130,3 @@ def _run(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
             print(f"stopped; --resume={folder.path} goes on", file=sys.stderr)
         raise SystemExit(RESUMABLE) from error
     return {**result, "path": str(folder.result_file)}
-
-
-def _reporting(function: Callable[[], None]) -> int:
-    """Call a function; returns the exit status, an error is one line on standard error."""
-    try:
-        with ending_on_sigterm():
-            function()
-        return 0
-    except KeyboardInterrupt as error:
-        folder = getattr(error, "run_folder", None)
-        print(f"interrupted; {_what_next(folder)}" if folder else "interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    except Exception as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        folder = getattr(error, "run_folder", None)
-        details = f" (details in {folder.log_file})" if folder else ""
-        print(f"error: {message}{details}", file=sys.stderr)
-        return 1
-
-
-def _what_next(folder: RunFolder) -> str:
-    return f"--resume={folder.path} goes on" if folder.is_unfinished else f"see {folder.path}"

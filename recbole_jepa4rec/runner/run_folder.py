@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME
+from recbole_jepa4rec.base.command import add_note
 from recbole_jepa4rec.base.files import atomic_write, hold, remove_abandoned
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 
@@ -81,7 +82,7 @@ class RunFolder:
     def logging(self, level: str) -> Iterator[None]:
         """Send the log to standard error and to ``run.log`` meanwhile; an error leaves its trace.
 
-        An exception that passes gets an attribute ``run_folder``, for whoever reports it.
+        An exception that passes gets a note: what goes on with the run, or where its trace is.
 
         Args:
             level: RecBole's ``state``, such as ``"info"``.
@@ -105,7 +106,8 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
-            vars(error)["run_folder"] = self
+            details = f"details in {self.log_file}"
+            add_note(error, self._next() if isinstance(error, KeyboardInterrupt) else details)
             root.handlers = [file]
             root.critical("the run ended early", exc_info=True)
             raise
@@ -113,6 +115,9 @@ class RunFolder:
             root.handlers = handlers
             root.setLevel(level_before)
             file.close()
+
+    def _next(self) -> str:
+        return f"--resume={self.path} goes on" if self.is_unfinished else f"see {self.path}"
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, whole or not at all.

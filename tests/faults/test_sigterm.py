@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from recbole_jepa4rec.base.command import RESUMABLE
 from recbole_jepa4rec.base.stopping import TERMINATED
-from recbole_jepa4rec.runner.quick_start import RESUMABLE
 from tests.faults.conftest import slow, words
 from tests.faults.faulty_run import ended
 from tests.faults.run_contents import outcome, refuse_damage

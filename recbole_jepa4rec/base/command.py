@@ -1,0 +1,74 @@
+"""The frame around a command: SIGTERM, one line for an error, the exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+
+from recbole_jepa4rec.base.stopping import ending_on_sigterm
+
+FAILED = 1
+WRONG_INPUT = 2
+RESUMABLE = 75
+"""Of a run that was told to end and can be resumed; EX_TEMPFAIL of sysexits.h."""
+INTERRUPTED = 130
+
+FORESEEN = (ValueError, OSError, RuntimeError, MemoryError, ImportError)
+"""Errors whose message says what to do; of any other the trace is wanted as well."""
+
+
+def run_command(
+    work: Callable[[], int | None], *, after_interrupt: str = "", quiet: Sequence[str] = ()
+) -> int:
+    """Do what a command is for, and return its exit status.
+
+    An error becomes one line on standard error. One that nobody foresaw tells by its note where
+    its trace is (:func:`add_note`); without a note the trace goes before the line.
+
+    Args:
+        work: all of the command, the understanding of its words included. It may return a status;
+            none is 0.
+        after_interrupt: what Ctrl-C is answered with, unless the interruption has a note.
+        quiet: names of packages whose warnings are left out, besides RecBole's FutureWarnings.
+
+    Returns:
+        What ``work`` returned, 1 for a failure, 2 for wrong input (ValueError), 130 when
+        interrupted.
+
+    Raises:
+        SystemExit: as ``work`` does; with status 143, when the process is told to end (SIGTERM).
+    """
+    try:
+        with ending_on_sigterm(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+            for package in quiet:
+                warnings.filterwarnings("ignore", module=rf"{package}\.")
+            return work() or 0
+    except KeyboardInterrupt as error:
+        advice = _note(error) or after_interrupt
+        print(f"interrupted; {advice}" if advice else "interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except FORESEEN as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return WRONG_INPUT if isinstance(error, ValueError) else FAILED
+    except Exception as error:
+        note = _note(error)
+        if not note:
+            traceback.print_exc()
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"error: {message}{f' ({note})' if note else ''}", file=sys.stderr)
+        return FAILED
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Have an error say what comes next or where more is told; Python 3.10 lacks its ``add_note``.
+
+    Of several notes a command shows the last.
+    """
+    vars(error).setdefault("__notes__", []).append(note)
+
+
+def _note(error: BaseException) -> str:
+    return vars(error).get("__notes__", [""])[-1]
