@@ -1,10 +1,12 @@
-"""A file is whole or not there."""
+"""A file is whole or not there, and one program at a time has a folder."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.base.files import atomic_write, locked
 
 
 def test_the_file_appears_only_at_the_end(tmp_path):
@@ -55,4 +57,27 @@ def test_permissions_follow_the_umask(tmp_path):
 
 def test_other_modes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="mode 'ab'"), atomic_write(tmp_path / "log", "ab"):
+        pass
+
+
+def test_a_folder_is_held_until_the_last_that_inherits_it_ends(tmp_path, capsys):
+    folder = tmp_path / "a" / "b"
+    with locked(folder, "search") as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, pass_fds=[lock])
+        message = f"run_dir {str(folder)!r} is in use by another search"
+        with pytest.raises(ValueError, match=message), locked(folder, "search"):
+            pass
+    with pytest.raises(ValueError, match=message), locked(folder, "search", patience=0.01):
+        pass
+    assert capsys.readouterr().err == f"waiting for the runs under way in {folder} to end\n"
+    child.communicate(b"\n")
+    with locked(folder, "search", patience=60):
+        pass
+    assert os.listdir(folder) == [".lock"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    message = f"run_dir '{tmp_path}/file/x' cannot be made: Not a directory"
+    with pytest.raises(ValueError, match=message), locked(tmp_path / "file" / "x", "search"):
         pass

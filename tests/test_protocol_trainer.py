@@ -234,7 +234,7 @@ class TestFiles:
             "epoch": "0",
             "token": state["token"],
             "pretrain_datasets": "[]",
-            "item_ids": item_ids_digest(trainer.model, train._dataset),
+            "item_ids": item_ids_digest(train._dataset),
         }
         assert (state["epoch"], type(state["best_valid_score"])) == (0, float)
 

@@ -110,9 +110,9 @@ def load_weights(
     return metadata
 
 
-def item_ids_digest(model: nn.Module, dataset: Any) -> str | None:
-    """SHA-256 of a data set's item ids in internal order; None for a model that reads text."""
-    if hasattr(model, "add_items"):
+def item_ids_digest(dataset: Any, fits_any_catalogue: bool = False) -> str | None:
+    """SHA-256 of a data set's item ids in internal order; None for weights that fit any items."""
+    if fits_any_catalogue:
         return None
     return hashlib.sha256("\n".join(dataset.field2id_token[dataset.iid_field]).encode()).hexdigest()
 

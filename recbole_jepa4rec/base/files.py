@@ -1,8 +1,10 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and folders that one program holds alone."""
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +16,25 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+CAN_HOLD = fcntl is not None
+"""Whether the system can tell who holds a file."""
 
-_PARTIAL = ".partial"
+_PARTIAL, _LOCK = ".partial", ".lock"
+_POLL = 0.1  # seconds between looks at a lock that another has
 
 
 def hold(file: Any) -> bool:
     """Hold an open file alone, until it is closed or the process ends.
 
+    Args:
+        file: open, or its descriptor; that of a folder will do. Processes that inherit it hold it
+            too.
+
     Returns:
         False if another process holds it; True as well where the system cannot tell.
+
+    Raises:
+        OSError: if the file system has no locks.
     """
     if fcntl is None:
         return True
@@ -31,6 +43,38 @@ def hold(file: Any) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def locked(folder: Path, job: str, patience: float = 0.0) -> Iterator[int]:
+    """Make a folder and hold it alone, together with the processes that inherit the descriptor.
+
+    Args:
+        folder: gets a file ``.lock``, which stays.
+        job: what is done in it, such as ``"comparison"``; for the message.
+        patience: seconds to wait for what an earlier job, killed since, has left running.
+
+    Yields:
+        The descriptor of the lock.
+
+    Raises:
+        ValueError: if another job holds the folder, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / _LOCK, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ValueError(f"run_dir {str(folder)!r} cannot be made: {error.strerror}") from error
+    with file:
+        deadline, told = time.monotonic() + patience, False
+        while not hold(file):
+            if time.monotonic() >= deadline:
+                raise ValueError(f"run_dir {str(folder)!r} is in use by another {job}")
+            if not told:
+                print(f"waiting for the runs under way in {folder} to end", file=sys.stderr)
+                told = True
+            time.sleep(_POLL)
+        yield file.fileno()
 
 
 @contextmanager
@@ -68,7 +112,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -80,11 +124,11 @@ def remove_abandoned(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the system can open folders."""
-    if os.name != "posix":
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut, where the system can."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -45,7 +45,8 @@ def load(run_dir: str | Path, **settings: Any) -> Recommender:
     dataset = find_dataset(config.model_class)(config)
     train = dataset.build()[0]
     model = config.model_class(config, train).to(config["device"])
-    load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids_digest(model, train))
+    item_ids = item_ids_digest(train, fits_any_catalogue=hasattr(model, "add_items"))
+    load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids)
     return Recommender(model, train)
 
 

@@ -140,7 +140,7 @@ class PretrainedChain:
             return
         trainer = self._make("pretrain")
         trainer.tensorboard.close()
-        ids = item_ids_digest(trainer.model, dataset)
+        ids = item_ids_digest(dataset)
         load_weights(trainer.model, weights_file(self.config["checkpoint"]), item_ids=ids)
         trainer.save_pretrained_model(-1, str(self.file))
 

@@ -103,7 +103,9 @@ class ProtocolTrainer(CheckpointedTrainer):
             restore_counters(self, self.resumed)
         self.start_clock()
         known = self.item_ids
-        self.item_ids = item_ids_digest(self.model, train_data._dataset)
+        self.item_ids = item_ids_digest(
+            train_data._dataset, fits_any_catalogue=hasattr(self.model, "add_items")
+        )
         if None not in (known, self.item_ids) and known != self.item_ids:
             raise ValueError("the resumed weights are for other items or another order")
         with holding_sigterm():
@@ -178,7 +180,9 @@ class ProtocolTrainer(CheckpointedTrainer):
         if not eval_data:
             return None
         if load_best_model:
-            self.item_ids = item_ids_digest(self.model, eval_data._dataset)
+            self.item_ids = item_ids_digest(
+                eval_data._dataset, fits_any_catalogue=hasattr(self.model, "add_items")
+            )
             self.load_best(model_file)
         ranks = self.rank_targets(eval_data, show_progress)
         result = mean_metrics(ranks, self.config["metrics"], self.config["topk"])
