@@ -9,7 +9,16 @@ from recbole_jepa4rec.evaluation.metrics import mean_metrics
 from recbole_jepa4rec.study.finished_run import read_run
 from recbole_jepa4rec.study.row import Row
 
-PROTOCOL = {"split": {"LS": "valid_and_test"}, "filter_history": False, "candidates": "all items"}
+PROTOCOL = {
+    "split": {"LS": "valid_and_test"},
+    "order": "TO",
+    "group_by": "user",
+    "mode": {"valid": "full", "test": "full"},
+    "filter_history": False,
+    "candidates": "all items",
+    "ties": "mean rank",
+    "users": "at least 3 interactions",
+}
 SETTINGS = {"metrics": ["Recall", "NDCG"], "topk": [10], "valid_metric": "NDCG@10"}
 
 
@@ -34,9 +43,13 @@ def write_run(folder, ranks, *, label="Model", seed=1, valid=0.5, users=None, **
         "model": label,
         "dataset": "toy",
         "seed": seed,
+        "stage": "finetune",
         "status": "finished",
         "protocol": PROTOCOL,
         "data_fingerprint": "0123456789abcdef",
+        "text_fingerprint": None,
+        "checkpoint_from": None,
+        "pretrain_datasets": [],
         "statistics": {
             "users": len(ranks),
             "items": 100,
@@ -44,6 +57,8 @@ def write_run(folder, ranks, *, label="Model", seed=1, valid=0.5, users=None, **
             "average_length": 1000 / len(ranks),
             "density": 10 / len(ranks),
         },
+        "epochs": 2,
+        "best_epoch": 1,
         "valid": dict.fromkeys(test, valid),
         "test": test,
         "seconds": {"load": 1, "pretrain": 2, "finetune": 3, "evaluate": 4, "total": 10},
@@ -56,6 +71,8 @@ def write_run(folder, ranks, *, label="Model", seed=1, valid=0.5, users=None, **
             {"stage": "finetune", "epoch": e, "seconds": e + 1.5, "valid": valid * e}
             for e in (0, 1)
         ],
+        "starts": 1,
+        "command": "python run_recbole.py",
         **changes,
     }
     (folder / "result.json").write_text(json.dumps(result))

@@ -10,7 +10,7 @@ from recbole_jepa4rec.data.published import beside_published
 from recbole_jepa4rec.study.comparison import compare
 from recbole_jepa4rec.study.finished_run import read_run
 from recbole_jepa4rec.study.row import Row
-from tests.handmade_runs import row, write_run
+from tests.handmade_runs import PROTOCOL, row, write_run
 
 GAIN = {1: 1.0, 2: 1 / math.log2(3), 3: 0.5, 50: 0.0}
 """NDCG@10 of a rank."""
@@ -252,7 +252,7 @@ class TestFailures:
         ({"data_fingerprint": "f" * 16}, "data_fingerprint is '0123456789abcdef' in the first and"),
         ({"dataset": "other"}, "dataset is 'toy' in the first and 'other' in the second"),
         (
-            {"protocol": {"split": {"LS": "valid_and_test"}, "filter_history": True}},
+            {"protocol": {**PROTOCOL, "filter_history": True}},
             "protocol.filter_history is False in the first and True in the second",
         ),
         ({"settings": {"topk": [10, 5]}}, r"topk is \[10\] in the first and \[10, 5\] in the"),

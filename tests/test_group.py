@@ -16,7 +16,7 @@ import yaml
 from recbole_jepa4rec.__main__ import main as package_main
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.study import grid
-from recbole_jepa4rec.study.cell_folder import finished_runs, output_file, words_to_run
+from recbole_jepa4rec.study.cells import finished_runs
 from recbole_jepa4rec.study.group import main
 from recbole_jepa4rec.study.request import read_request
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
@@ -359,7 +359,7 @@ class TestFinishedRuns:
             ({"seconds": None}, "seconds is None, not a mapping"),
             ({"seconds__total": "1 s"}, "seconds.total is '1 s'"),
             ({"statistics__items": ...}, "statistics.items is missing"),
-            ({"protocol": {}}, "protocol.filter_history is missing"),
+            ({"protocol__filter_history": ...}, "protocol.filter_history is missing"),
             ({"learning_curve": 1}, "learning_curve is 1, not a list"),
             ({"learning_curve": [{"stage": "x", "seconds": 1}]}, "learning_curve.0.valid is miss"),
             ({"label": None}, "label is None"),
@@ -500,7 +500,7 @@ class TestProcesses:
     def test_what_went_wrong_is_the_last_error(self, workplace, status, output, error):
         (cell,) = read_request([*BASE, "--model_list=Markov", "--run_dir=out"]).cells
         cell.folder.parent.mkdir(parents=True)
-        output_file(cell).write_text(output)
+        cell.output_file.write_text(output)
         assert grid._outcome(cell, status, 1.0) == grid.Outcome(cell, 1.0, None, error)
 
     def test_a_run_that_ends_well_without_a_result_has_failed(self, workplace):
@@ -611,18 +611,18 @@ class TestAnUnfinishedRun:
         return cell
 
     def test_goes_on_from_its_checkpoint(self, cell):
-        words = words_to_run(cell)
+        words = cell.words_to_run()
         assert words[-1] == f"--resume={cell.folder}"
         assert run(command_line=words)["starts"] == 2
 
     def test_begins_anew_where_the_checkpoint_is_damaged(self, cell):
         for file in (cell.folder / "checkpoints").iterdir():
             file.write_bytes(file.read_bytes()[:-1])
-        assert words_to_run(cell) == cell.words
+        assert cell.words_to_run() == cell.words
         assert not cell.folder.exists()
 
     def test_begins_anew_where_the_settings_were_others(self, cell):
         file = cell.folder / "config.yaml"
         file.write_text(file.read_text().replace("learning_rate:", "learning_rate: 7 #"))
-        assert words_to_run(cell) == cell.words
+        assert cell.words_to_run() == cell.words
         assert not cell.folder.exists()

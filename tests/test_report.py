@@ -227,7 +227,10 @@ def test_views_of_a_comparison_without_results(tmp_path):
 
 def test_templates_are_beside_the_module():
     names = {path.name for path in (Path(report.__file__).parent / "templates").iterdir()}
-    assert names == {f"comparison.{kind}" for kind in ("html", "css", "js", "md", "tex")}
+    assert names == {
+        *(f"comparison.{kind}" for kind in ("html", "css", "js", "md", "tex")),
+        "search.html",
+    }
 
 
 @pytest.fixture

@@ -128,6 +128,23 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in WHEREABOUTS}
 
 
+def first_difference(
+    there: Mapping[str, Any], here: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """The first key, with dots, under which two mappings differ, and both its values.
+
+    A key that is in one only has the value ``None`` in the other.
+    """
+    for key in {**there, **here}:
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if inner := first_difference(old, new):
+                return f"{key}.{inner[0]}", *inner[1:]
+        elif old != new:
+            return key, old, new
+    return None
+
+
 def keys_of_others(model: str) -> set[str]:
     """Keys that stand in the yaml files of other models alone."""
     own, others, general = set[str](), set[str](), set[str]()

@@ -11,7 +11,7 @@ TABLE = "published_statistics.yaml"
 COUNTS = ("users", "items", "interactions")
 
 
-def beside_published(dataset: str, statistics: Mapping[str, float]) -> dict[str, Any] | None:
+def beside_published(dataset: str, statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Compare statistics with the paper's.
 
     Args:

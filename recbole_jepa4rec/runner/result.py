@@ -6,9 +6,9 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import pandas as pd
 import torch
@@ -20,6 +20,150 @@ from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.data.item_files import reads_text
 from recbole_jepa4rec.data.split_files import split_title
 from recbole_jepa4rec.runner.doctor import hardware, versions
+
+
+class Statistics(TypedDict):
+    """What occurs in a data set."""
+
+    users: int
+    items: int
+    interactions: int
+    average_length: float
+    density: float
+
+
+class Protocol(TypedDict):
+    """How the evaluation was made; ``split`` is a name where the split stands in files."""
+
+    split: Any
+    order: str
+    group_by: str
+    mode: Any
+    filter_history: bool
+    candidates: str
+    ties: str
+    users: str
+
+
+class Validation(TypedDict):
+    """A point of a learning curve.
+
+    Attributes:
+        stage: what was trained.
+        seconds: since training began.
+        valid: the valid metric.
+        epoch: from 0, over all stages.
+    """
+
+    stage: str
+    seconds: float
+    valid: float
+    epoch: int
+
+
+class Seconds(TypedDict):
+    """Where the time went; ``total`` counts earlier starts of the run as well."""
+
+    load: float
+    pretrain: float
+    finetune: float
+    evaluate: float
+    total: float
+
+
+class Result(TypedDict):
+    """What ``result.json`` holds.
+
+    Attributes:
+        label: what tables call the run.
+        model: its name in RecBole's sense.
+        dataset: name, or several joined by ``+``.
+        seed: of every random number.
+        stage: that was trained last.
+        status: ``"finished"``.
+        protocol: of the evaluation.
+        data_fingerprint: of the interactions.
+        text_fingerprint: of the item text that the model read; ``None`` if it reads none.
+        checkpoint_from: the weights that training started from, if any.
+        pretrain_datasets: what the weights were pre-trained on.
+        statistics: of the data set.
+        epochs: that were begun, over all stages.
+        best_epoch: whose weights were tested; ``None`` without training.
+        learning_curve: every validation.
+        tokens_per_second: of training, for a model that reads tokens.
+        peak_memory_gib: the most memory held.
+        parameters: that are trained.
+        hardware: the machine.
+        versions: of the packages that decide results.
+        valid: metrics of the best epoch, means over users.
+        test: the same on the test split.
+        seconds: where the time went.
+        starts: of the run, resumptions counted.
+        command: that began the run.
+    """
+
+    label: str
+    model: str
+    dataset: str
+    seed: int
+    stage: str
+    status: str
+    protocol: Protocol
+    data_fingerprint: str
+    text_fingerprint: str | None
+    checkpoint_from: str | None
+    pretrain_datasets: list[str]
+    statistics: Statistics
+    epochs: int
+    best_epoch: int | None
+    learning_curve: list[Validation]
+    tokens_per_second: float | None
+    peak_memory_gib: float
+    parameters: int
+    hardware: dict[str, Any]
+    versions: dict[str, Any]
+    valid: dict[str, float]
+    test: dict[str, float]
+    seconds: Seconds
+    starts: int
+    command: str
+
+
+def misfits(value: Any, kind: Any, name: str = "") -> Iterator[str]:
+    """What a value lacks of a type.
+
+    Args:
+        value: as json gives it.
+        kind: a ``TypedDict``, beside whose keys others may stand, ``dict[str, ...]``,
+            ``list[...]``, a plain type or a union of plain types. Whole numbers are floats too.
+        name: of the value, with dots.
+
+    Yields:
+        The name of each wrong part, and what is wrong with it.
+    """
+    origin = get_origin(kind)
+    if is_typeddict(kind) or origin is dict:
+        if not isinstance(value, dict):
+            yield f"{name or 'it'} is {value!r}, not a mapping"
+            return
+        declared = is_typeddict(kind)
+        parts = get_type_hints(kind) if declared else dict.fromkeys(value, get_args(kind)[1])
+        for key, part in parts.items():
+            path = f"{name}.{key}" if name else str(key)
+            if key in value:
+                yield from misfits(value[key], part, path)
+            else:
+                yield f"{path} is missing"
+    elif origin is list:
+        if not isinstance(value, list):
+            yield f"{name} is {value!r}, not a list"
+            return
+        for i, part in enumerate(value):
+            yield from misfits(part, get_args(kind)[0], f"{name}.{i}")
+    elif kind is not Any:
+        kinds = get_args(kind) or (kind,)
+        if not isinstance(value, (*kinds, int) if float in kinds else kinds):
+            yield f"{name} is {value!r}"
 
 
 def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:
@@ -48,13 +192,25 @@ def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:
     )
 
 
-def facts(config: Config, data: Any, trainer: Any) -> dict[str, Any]:
-    """What a row of a table must say beside its metrics.
+def describe(
+    config: Config,
+    data: Any,
+    trainer: Any,
+    valid: dict[str, float],
+    test: dict[str, float],
+    clock: Clock,
+    identity: Mapping[str, Any],
+) -> Result:
+    """What a row of a table must say, and its metrics.
 
     Args:
         config: settings of the run.
         data: the whole data set.
         trainer: after training.
+        valid: metrics of the best epoch.
+        test: its metrics on the test split.
+        clock: that has counted the run's seconds.
+        identity: the command that began the run, and its starts.
     """
     return {
         "label": label(config, trainer.model),
@@ -77,13 +233,22 @@ def facts(config: Config, data: Any, trainer: Any) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "hardware": hardware(config["device"]),
         "versions": versions(),
+        "valid": valid,
+        "test": test,
+        "seconds": clock.seconds(trainer.stage_seconds),
+        "starts": identity["starts"],
+        "command": identity["command"],
     }
 
 
-def _protocol(config: Config, data: Any) -> dict[str, Any]:
+def _protocol(config: Config, data: Any) -> Protocol:
     """How the evaluation was made; of a split in files, which one it is."""
-    protocol = {
-        **config["eval_args"],
+    arguments = config["eval_args"]
+    protocol: Protocol = {
+        "split": arguments["split"],
+        "order": arguments["order"],
+        "group_by": arguments["group_by"],
+        "mode": arguments["mode"],
         "filter_history": config["filter_history"],
         "candidates": "all items",
         "ties": "mean rank",
@@ -91,8 +256,8 @@ def _protocol(config: Config, data: Any) -> dict[str, Any]:
     }
     if data.split_paths:
         stats_file = data.split_paths[0].with_name(f"{data.dataset_name}.stats.json")
-        split = split_title(config["benchmark_filename"], stats_file, data.fingerprint)
-        protocol |= {"split": split, "users": "last row of each in the part's file"}
+        protocol["split"] = split_title(config["benchmark_filename"], stats_file, data.fingerprint)
+        protocol["users"] = "last row of each in the part's file"
     return protocol
 
 
@@ -147,7 +312,12 @@ class Clock:
         """Seconds since the clock was made, and those that were added."""
         return time.perf_counter() - self._begun
 
-    def seconds(self, stages: Mapping[str, float]) -> dict[str, float]:
-        """All laps in order, that of training split into its stages, and the total."""
-        laps = {"load": self._laps["load"], **stages, "evaluate": self._laps["evaluate"]}
-        return {name: round(value, 3) for name, value in {**laps, "total": self.total()}.items()}
+    def seconds(self, stages: Mapping[str, float]) -> Seconds:
+        """The laps in order, that of training split into its stages, and the total."""
+        return {
+            "load": round(self._laps["load"], 3),
+            "pretrain": round(stages["pretrain"], 3),
+            "finetune": round(stages["finetune"], 3),
+            "evaluate": round(self._laps["evaluate"], 3),
+            "total": round(self.total(), 3),
+        }

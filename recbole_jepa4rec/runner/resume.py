@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.syntax import deciding, parse_command_line
+from recbole_jepa4rec.config.syntax import deciding, first_difference, parse_command_line
 from recbole_jepa4rec.data.item_files import reads_text
 from recbole_jepa4rec.runner.run_folder import RunFolder
 
@@ -80,9 +80,6 @@ def refuse_other_run(folder: RunFolder, found: Mapping[str, Any], now: Mapping[s
 
 
 def _refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key in [*there, *(key for key in here if key not in there)]:
-        if there.get(key) != here.get(key):
-            raise ValueError(
-                f"{path} is of another run: {key} is {there.get(key)!r} there and "
-                f"{here.get(key)!r} here"
-            )
+    if found := first_difference(there, here):
+        key, old, new = found
+        raise ValueError(f"{path} is of another run: {key} is {old!r} there and {new!r} here")

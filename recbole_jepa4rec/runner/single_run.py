@@ -23,7 +23,7 @@ from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
 from recbole_jepa4rec.runner.build_model import build_model
-from recbole_jepa4rec.runner.result import Clock, facts, per_user
+from recbole_jepa4rec.runner.result import Clock, Result, describe, per_user
 from recbole_jepa4rec.runner.resume import identity, refuse_other_run
 from recbole_jepa4rec.runner.run_folder import RunFolder, without_logging
 from recbole_jepa4rec.training.phase import PRETRAIN
@@ -35,7 +35,7 @@ SCORE_BYTES = 4 * 2
 Listener = Callable[[Mapping[str, Any]], None]
 
 
-def train_and_test(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
+def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
     """Train, go back to the best epoch, validate it, and read the test split once.
 
     Args:
@@ -71,14 +71,9 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> dict[str,
             test_result = mean_metrics(ranks, config["metrics"], config["topk"])
             getLogger().info(f"test: {test_result}")
             clock.lap("evaluate")
-            result = {
-                **facts(config, data, trainer),
-                "valid": valid_result,
-                "test": test_result,
-                "seconds": clock.seconds(trainer.stage_seconds),
-                "starts": this.identity["starts"],
-                "command": this.identity["command"],
-            }
+            result = describe(
+                config, data, trainer, valid_result, test_result, clock, this.identity
+            )
             if processes.is_main():
                 folder.write_per_user(per_user(test._dataset, ranks))
                 folder.write_result(result)

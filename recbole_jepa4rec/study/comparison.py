@@ -154,12 +154,10 @@ def _improvement(
 
 
 def _data(dataset: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    result = runs[0].result
+    result, texts = runs[0].result, [run.result["text_fingerprint"] for run in runs]
     return {
         "fingerprint": result["data_fingerprint"],
-        "text_fingerprint": next(
-            (run.text_fingerprint for run in runs if run.text_fingerprint is not None), None
-        ),
+        "text_fingerprint": next((text for text in texts if text is not None), None),
         "statistics": result["statistics"],
         "published": beside_published(dataset, result["statistics"]),
     }

@@ -1,9 +1,9 @@
-"""A finished run, read from its folder and checked."""
+"""A finished run: read from its folder, checked, and held against others."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,17 @@ from pandas.api.types import is_numeric_dtype
 from pyarrow import ArrowException
 
 from recbole_jepa4rec.base.yaml_files import read_yaml
+from recbole_jepa4rec.config.syntax import first_difference
 from recbole_jepa4rec.evaluation.metrics import metric_values
+from recbole_jepa4rec.runner.result import Result, misfits
 from recbole_jepa4rec.runner.run_folder import RunFolder
-from recbole_jepa4rec.study.result_shape import NUMBER, SHAPE, misfits
 
 COLUMNS = ("user_id", "target_item", "rank", "target_train_count")
 LEAST = {"rank": 1, "target_train_count": 0}
 """Columns of numbers, and the least that each may hold."""
 
-FACTS = ("dataset", "protocol", "data_fingerprint")
-"""Fields of ``result.json`` that must be equal in everything that is compared."""
-
 ASKED = ("metrics", "topk", "valid_metric")
-"""Settings for which the same holds."""
+"""Settings that must be equal in everything that is compared."""
 
 
 class DamagedRunError(ValueError):
@@ -45,7 +43,7 @@ class FinishedRun:
     """
 
     folder: Path
-    result: dict[str, Any]
+    result: Result
     settings: dict[str, Any]
     users: pd.DataFrame
 
@@ -53,11 +51,6 @@ class FinishedRun:
     def label(self) -> str:
         """What the run is called in tables."""
         return self.result["label"]
-
-    @property
-    def text_fingerprint(self) -> str | None:
-        """Of the item text that the model read; ``None`` if it reads none."""
-        return self.result.get("text_fingerprint")
 
     def values(self) -> dict[str, np.ndarray]:
         """Every configured metric of each user, ``{"recall@10": [U], ..., "mrr": [U]}``."""
@@ -73,12 +66,11 @@ def read_run(folder: Path) -> FinishedRun:
     files = RunFolder(folder)
     result = _read_result(files.result_file)
     settings = _read_settings(files.config_file)
-    measured = [*_values(np.ones(1), settings)]
-    shape = dict.fromkeys(("valid", "test"), dict.fromkeys(measured, NUMBER))
-    for misfit in misfits(result, shape):
-        raise DamagedRunError(f"{files.result_file}: {misfit}")
-    for part in shape:
-        for key in result[part]:
+    measured = _values(np.ones(1), settings)
+    for part, found in (("valid", result["valid"]), ("test", result["test"])):
+        for key in {**measured, **found}:
+            if key not in found:
+                raise DamagedRunError(f"{files.result_file}: {part}.{key} is missing")
             if key not in measured:
                 raise DamagedRunError(f"{files.result_file}: {part}.{key} was not asked for")
     return FinishedRun(folder, result, settings, _read_users(files.per_user_file))
@@ -92,25 +84,46 @@ def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
     """
     for other in runs[1:]:
         first = runs[0]
-        both = _both(first, other)
-        for key in FACTS:
-            _refuse_different(both, key, first.result[key], other.result[key])
-        for key in ASKED:
-            _refuse_different(both, key, first.settings[key], other.settings[key])
+        _refuse_different(first, other, _question(first), _question(other))
         if not first.users.index.equals(other.users.index):
             alone = first.users.index.symmetric_difference(other.users.index)
-            raise ValueError(f"{both}: user_id {alone[0]!r} is in one only ({len(alone)} such)")
+            found = f"user_id {alone[0]!r} is in one only ({len(alone)} such)"
+            raise ValueError(f"{_both(first, other)}: {found}")
         moved = first.users["target_item"] != other.users["target_item"]
         if moved.any():
-            user = moved.index[moved][0]
-            raise ValueError(f"{both}: target_item of user {user!r} differs ({moved.sum()} such)")
-    with_text = [run for run in runs if run.text_fingerprint is not None]
+            found = f"target_item of user {moved.index[moved][0]!r} differs ({moved.sum()} such)"
+            raise ValueError(f"{_both(first, other)}: {found}")
+    with_text = [run for run in runs if run.result["text_fingerprint"] is not None]
     for other in with_text[1:]:
-        prints = with_text[0].text_fingerprint, other.text_fingerprint
-        _refuse_different(_both(with_text[0], other), "text_fingerprint", *prints)
+        first = with_text[0]
+        texts = ({"text_fingerprint": run.result["text_fingerprint"]} for run in (first, other))
+        _refuse_different(first, other, *texts)
 
 
-def _read_result(file: Path) -> dict[str, Any]:
+def _question(run: FinishedRun) -> dict[str, Any]:
+    """What must be equal in everything that is compared."""
+    return {
+        "dataset": run.result["dataset"],
+        "protocol": run.result["protocol"],
+        "data_fingerprint": run.result["data_fingerprint"],
+        **{key: run.settings[key] for key in ASKED},
+    }
+
+
+def _refuse_different(
+    first: FinishedRun, other: FinishedRun, one: Mapping[str, Any], two: Mapping[str, Any]
+) -> None:
+    if found := first_difference(one, two):
+        key, *values = found
+        says = "{}: {} is {!r} in the first and {!r} in the second"
+        raise ValueError(says.format(_both(first, other), key, *values))
+
+
+def _both(first: FinishedRun, other: FinishedRun) -> str:
+    return f"{first.folder} and {other.folder} cannot be compared"
+
+
+def _read_result(file: Path) -> Result:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         json.dumps(result, allow_nan=False)  # refuses what could not be written again
@@ -118,7 +131,7 @@ def _read_result(file: Path) -> dict[str, Any]:
         raise DamagedRunError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{file} is not json of finite numbers: {error}") from error
-    for misfit in misfits(result, SHAPE):
+    for misfit in misfits(result, Result):
         raise DamagedRunError(f"{file}: {misfit}")
     if result["status"] != "finished":
         raise DamagedRunError(f"{file}: status is {result['status']!r}, not 'finished'")
@@ -171,19 +184,3 @@ def _values(ranks: np.ndarray, settings: dict[str, Any]) -> dict[str, np.ndarray
         for value in (settings["metrics"], settings["topk"])
     )
     return metric_values(ranks, metrics, topk)
-
-
-def _both(first: FinishedRun, other: FinishedRun) -> str:
-    return f"{first.folder} and {other.folder} cannot be compared"
-
-
-def _refuse_different(both: str, key: str, one: Any, other: Any) -> None:
-    if one == other:
-        return
-    if isinstance(one, dict) and isinstance(other, dict):
-        key, one, other = next(
-            (f"{key}.{name}", one.get(name), other.get(name))
-            for name in [*one, *other]
-            if one.get(name) != other.get(name)
-        )
-    raise ValueError(f"{both}: {key} is {one!r} in the first and {other!r} in the second")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from recbole_jepa4rec.runner.quick_start import main as run_main
 from recbole_jepa4rec.runner.run_folder import COLOR
-from recbole_jepa4rec.study.cell_folder import output_file, words_to_run
+from recbole_jepa4rec.study.cells import Cell
 from recbole_jepa4rec.study.finished_run import DamagedRunError, FinishedRun, read_run
-from recbole_jepa4rec.study.request import Cell
 
 LOCK_NAME = ".lock"
 PATIENCE = 60
@@ -24,6 +26,9 @@ PATIENCE = 60
 
 GRACE = 15
 """Seconds that a run told to end may take."""
+
+CHILD_GRACE = 10
+"""The same where nobody is left to end it; it is over before ``GRACE`` is."""
 
 POLL = 0.1
 """Seconds between looks at the runs under way."""
@@ -74,13 +79,12 @@ class Grid:
             self._end_all()
 
     def _start(self, cell: Cell) -> None:
-        words = words_to_run(cell)
+        words = cell.words_to_run()
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "recbole_jepa4rec", "run", *words]
-        with open(output_file(cell), "wb") as output:
+        with open(cell.output_file, "wb") as output:
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # closes when this process ends; see child.py
+                [sys.executable, "-m", "recbole_jepa4rec", "run", *words],
+                stdin=subprocess.PIPE,  # closes when this process ends; see run_as_child
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(self.jobs),
@@ -97,7 +101,7 @@ class Grid:
         for each in ended:
             self._running.remove(each)
             cell, process, started = each
-            _close(process.stdin)
+            process.communicate()  # closes its standard input
             on_end(_outcome(cell, process.returncode, time.monotonic() - started))
 
     def _end_all(self) -> None:
@@ -109,8 +113,31 @@ class Grid:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
-            _close(process.stdin)
+            process.communicate()
+
+
+def run_as_child(command_line: Sequence[str]) -> int:
+    """Run as ``run_recbole.py`` does, until standard input closes.
+
+    The parent holds the other end of standard input and writes nothing there. A parent that was
+    killed cannot tell its children to end, but the system closes its files.
+
+    Args:
+        command_line: the words that ``run_recbole.py`` takes.
+
+    Returns:
+        Exit status of the run.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return run_main(command_line)
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(CHILD_GRACE)
+    os._exit(128 + signal.SIGTERM)
 
 
 @contextmanager
@@ -182,12 +209,7 @@ def _error(cell: Cell, status: int) -> str:
     """What went wrong in a process that ended with this status, in one line."""
     if status < 0:
         return f"ended by signal {-status}" + (" (out of memory?)" if status == -9 else "")
-    text = COLOR.sub("", output_file(cell).read_text(encoding="utf-8", errors="replace"))
+    text = COLOR.sub("", cell.output_file.read_text(encoding="utf-8", errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"ended with status {status}"])[-1]
-
-
-def _close(stream: IO[bytes] | None) -> None:
-    if stream:
-        stream.close()

@@ -12,7 +12,7 @@ from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.base.stopping import ending_on_sigterm
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.data.item_files import refuse_without_text
-from recbole_jepa4rec.study.cell_folder import finished_runs, output_file
+from recbole_jepa4rec.study.cells import finished_runs
 from recbole_jepa4rec.study.comparison import compare
 from recbole_jepa4rec.study.finished_run import FinishedRun
 from recbole_jepa4rec.study.grid import Grid, Outcome, locked
@@ -118,8 +118,7 @@ class _Board:
     def _says(self, outcome: Outcome) -> str:
         cell, run = outcome.cell, outcome.run
         if run is None:
-            details = output_file(cell)
-            return f"{cell.entry}, seed {cell.seed}: failed: {outcome.error} (see {details})"
+            return f"{cell}: failed: {outcome.error} (see {cell.output_file})"
         key = run.settings["valid_metric"].lower()
         valid, test = run.result["valid"][key], run.result["test"][key]
         return (

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_jepa4rec.base.spelling import did_you_mean
-from recbole_jepa4rec.base.yaml_files import Loader, read_yaml
+from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.syntax import deciding, known_keys, parse_command_line, parse_value
+from recbole_jepa4rec.study.cells import Cell
 
 OWN = ("model_list", "seeds", "jobs", "reference", "run_dir")
 """Keys of the comparison itself."""
@@ -33,35 +32,6 @@ MOST_SEED = 2**32 - 1
 """NumPy takes no greater one."""
 
 MOST_DIGITS = 18
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the grid.
-
-    Attributes:
-        entry: the model as the list names it, such as ``SASRec-BPR``.
-        seed: of the run.
-        folder: where it writes.
-        words: the command line of the run.
-        config: its resolved settings.
-    """
-
-    entry: str
-    seed: int
-    folder: Path
-    words: tuple[str, ...]
-    config: Config
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Entry and seed, which tell it from every other cell."""
-        return self.entry, self.seed
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the result: ``config.yaml`` of the run, less ``WHEREABOUTS``."""
-        return deciding(yaml.load(yaml.safe_dump(self.config.external()), Loader))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Row:
         """Every metric of each user, averaged over the seeds, ``[U]`` each."""
         return _mean_values([run.values() for run in self.runs.values()])
 
-    def spread(self, part: str) -> dict[str, dict[str, float | None]]:
+    def spread(self, part: Literal["valid", "test"]) -> dict[str, dict[str, float | None]]:
         """Mean and sample standard deviation (``None`` for one seed) of each metric over seeds.
 
         Args:

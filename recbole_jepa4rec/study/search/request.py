@@ -16,8 +16,13 @@ from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_entry
-from recbole_jepa4rec.config.syntax import known_keys, overlay, parse_command_line, parse_value
-from recbole_jepa4rec.study.request import deciding
+from recbole_jepa4rec.config.syntax import (
+    deciding,
+    known_keys,
+    overlay,
+    parse_command_line,
+    parse_value,
+)
 from recbole_jepa4rec.study.search.command_line import address, gpus, one_of, switch, whole
 from recbole_jepa4rec.study.search.space import (
     Dimension,

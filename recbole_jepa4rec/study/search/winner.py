@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from recbole_jepa4rec.base.yaml_files import Loader, read_yaml
+from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.runner.run_folder import RunFolder
-from recbole_jepa4rec.study.request import deciding
 from recbole_jepa4rec.study.search.board import BEST_NAME, Board
 from recbole_jepa4rec.study.search.record import Record
 from recbole_jepa4rec.study.search.request import Request
