@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recbole_jepa4rec.convert.lines import numbered_lines
 from recbole_jepa4rec.convert.split_checks import Rows, split_faults, split_paths
+from recbole_jepa4rec.convert.tables import numbered_lines
 from recbole_jepa4rec.data.atomic_files import AtomicFileError, Column, is_number, read_header
 
 SUFFIXES = ("inter", "item", "user", "kg", "link", "net")

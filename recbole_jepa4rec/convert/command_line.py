@@ -6,23 +6,97 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from recbole_jepa4rec.base.stopping import ending_on_sigterm
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.convert.conversion import convert
 from recbole_jepa4rec.convert.folder import check_target
-from recbole_jepa4rec.convert.generic import Columns, GenericTables
-from recbole_jepa4rec.convert.json_source import LAYOUTS, JsonSource
-from recbole_jepa4rec.convert.lines import BadLines
-from recbole_jepa4rec.convert.movielens import MovieLens
-from recbole_jepa4rec.convert.online_retail import OnlineRetail
-from recbole_jepa4rec.convert.options import PRESETS, PROGRAM, SOURCES, parse, split_of
-from recbole_jepa4rec.convert.recbole_files import AtomicFiles
-from recbole_jepa4rec.convert.rules import PLAIN, Preset, rule_with
+from recbole_jepa4rec.convert.settings import PRESETS, Preset, Reading, Rule, Split, whole
 from recbole_jepa4rec.convert.source import Source
+from recbole_jepa4rec.convert.sources import (
+    LAYOUTS,
+    MovieLens,
+    OnlineRetail,
+    open_atomic_files,
+    open_records,
+    open_tables,
+)
+from recbole_jepa4rec.convert.split import EXPLANATION
 from recbole_jepa4rec.convert.summary import summary
+from recbole_jepa4rec.convert.tables import BadLines
+
+PROGRAM = "python -m recbole_jepa4rec.convert"
+
+_EXAMPLES = f"""examples:
+  {PROGRAM} amazon2018 Industrial_and_Scientific.json.gz meta_Industrial_and_Scientific.json.gz \\
+      --core 5 --out dataset/amazon2018-scientific
+  {PROGRAM} online-retail data.csv --preset jepa4rec --out dataset/online-retail
+  {PROGRAM} movielens ml-1m/ --core 5 --out dataset/ml-1m
+  {PROGRAM} generic events.parquet goods.csv --user uid --item sku --time at --out dataset/shop
+  {PROGRAM} --from-recbole old/steam --out dataset/steam
+  {PROGRAM} from-recbole dataset/steam --split cold_items --out dataset/steam-cold
+  {PROGRAM} check dataset/online-retail
+
+It writes dataset/NAME/NAME.inter, NAME.item and NAME.stats.json, whole or not at all; the last line
+on standard output is the folder. Exit status: 0, 1 for a failure, 2 for wrong input; of check, 1 if
+it found a problem.
+"""
+
+
+class Kind(NamedTuple):
+    """A source: what it takes, how many files at most, what it is, and what opens it."""
+
+    files: str
+    most: int
+    meaning: str
+    open: Callable[[Sequence[Path], Reading, BadLines], Source]
+
+
+def _records(name: str, files: str, meaning: str) -> Kind:
+    layout = LAYOUTS[name]
+    text = f"; item text: {', '.join(layout.attributes)}"
+    return Kind(files, 2, meaning + text, partial(open_records, layout))
+
+
+_REVIEWS = "REVIEWS [METADATA]"
+_AMAZON = "Amazon reviews {0}: reviews {1} or ratings .csv, metadata {1}"
+SOURCES = {
+    "amazon2014": _records("amazon2014", _REVIEWS, _AMAZON.format(2014, ".json.gz")),
+    "amazon2018": _records("amazon2018", _REVIEWS, _AMAZON.format(2018, ".json.gz")),
+    "amazon2023": _records("amazon2023", _REVIEWS, _AMAZON.format(2023, ".jsonl.gz")),
+    "online-retail": Kind("TABLE", 1, "UCI Online Retail: .xlsx or .csv, all rows", OnlineRetail),
+    "movielens": Kind(
+        "FOLDER | RATINGS MOVIES",
+        2,
+        "MovieLens 100K, 1M, 10M, 20M, 25M, 32M: its folder, or u.data u.item, or so on; item "
+        "text: title, genres",
+        MovieLens,
+    ),
+    "yelp": _records(
+        "yelp", "REVIEWS [BUSINESSES]", "Yelp's open data set: review.json and business.json"
+    ),
+    "steam": _records(
+        "steam", "REVIEWS [GAMES]", "Steam: steam_reviews.json.gz and steam_games.json.gz"
+    ),
+    "generic": Kind(
+        "INTERACTIONS [ITEMS]",
+        2,
+        "your own: .csv, .tsv, .parquet, .jsonl, .xlsx with named columns (--user, --item, --time)",
+        open_tables,
+    ),
+    "from-recbole": Kind(
+        "FOLDER",
+        1,
+        "atomic files made elsewhere: mends encoding, order, missing and repeated items; of .inter "
+        "user, item and time are kept",
+        open_atomic_files,
+    ),
+}
 
 
 def main(words: Sequence[str]) -> int:
@@ -44,34 +118,27 @@ def main(words: Sequence[str]) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    options = parse(words)
-    if options.source == "check":
-        return _check(options.folder)
-    check_target(options.out, options.force)
-    preset = PRESETS.get(options.source, {}).get(options.preset, PLAIN)
-    rule = rule_with(
-        preset,
-        duplicates=options.duplicates,
-        without_text=options.without_text,
-        core_users=options.core if options.core_users is None else options.core_users,
-        core_items=options.core if options.core_items is None else options.core_items,
-        cold_users=options.cold_users or None,
-        min_length=options.min_length,
-        user_share=options.user_share,
-        seed=options.seed,
-    )
-    split = split_of(options, rule.seed)
-    source = _source(options, preset, BadLines(options.max_bad))
+    given = _given(words)
+    name = given["source"]
+    if name == "check":
+        return _check(given["folder"])
+    check_target(given["out"], given["force"])
+    preset = PRESETS.get(name, {}).get(given.get("preset", ""), Preset(""))
+    reading = _changed(preset.reading, given)
+    core = {field: given["core"] for field in ("core_users", "core_items") if "core" in given}
+    rule = _changed(preset.rule, {**core, **given})
+    split = _split(given)
+    source = _open(name, given["files"], reading)
     about = {
-        "source": options.source,
-        "files": [path.name for path in options.files],
-        "preset": options.preset,
+        "source": name,
+        "files": [path.name for path in given["files"]],
+        "preset": given.get("preset"),
         "rule": vars(rule),
-        "command": shlex.join(PROGRAM.split() + list(words)),
+        "command": shlex.join([*PROGRAM.split(), *words]),
     }
-    content = convert(source, rule, options.out, options.force, about, split)
+    content = convert(source, rule, given["out"], given["force"], about, split)
     print(summary(content), file=sys.stderr)
-    print(options.out)
+    print(given["out"])
     return 0
 
 
@@ -84,34 +151,109 @@ def _check(folder: Path) -> int:
     return 1 if found else 0
 
 
-def _source(options: argparse.Namespace, preset: Preset, bad: BadLines) -> Source:
-    name, files = options.source, options.files
-    attributes = options.attributes if options.attributes is not None else preset.attributes
-    decode_html = preset.decode_html if options.decode_html is None else options.decode_html
-    allowed = 1 if name in ("online-retail", "from-recbole") else 2
-    if len(files) > allowed:
-        raise ValueError(f"{name}: expected {SOURCES[name][0]}, found {len(files)} files")
-    if name == "online-retail":
-        user, item = preset.keys or ("customer", "description")
-        return OnlineRetail(
-            files[0], bad, options.user or user, options.item or item, options.time_format
+def _open(name: str, files: Sequence[Path], reading: Reading) -> Source:
+    kind = SOURCES[name]
+    if len(files) > kind.most:
+        raise ValueError(f"{name}: expected {kind.files}, found {len(files)} files")
+    return kind.open(files, reading, BadLines(reading.max_bad))
+
+
+def _split(given: Mapping[str, Any]) -> Split | None:
+    """The split that the words ask for.
+
+    Raises:
+        ValueError: for shares that no split reads, or that leave nothing to train on.
+    """
+    kind = given.get("split")
+    shares = [name for name in ("test_share", "valid_share") if name in given]
+    if shares and kind in (None, "loo"):
+        option = f"--{shares[0].replace('_', '-')}"
+        raise ValueError(f"{option} needs --split temporal or --split cold_items")
+    return _changed(Split(), given) if kind else None
+
+
+Settings = TypeVar("Settings", Reading, Rule, Split)
+_GROUPS: Mapping[type, str] = {
+    Reading: "how the files are read",
+    Rule: "which interactions stay, in this order (default: all)",
+    Split: "a split written as files, see below (default: none)",
+}
+
+
+def _changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """The settings, with what was given in place of what they hold."""
+    names = [field.name for field in fields(settings)]
+    return replace(settings, **{name: given[name] for name in names if name in given})
+
+
+def _given(words: Sequence[str]) -> dict[str, Any]:
+    """Values of the words, those alone that are there; ``--from-recbole`` may stand for its source.
+
+    Raises:
+        ValueError: for words that mean nothing here.
+        SystemExit: after ``--help``.
+    """
+    if "--from-recbole" in words:
+        words = ["from-recbole", *(word for word in words if word != "--from-recbole")]
+    return {"force": False, **vars(_parser().parse_args(words))}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and knows no option by its beginning alone."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            **settings,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
         )
-    if name == "from-recbole":
-        return AtomicFiles(files[0], bad, attributes, decode_html)
-    if name == "movielens":
-        return MovieLens(files, bad, attributes, options.min_rating)
-    second = files[1] if len(files) == 2 else None
-    if name == "generic":
-        columns = Columns(
-            options.user,
-            options.item,
-            None if options.no_time else options.time,
-            options.rating,
-            options.time_format,
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Make atomic files of public dumps and own tables.",
+        epilog=_EXAMPLES,
+    )
+    sources = parser.add_subparsers(
+        dest="source", required=True, metavar="SOURCE", title="sources",
+        description="SOURCE --help lists the options of each", parser_class=_Parser,
+    )  # fmt: skip
+    for name, kind in SOURCES.items():
+        presets = [f"  {key}: {preset.meaning}" for key, preset in PRESETS.get(name, {}).items()]
+        one = sources.add_parser(
+            name,
+            help=f"{kind.files}: {kind.meaning}",
+            description=f"{name} {kind.files}: {kind.meaning}.",
+            epilog="\n".join([*(["presets:", *presets, "", ""] if presets else []), EXPLANATION]),
         )
-        return GenericTables(
-            files[0], second, columns, bad, attributes,
-            options.encoding, not options.no_quotes, decode_html, options.min_rating,
-        )  # fmt: skip
-    rating = getattr(options, "min_rating", None)
-    return JsonSource(LAYOUTS[name], files[0], second, bad, attributes, decode_html, rating)
+        _add_options(one, name, kind)
+    check = sources.add_parser(
+        "check",
+        help="FOLDER: list every problem of a data set by file and line",
+        description="List every problem of a data set of atomic files by file and line.",
+    )
+    check.add_argument("folder", type=Path, metavar="FOLDER", help="dataset/NAME")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, name: str, kind: Kind) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=kind.files)
+    parser.add_argument("--out", type=Path, required=True, metavar="dataset/NAME", help="to write")
+    parser.add_argument("--force", action="store_true", help="replace a data set of that name")
+    for settings, title in _GROUPS.items():
+        group = parser.add_argument_group(title)
+        if settings is Rule and name in PRESETS:
+            meaning = "a paper's rule, see below; other options change it"
+            group.add_argument("--preset", choices=list(PRESETS[name]), help=meaning)
+        if settings is Rule:
+            meaning = "both --core-users and --core-items"
+            group.add_argument("--core", type=whole, metavar="K", help=meaning)
+        for field in fields(settings):
+            if name in (field.metadata["only"] or SOURCES):
+                flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
+                group.add_argument(flag, dest=field.name, **field.metadata["words"])

@@ -13,9 +13,9 @@ from recbole_jepa4rec.convert import statistics
 from recbole_jepa4rec.convert.filters import apply
 from recbole_jepa4rec.convert.folder import check_target, whole_folder, writing
 from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.convert.rules import Rule
+from recbole_jepa4rec.convert.settings import Rule, Split
 from recbole_jepa4rec.convert.source import Source
-from recbole_jepa4rec.convert.split import Split, split_rows
+from recbole_jepa4rec.convert.split import split_rows
 from recbole_jepa4rec.convert.writer import write_interactions, write_items
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.published import beside_published
@@ -60,7 +60,7 @@ def convert(
     keys = kept.item_ids
     ids = source.item_ids(keys, np.bincount(kept.items, minlength=len(keys)))
     kept = Interactions(kept.user_ids, ids, kept.users, kept.items, kept.times)
-    parts = split_rows(split, kept) if split else None
+    parts = split_rows(split, rule.seed, kept) if split else None
     with whole_folder(target, force) as folder:
         write_interactions(folder / f"{target.name}.inter", kept, ids)
         for name, part in parts.files().items() if parts else ():

@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_jepa4rec.convert.draw import draw
 from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.convert.rules import Rule
+from recbole_jepa4rec.convert.settings import Rule
 
 
 def apply(

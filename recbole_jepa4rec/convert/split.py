@@ -9,6 +9,7 @@ import numpy as np
 
 from recbole_jepa4rec.convert.draw import draw
 from recbole_jepa4rec.convert.interactions import Interactions
+from recbole_jepa4rec.convert.settings import Split
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.split_files import (
     PARTS,
@@ -16,8 +17,6 @@ from recbole_jepa4rec.data.split_files import (
     repeated_across_parts,
     without_history,
 )
-
-KINDS = ("loo", "temporal", "cold_items")
 
 NAMES = ("train", "valid", "test")
 """Of the files: ``NAME.train.inter`` and so on."""
@@ -37,43 +36,20 @@ target is left out of that file. Run with --benchmark_filename=train,valid,test.
 """
 
 
-@dataclass(frozen=True)
-class Split:
-    """A kind of split and its settings; ``EXPLANATION`` defines each kind.
-
-    Attributes:
-        kind: ``loo``, ``temporal`` or ``cold_items``.
-        valid_share: of the interactions or items, for validation; not read by ``loo``.
-        test_share: the same for test.
-        seed: of the draw of items; not read by the others.
-    """
-
-    kind: str
-    valid_share: float = 0.1
-    test_share: float = 0.1
-    seed: int = 2020
-
-    def __post_init__(self) -> None:
-        for name in ("valid_share", "test_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be between 0 and 1")
-        if self.valid_share + self.test_share >= 1:
-            total = f"{self.valid_share} and test_share {self.test_share}"
-            raise ValueError(f"valid_share {total} must leave something to train on")
-
-
 @dataclass(frozen=True, eq=False)
 class SplitRows:
     """Interactions and the part of each.
 
     Attributes:
         split: how the parts were made.
+        seed: of the draw of items.
         rows: sorted by user, time and part.
         part: number of the part of each, ``[M]``.
         left_out: interactions of users who have no training row before their target.
     """
 
     split: Split
+    seed: int
     rows: Interactions
     part: np.ndarray
     left_out: int
@@ -88,11 +64,11 @@ class SplitRows:
         ``cold_targets``: share of a part's targets whose item is in no training row.
         """
         split = self.split
-        settings: dict[str, Any] = {"kind": split.kind}
-        if split.kind != "loo":
+        settings: dict[str, Any] = {"kind": split.split}
+        if split.split != "loo":
             settings |= {"valid_share": split.valid_share, "test_share": split.test_share}
-        if split.kind == "cold_items":
-            settings["seed"] = split.seed
+        if split.split == "cold_items":
+            settings["seed"] = self.seed
         rows, part = self.rows, self.part
         warm = np.zeros(len(rows.item_ids), dtype=bool)
         warm[rows.items[part == 0]] = True
@@ -117,38 +93,42 @@ class SplitRows:
         }
 
 
-def split_rows(split: Split, rows: Interactions) -> SplitRows:
+def split_rows(split: Split, seed: int, rows: Interactions) -> SplitRows:
     """Give every interaction its part.
 
     Args:
         split: how.
+        seed: of the draw of items.
         rows: sorted by user and time.
 
     Raises:
         ValueError: if a part is empty, or the files could not tell two of them apart.
     """
-    part = {"loo": _loo, "temporal": _temporal, "cold_items": _cold_items}[split.kind](split, rows)
+    if split.split == "cold_items":
+        part = _cold_items(split, seed, rows)
+    else:
+        part = _loo(rows) if split.split == "loo" else _temporal(split, rows)
     order = np.lexsort((part, rows.times, rows.users))
     rows, part = rows.where(order), part[order]
     targets = without_history(rows.users, part)
     alone = np.zeros((len(rows.user_ids), len(PARTS)), dtype=bool)
     alone[rows.users[targets], part[targets]] = True
     stays = ~alone[rows.users, part]
-    made = SplitRows(split, rows.where(stays), part[stays], int((~stays).sum()))
+    made = SplitRows(split, seed, rows.where(stays), part[stays], int((~stays).sum()))
     for number, name in enumerate(PARTS):
         if not (made.part == number).any():
-            raise ValueError(f"--split {split.kind}: no interaction is left for {name}")
+            raise ValueError(f"--split {split.split}: no interaction is left for {name}")
     later, _ = repeated_across_parts(made.rows.users, made.rows.items, made.rows.times, made.part)
     if len(later):
         user, item = made.rows.users[later[0]], made.rows.items[later[0]]
         raise ValueError(
-            f"--split {split.kind}: user {rows.user_ids[user]!r} has item {rows.item_ids[item]!r} "
+            f"--split {split.split}: user {rows.user_ids[user]!r} has item {rows.item_ids[item]!r} "
             f"twice at one time, in two parts ({len(later)} such; --duplicates exact keeps one)"
         )
     return made
 
 
-def _loo(_: Split, rows: Interactions) -> np.ndarray:
+def _loo(rows: Interactions) -> np.ndarray:
     lengths = np.bincount(rows.users)
     last = lengths.cumsum()[lengths >= 3] - 1
     part = np.zeros(len(rows), dtype=np.int8)
@@ -163,8 +143,8 @@ def _temporal(split: Split, rows: Interactions) -> np.ndarray:
     return np.searchsorted(cuts, rows.times, side="right").astype(np.int8)
 
 
-def _cold_items(split: Split, rows: Interactions) -> np.ndarray:
-    numbers = draw(rows.item_ids, split.seed, b"cold_items")
+def _cold_items(split: Split, seed: int, rows: Interactions) -> np.ndarray:
+    numbers = draw(rows.item_ids, seed, b"cold_items")
     test, held_out = (
         np.uint64(int(share * 2**64))
         for share in (split.test_share, split.valid_share + split.test_share)

@@ -1,40 +1,129 @@
-"""Tables with named columns: csv, tsv, other separated values, JSON lines, Parquet, workbooks."""
+"""Files of lines, and the tables they hold: separated values, JSON, Parquet, workbooks."""
 
 from __future__ import annotations
 
+import ast
 import csv
+import gzip
 import json
-from collections.abc import Iterator, Sequence
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
+from tqdm import tqdm
 
-from recbole_jepa4rec.convert.lines import MAX_LINE_BYTES, BadLines, numbered_lines, progress
+MAX_LINE_BYTES = 1 << 24
+"""The longest line: what ``atomic_files`` reads."""
 
+_LINES_A_STEP = 4096  # of the bar
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _JSON = (".jsonl", ".json", ".ndjson")
 
+Names = tuple[str, ...]
+"""Names under which files know one column; the first counts that is there."""
 
-class Table(Protocol):
+
+class BadLines:
+    """Lines that are left out; one more than allowed ends the reading.
+
+    Args:
+        allowed: how many lines may be left out.
+    """
+
+    def __init__(self, allowed: float = 0) -> None:
+        self.allowed = allowed
+        self.found: dict[tuple[Path, int], str] = {}
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def add(self, path: Path, line: int, expected: str) -> None:
+        """Leave a line out; a second pass over the file finds it counted already.
+
+        Raises:
+            ValueError: naming file, line and what was expected, if that is one too many.
+        """
+        self.found[path, line] = expected
+        if len(self.found) > self.allowed:
+            reason = f"{path}, line {line}: {expected}"
+            if self.allowed:
+                reason += f" (bad line number {len(self.found)}; --max-bad allows {self.allowed})"
+            raise ValueError(reason)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number, counted from 1, and bytes of each line, without its line end.
+
+    A file that is gzip is decompressed, whatever its name.
+
+    Raises:
+        ValueError: if there is no such file, it is no whole gzip file, or a line is too long.
+    """
+    number = 0
+    try:
+        with open(path, "rb") as raw, progress(path) as bar:
+            is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
+            file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+            for line in iter(partial(file.readline, MAX_LINE_BYTES + 1), b""):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    limit = f"{MAX_LINE_BYTES >> 20} MiB"
+                    raise ValueError(f"{path}, line {number}: expected a line of at most {limit}")
+                yield number, line.removesuffix(b"\n")
+                if number % _LINES_A_STEP == 0:
+                    bar.update(raw.tell() - bar.n)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        reason = "it ends early" if isinstance(error, EOFError) else str(error)
+        raise ValueError(
+            f"{path}, line {number + 1}: expected a whole gzip file, found {reason}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path}: expected a file to read, found: {error.strerror}") from error
+
+
+def progress(path: Path) -> tqdm:
+    """A bar of the bytes of a file, on standard error where that is a terminal."""
+    size = path.stat().st_size
+    return tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False)
+
+
+class Table(ABC):
     """A file of rows.
 
     Attributes:
-        columns: their names; empty where each row names its own (JSON lines).
+        path: of the file.
+        columns: their names; empty where each row names its own.
+        first: number of the first row, as ``rows`` counts.
     """
 
     path: Path
-    columns: list[str]
+    columns: Sequence[str] = ()
+    first = 1
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Line (or row) number and the values of the named columns, one row after another.
+    @abstractmethod
+    def rows(self, names: Sequence[Names]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Number of the line (or row) and the values of the named columns of each row.
 
         Raises:
             ValueError: if the file cannot be read or has no such column.
         """
-        ...
+
+    def _places(self, names: Sequence[Names]) -> list[int]:
+        """Where the named columns stand."""
+        there = [next((name for name in some if name in self.columns), None) for some in names]
+        if None in there:
+            raise ValueError(
+                f"{self.path}, line 1: expected a column {names[there.index(None)][0]!r} "
+                f"(there are: {', '.join(self.columns)})"
+            )
+        return [self.columns.index(name) for name in there if name is not None]
 
 
 def open_table(
@@ -45,11 +134,11 @@ def open_table(
     Args:
         path: of the file.
         bad: takes lines that cannot be read.
-        encodings: each line is text in the first of these that fits.
-        quotes: whether ``"`` quotes fields of separated values.
+        encodings: see ``SeparatedTable``.
+        quotes: see ``SeparatedTable``.
 
     Raises:
-        ValueError: for another suffix.
+        ValueError: for another suffix, or a file without columns.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
@@ -65,8 +154,8 @@ def open_table(
     raise ValueError(f"{path}: expected a file that ends in one of {allowed} (.gz may follow)")
 
 
-class SeparatedTable:
-    """Separated values, with a header line or given column names.
+class SeparatedTable(Table):
+    """Separated values.
 
     Args:
         path: of the file.
@@ -74,7 +163,11 @@ class SeparatedTable:
         separator: between the fields; longer than one character only without quotes.
         encodings: each line is text in the first of these that fits.
         quotes: whether ``"`` quotes fields, which may then hold separators and line ends.
-        columns: names, if the first line is no header.
+        columns: their names; by default those of the first line.
+        has_header: whether the first line holds names.
+
+    Raises:
+        ValueError: if there is no first line to hold names.
     """
 
     def __init__(
@@ -85,63 +178,52 @@ class SeparatedTable:
         encodings: Sequence[str] = ("utf-8",),
         quotes: bool = True,
         columns: Sequence[str] | None = None,
+        has_header: bool = True,
     ) -> None:
         self.path, self._bad, self._separator, self._quotes = path, bad, separator, quotes
-        self._encodings = encodings
-        self._has_header = columns is None
+        self._encodings, self.first = encodings, 1 + has_header
         self._undecodable = 0
-        self.columns = list(columns) if columns is not None else self._read_header()
+        if columns is None:
+            header = next(self._all_rows(), None)
+            if header is None:
+                raise ValueError(f"{path}, line 1: expected a header, found an empty file")
+            columns = [name.removeprefix("\ufeff").strip() for name in header[1]]
+        self.columns = columns
 
-    def _read_header(self) -> list[str]:
-        for _, fields in self._all_rows():
-            return [name.strip() for name in (fields[0].removeprefix("\ufeff"), *fields[1:])]
-        raise ValueError(f"{self.path}, line 1: expected a header, found an empty file")
-
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+    def rows(self, names: Sequence[Names]) -> Iterator[tuple[int, Sequence[Any]]]:
         """See ``Table``."""
-        where = column_places(self.path, self.columns, names)
-        width, rows = len(self.columns), self._all_rows()
-        if self._has_header:
-            next(rows, None)
-        for line, fields in rows:
+        where, width = self._places(names), len(self.columns)
+        for line, fields in islice(self._all_rows(), self.first - 1, None):
             if self._undecodable:
-                self._bad.add(
-                    self.path, self._undecodable, f"expected {' or '.join(self._encodings)} text"
-                )
+                text = f"expected {' or '.join(self._encodings)} text"
+                self._bad.add(self.path, self._undecodable, text)
                 self._undecodable = 0
             elif len(fields) != width:
-                self._bad.add(
-                    self.path,
-                    line,
-                    f"expected {width} columns ({', '.join(self.columns)[:200]}), "
-                    f"found {len(fields)}",
-                )
+                columns = f"{width} columns ({', '.join(self.columns)[:200]})"
+                self._bad.add(self.path, line, f"expected {columns}, found {len(fields)}")
             else:
                 yield line, [fields[place] for place in where]
 
     def _all_rows(self) -> Iterator[tuple[int, list[str]]]:
-        lines = (
-            (line, self._decoded(line, content)) for line, content in numbered_lines(self.path)
-        )
+        lines = ((n, self._decoded(n, content)) for n, content in numbered_lines(self.path))
         if not self._quotes:
             for line, text in lines:
-                if text.strip("\r"):
-                    yield line, text.rstrip("\r").split(self._separator)
+                if text := text.rstrip("\r"):
+                    yield line, text.split(self._separator)
             return
         csv.field_size_limit(MAX_LINE_BYTES)
         reader = csv.reader((f"{text}\n" for _, text in lines), delimiter=self._separator)
-        begun = 1
         while True:
+            begun = reader.line_num + 1
             try:
                 fields = next(reader, None)
             except csv.Error as error:
                 self._bad.add(self.path, begun, f"expected separated values, found {error}")
-                fields = []
+                continue
             if fields is None:
                 return
             if fields:
                 yield begun, fields
-            begun = reader.line_num + 1
 
     def _decoded(self, line: int, content: bytes) -> str:
         for encoding in self._encodings:
@@ -153,58 +235,92 @@ class SeparatedTable:
         return content.decode("utf-8", "replace")
 
 
-class JsonTable:
-    """One JSON object a line; a column that an object lacks is None."""
+class JsonTable(Table):
+    """One JSON object a line; a column that an object lacks is None.
 
-    columns: list[str] = []
+    Args:
+        path: of the file.
+        bad: takes lines that hold none.
+        literals: whether a line may be a dict of Python literals, which are parsed, never
+            evaluated.
+    """
 
-    def __init__(self, path: Path, bad: BadLines) -> None:
-        self.path, self._bad = path, bad
+    def __init__(self, path: Path, bad: BadLines, literals: bool = False) -> None:
+        self.path, self._bad, self._literals = path, bad, literals
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+    def rows(self, names: Sequence[Names]) -> Iterator[tuple[int, Sequence[Any]]]:
         """See ``Table``."""
-        for line, record in json_records(self.path, self._bad):
-            yield line, [record.get(name) for name in names]
+        parse = _json_or_literal if self._literals else json.loads
+        expected = "expected a JSON object" + " or a dict of literals" * self._literals
+        for line, content in numbered_lines(self.path):
+            if not content or content.isspace():
+                continue
+            try:
+                record = parse(content.decode())
+            except UnicodeDecodeError:
+                self._bad.add(self.path, line, "expected UTF-8 text")
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+                reason = str(error).split("\n")[0][:80] or type(error).__name__
+                self._bad.add(self.path, line, f"{expected}, found {reason}")
+            else:
+                if type(record) is dict:
+                    yield line, [_first(record, some) for some in names]
+                else:
+                    self._bad.add(self.path, line, f"{expected}, found {str(record)[:40]!r}")
 
 
-class ParquetTable:
+def _json_or_literal(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return ast.literal_eval(line.strip())
+
+
+def _first(record: Mapping[str, Any], names: Names) -> Any:
+    """The first value that is there."""
+    for name in names:
+        if (value := record.get(name)) not in (None, "", []):
+            return value
+    return None
+
+
+class ParquetTable(Table):
     """A Parquet file, read a batch at a time; rows count from 1."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.columns = list(parquet.read_schema(path).names)
+            self.columns = parquet.read_schema(path).names
         except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"{path}: expected a Parquet file, found: {error}") from error
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+    def rows(self, names: Sequence[Names]) -> Iterator[tuple[int, Sequence[Any]]]:
         """See ``Table``."""
-        column_places(self.path, self.columns, names)
+        wanted = [self.columns[place] for place in self._places(names)]
         row = 0
         with parquet.ParquetFile(self.path) as file, progress(self.path) as bar:
-            for batch in file.iter_batches(1 << 16, columns=list(dict.fromkeys(names))):
-                columns = [batch.column(name).to_pylist() for name in names]
-                for values in zip(*columns, strict=True):
-                    row += 1
-                    yield row, values
+            for batch in file.iter_batches(1 << 16, columns=list(dict.fromkeys(wanted))):
+                columns = [batch.column(name).to_pylist() for name in wanted]
+                yield from enumerate(zip(*columns, strict=True), start=row + 1)
+                row += batch.num_rows
                 bar.update(bar.total * batch.num_rows // max(1, file.metadata.num_rows))
 
 
-class Workbook:
+class Workbook(Table):
     """The first sheet of an Excel workbook, read a row at a time."""
+
+    first = 2
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns = [str(cell) for cell in next(self._cells(), ())]
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+    def rows(self, names: Sequence[Names]) -> Iterator[tuple[int, Sequence[Any]]]:
         """See ``Table``."""
-        where = column_places(self.path, self.columns, names)
-        rows = enumerate(self._cells(), start=1)
-        next(rows, None)
-        for row, cells in rows:
+        where = self._places(names)
+        for row, cells in enumerate(islice(self._cells(), 1, None), start=2):
             if any(cell is not None for cell in cells):
-                yield row, [cells[place] for place in where]
+                yield row, [cells[place] if place < len(cells) else None for place in where]
 
     def _cells(self) -> Iterator[tuple[Any, ...]]:
         try:
@@ -214,44 +330,9 @@ class Workbook:
                 f"{self.path}: expected openpyxl to be installed (pip install openpyxl), "
                 "or the same table as .csv"
             ) from error
-        width = len(self.columns) if hasattr(self, "columns") else 0
         try:
             with closing(load_workbook(self.path, read_only=True, data_only=True)) as book:
-                for cells in book.worksheets[0].iter_rows(values_only=True):
-                    yield cells + (None,) * (width - len(cells))
+                yield from book.worksheets[0].iter_rows(values_only=True)
         except Exception as error:  # the library raises whatever its parsers do
             reason = " ".join(str(error).split())
             raise ValueError(f"{self.path}: expected a workbook, found: {reason}") from error
-
-
-def json_records(path: Path, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line that is not blank."""
-    loads = json.loads
-    for line, content in numbered_lines(path):
-        if not content or content.isspace():
-            continue
-        try:
-            record = loads(content.decode())
-        except UnicodeDecodeError:
-            bad.add(path, line, "expected UTF-8 text")
-            continue
-        except (ValueError, RecursionError) as error:
-            bad.add(path, line, f"expected a JSON object, found {error}")
-            continue
-        if type(record) is dict:
-            yield line, record
-        else:
-            bad.add(path, line, f"expected a JSON object, found {str(record)[:40]!r}")
-
-
-def column_places(path: Path, columns: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Where the named columns stand.
-
-    Raises:
-        ValueError: for a name that no column has.
-    """
-    for name in names:
-        if name not in columns:
-            there = ", ".join(columns)
-            raise ValueError(f"{path}, line 1: expected a column {name!r} (there are: {there})")
-    return [columns.index(name) for name in names]

@@ -9,8 +9,8 @@ import numpy as np
 
 from recbole_jepa4rec.convert.folder import writing
 from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.convert.lines import MAX_LINE_BYTES
 from recbole_jepa4rec.convert.source import Text
+from recbole_jepa4rec.convert.tables import MAX_LINE_BYTES
 
 _ROWS_AT_ONCE = 1 << 17
 _EXACT = 2.0**53

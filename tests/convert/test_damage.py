@@ -11,8 +11,8 @@ import pytest
 
 from recbole_jepa4rec.convert import command_line
 from recbole_jepa4rec.convert.folder import whole_folder
-from recbole_jepa4rec.convert.json_source import JsonSource
-from recbole_jepa4rec.convert.lines import numbered_lines
+from recbole_jepa4rec.convert.source import Source
+from recbole_jepa4rec.convert.tables import numbered_lines
 from tests.convert.conftest import reviews, write_json_lines
 
 GOOD = reviews([("u", "i", 1), ("u", "j", 2), ("v", "i", 3)])
@@ -179,10 +179,18 @@ def test_lines_of_quoted_fields_are_counted(tmp_path, refused):
         (["generic", "{}/good.csv", "--attributes", "colour"], "expected a column 'colour'"),
         (["generic", "{}/good.csv", "--min-rating", "3"], "name the column of the ratings"),
         (["generic", "{}/good.csv", "--rating", "r", "--min-rating", "nan"], "'nan' must be a num"),
-        (["generic", "{}/good.csv", "--seed", "-1"], "seed -1 must be a whole number from 0"),
+        (["generic", "{}/good.csv", "--seed", "-1"], "--seed: '-1' must be a whole number from 0"),
         (["generic", "{}/good.csv", "--encoding", "utf-9"], "encoding 'utf-9'"),
         (["generic", "{}/good.csv", "--core", "-1"], "'-1' must be a whole number from 0"),
-        (["generic", "{}/good.csv", "--user-share", "2"], "user_share 2.0 must be above 0"),
+        (
+            ["generic", "{}/good.csv", "--user-share", "2"],
+            "share: '2' must be above 0 and at most 1",
+        ),
+        (["generic", "{}/good.csv", "--user-share", "0"], "share: '0' must be above 0"),
+        (["generic", "{}/good.csv", "--user-share", "nan"], "share: 'nan' must be a number"),
+        (["generic", "{}/good.csv", "--core-users", "-1"], "'-1' must be a whole number from 0"),
+        (["generic", "{}/good.csv", "--duplicates", "all"], "invalid choice: 'all'"),
+        (["generic", "{}/good.csv", "--without-text", "drop"], "invalid choice: 'drop'"),
         (["generic", "{}/good.csv", "--cor", "2"], "unrecognized arguments: --cor"),
         (["generic", "{}/good.csv", "--core", "9"], "no interaction is left after step «core 9"),
         (["generic", "{}/good.parquet"], "good.parquet: expected a Parquet file"),
@@ -264,21 +272,18 @@ def test_a_full_disk(tmp_path, run, monkeypatch):
     assert os.listdir(tmp_path) == ["r.json.gz"]
 
 
-class Slow(JsonSource):
-    """Its item text takes a minute to come once it is written."""
-
-    passes = 0
-
-    def texts(self):
-        self.passes += 1
-        yield "i", ["a title", "", "", ""]
-        if self.passes > 1:
-            time.sleep(60)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_conversion_leaves_nothing_under_the_name(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(command_line, "JsonSource", Slow)
+    passes = []
+
+    def texts(self):
+        """Item text that takes a minute to come once it is written."""
+        passes.append(self)
+        yield "i", ["a title", "", "", ""]
+        if len(passes) > 1:
+            time.sleep(60)
+
+    monkeypatch.setattr(Source, "texts", texts)
     files = [str(write(tmp_path, GOOD)), str(write(tmp_path, TEXT, "m.json"))]
     words = ["amazon2018", *files, "--out", str(tmp_path / "made")]
     child = get_context("fork").Process(target=command_line.main, args=(words,))

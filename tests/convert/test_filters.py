@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recbole_jepa4rec.convert.filters import apply, k_core, without_duplicates
 from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.convert.rules import Rule
+from recbole_jepa4rec.convert.settings import Rule
 
 rows_of = st.lists(
     st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz"), st.integers(0, 3)), max_size=60
@@ -98,18 +98,3 @@ def test_nothing_left_says_after_which_step():
         apply(Rule(core_users=5, core_items=5), rows, None)
     with pytest.raises(ValueError, match="left after step «read»"):
         apply(Rule(), Interactions.read([]), None)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"duplicates": "all"}, "duplicates 'all' is not one of keep, exact, pair"),
-        ({"without_text": "drop"}, "without_text 'drop'"),
-        ({"core_users": -1}, "core_users -1"),
-        ({"user_share": 0}, "user_share 0"),
-        ({"user_share": float("nan")}, "user_share nan"),
-    ],
-)
-def test_rules_refuse(setting, message):
-    with pytest.raises(ValueError, match=message):
-        Rule(**setting)

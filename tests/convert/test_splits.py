@@ -12,7 +12,8 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.convert.command_line import main
 from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.convert.split import NAMES, Split, split_rows
+from recbole_jepa4rec.convert.settings import Split
+from recbole_jepa4rec.convert.split import NAMES, split_rows
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from tests.conftest import ROOT
@@ -30,10 +31,10 @@ def raw(rows):
     ]
 
 
-def split(rows, kind, **shares):
+def split(rows, kind, seed=2020, **shares):
     """Rows of (user, item, time) of each file."""
     made = split_rows(
-        Split(kind, **shares), Interactions.read(rows).in_order().renumbered()
+        Split(kind, **shares), seed, Interactions.read(rows).in_order().renumbered()
     ).files()
     return {name: raw(part) for name, part in made.items()}
 
@@ -186,8 +187,8 @@ def test_every_source_and_an_existing_set_can_be_split(tmp_path, made, run):
     [
         ("--test-share 0.2", "--test-share needs --split temporal or --split cold_items"),
         ("--split loo --valid-share 0.2", "--valid-share needs --split temporal"),
-        ("--split temporal --test-share 0", "test_share 0.0 must be between 0 and 1"),
-        ("--split temporal --test-share nan", "test_share nan must be between 0 and 1"),
+        ("--split temporal --test-share 0", "--test-share: '0' must be above 0 and at most 1"),
+        ("--split temporal --test-share nan", "--test-share: 'nan' must be a number"),
         ("--split temporal --test-share 0.95", "must leave something to train on"),
         ("--split random", "invalid choice: 'random'"),
         ("--split temporal", "--split temporal: no interaction is left for test"),
