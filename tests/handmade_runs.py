@@ -6,8 +6,8 @@ import pandas as pd
 import yaml
 
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
+from recbole_jepa4rec.study.comparison import Row
 from recbole_jepa4rec.study.finished_run import read_run
-from recbole_jepa4rec.study.row import Row
 
 PROTOCOL = {
     "split": {"LS": "valid_and_test"},

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from recbole_jepa4rec.data.published import beside_published
-from recbole_jepa4rec.study.comparison import compare
+from recbole_jepa4rec.study.comparison import Row, compare
 from recbole_jepa4rec.study.finished_run import read_run
-from recbole_jepa4rec.study.row import Row
 from tests.handmade_runs import PROTOCOL, row, write_run
 
 GAIN = {1: 1.0, 2: 1 / math.log2(3), 3: 0.5, 50: 0.0}

@@ -3,15 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from recbole_jepa4rec.config.syntax import WHEREABOUTS
 from recbole_jepa4rec.data.published import beside_published
-from recbole_jepa4rec.study.conditions import conditions
+from recbole_jepa4rec.evaluation.metrics import metric_values
 from recbole_jepa4rec.study.finished_run import FinishedRun, refuse_mixture
-from recbole_jepa4rec.study.row import Row
-from recbole_jepa4rec.study.significance import bootstrap_means, holm, interval, p_better
+from recbole_jepa4rec.study.significance import intervals_and_tests
+
+GROUPS = {"never seen": (0, 0), "seen 1–4 times": (1, 4), "seen 5+ times": (5, None)}
+"""Users by how often their target occurs in the training part: the least and the most."""
+
+GROUP_METRICS = ("ndcg@10", "recall@10")
+CUTOFFS_PER_DECADE = 12
+
+IDENTITY = ("model", "seed")
+"""Settings in which rows differ by what they are."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables: a model with its settings, and its runs with several seeds.
+
+    Attributes:
+        entry: the row's name, such as the model's in the list.
+        seeds: asked for.
+        runs: finished ones by seed.
+        errors: of the seeds that failed, one line each.
+    """
+
+    entry: str
+    seeds: Sequence[int]
+    runs: Mapping[int, FinishedRun]
+    errors: Mapping[int, str]
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``failed`` (a seed did), ``partial`` or ``waiting`` (seeds to come)."""
+        if self.errors:
+            return "failed"
+        if len(self.runs) == len(self.seeds):
+            return "finished"
+        return "partial" if self.runs else "waiting"
+
+    @property
+    def counts(self) -> bool:
+        """Whether the row takes part in rankings and tests."""
+        return bool(self.runs) and not self.errors
+
+    def user_values(self) -> dict[str, np.ndarray]:
+        """Every metric of each user, averaged over the seeds, ``[U]`` each."""
+        return _mean_values([run.values() for run in self.runs.values()])
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the row by itself."""
+        runs = [*self.runs.values()]
+        facts: dict[str, Any] = {
+            "entry": self.entry,
+            "label": runs[0].label if runs else self.entry,
+            "status": self.status,
+            "counts": self.counts,
+            "seeds": list(self.runs),
+            "errors": {str(seed): error for seed, error in self.errors.items()},
+            "folders": [str(run.folder) for run in runs],
+        }
+        if not runs:
+            return facts
+        return {
+            **facts,
+            "model": runs[0].result["model"],
+            "valid": _spread([run.result["valid"] for run in runs]),
+            "test": _spread([run.result["test"] for run in runs]),
+            "groups": _groups(runs),
+            "ranking": _ranking(runs),
+            "cost": _cost(runs),
+            "learning_curves": [
+                {"seed": seed, "points": run.result["learning_curve"]}
+                for seed, run in self.runs.items()
+            ],
+            "time_limit": _time_limit(runs),
+        }
 
 
 def compare(
@@ -21,10 +95,10 @@ def compare(
     given: Mapping[str, Any],
     command: str,
 ) -> dict[str, Any]:
-    """Compare models.
+    """Compare rows.
 
     Args:
-        rows: the models, in the order of the tables.
+        rows: in the order of the tables.
         reference: entry of the row that the others are compared with.
         dataset: name of the data set.
         given: settings that every run was given.
@@ -40,106 +114,57 @@ def compare(
     """
     runs = [run for row in rows for run in row.runs.values()]
     refuse_mixture(runs)
-    head: dict[str, Any] = {
+    metrics = list(runs[0].result["test"]) if runs else []
+    valid_metric = runs[0].settings["valid_metric"].lower() if runs else None
+    shown = {row.entry: row.facts() for row in rows}
+    ranked = {row.entry: shown[row.entry] for row in rows if row.counts}
+    values = {row.entry: row.user_values() for row in rows if row.runs}
+    intervals, tests = intervals_and_tests(values, reference, ranked)
+    for entry, of_row in intervals.items():
+        for key, bounds in of_row.items():
+            shown[entry]["test"][key]["interval"] = bounds
+    _mark(shown, ranked, metrics)
+    best = _best_baseline(ranked, reference, valid_metric)
+    return {
         "dataset": dataset,
         "command": command,
         "reference": reference,
         "seeds": list(rows[0].seeds),
         "users": len(runs[0].users) if runs else None,
-        "metrics": list(runs[0].result["test"]) if runs else [],
-        "valid_metric": runs[0].settings["valid_metric"].lower() if runs else None,
-    }
-    shown = [_row(row) for row in rows]
-    _mark(shown, head["metrics"])
-    tests = _intervals_and_tests(rows, shown, reference)
-    best = _best_baseline(shown, reference, head["valid_metric"])
-    by_entry = {each["entry"]: each for each in shown}
-    return {
-        **head,
+        "metrics": metrics,
+        "valid_metric": valid_metric,
         "best_baseline": best,
-        "improvement": _improvement(by_entry[reference], by_entry[best]) if best else None,
-        "rows": shown,
+        "improvement": _improvement(ranked[reference], ranked[best]) if best else None,
+        "rows": [*shown.values()],
         "tests": tests,
         "data": _data(dataset, runs) if runs else None,
-        "conditions": conditions(rows, given),
+        "conditions": _conditions(rows, given),
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
-    """What is known of a row by itself."""
-    facts: dict[str, Any] = {
-        "entry": row.entry,
-        "label": row.label,
-        "status": row.status,
-        "counts": row.counts,
-        "seeds": list(row.runs),
-        "errors": {str(seed): error for seed, error in row.errors.items()},
-        "folders": [str(run.folder) for run in row.runs.values()],
-    }
-    if not row.runs:
-        return facts
-    facts["model"] = next(iter(row.runs.values())).result["model"]
-    facts["valid"], facts["test"] = row.spread("valid"), row.spread("test")
-    facts["groups"], facts["ranking"], facts["cost"] = row.groups(), row.ranking(), row.cost()
-    facts["learning_curves"], facts["time_limit"] = row.learning_curves(), row.time_limit()
-    return facts
-
-
-def _mark(shown: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
+def _mark(
+    shown: Mapping[str, Mapping[str, Any]],
+    ranked: Mapping[str, Mapping[str, Any]],
+    metrics: Sequence[str],
+) -> None:
     """Mark the best and the second mean of each metric on the test split; equals share a mark."""
-    ranked = [row for row in shown if row["counts"]]
     for key in metrics:
-        means = sorted({row["test"][key]["mean"] for row in ranked}, reverse=True)
+        means = sorted({row["test"][key]["mean"] for row in ranked.values()}, reverse=True)
         marks = dict(zip(means, ("best", "second"), strict=False))
-        for row in shown:
+        for entry, row in shown.items():
             if "test" in row:
                 mean = row["test"][key]["mean"]
-                row["test"][key]["mark"] = marks.get(mean) if row["counts"] else None
-
-
-def _intervals_and_tests(
-    rows: Sequence[Row], shown: Sequence[dict[str, Any]], reference: str
-) -> list[dict[str, Any]]:
-    """Put an interval to each mean; test the reference against each baseline."""
-    there = [(row, facts) for row, facts in zip(rows, shown, strict=True) if row.runs]
-    if not there:
-        return []
-    metrics = list(there[0][0].user_values)
-    values = np.array([[row.user_values[key] for key in metrics] for row, _ in there])
-    flat = values.reshape(-1, values.shape[-1])
-    drawn = bootstrap_means(flat).reshape(*values.shape[:2], -1)
-    for (_, facts), of_row in zip(there, drawn, strict=True):
-        for key, means in zip(metrics, of_row, strict=True):
-            facts["test"][key]["interval"] = interval(means)
-
-    ranked = {row.entry: index for index, (row, _) in enumerate(there) if row.counts}
-    if reference not in ranked:
-        return []
-    mine = ranked.pop(reference)
-    tests: list[dict[str, Any]] = [
-        {
-            "baseline": entry,
-            "metric": key,
-            "difference": float((values[mine, m] - values[other, m]).mean()),
-            "interval": interval(drawn[mine, m] - drawn[other, m]),
-            "p": p_better(values[mine, m], values[other, m]),
-        }
-        for entry, other in ranked.items()
-        for m, key in enumerate(metrics)
-    ]
-    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["p_holm"] = corrected
-    return tests
+                row["test"][key]["mark"] = marks.get(mean) if entry in ranked else None
 
 
 def _best_baseline(
-    shown: Sequence[dict[str, Any]], reference: str, valid_metric: str | None
+    ranked: Mapping[str, Mapping[str, Any]], reference: str, valid_metric: str | None
 ) -> str | None:
     """The baseline of the best mean on validation, so that the test split chooses nothing."""
-    ranked = {row["entry"]: row for row in shown if row["counts"]}
-    if ranked.pop(reference, None) is None or not ranked:
+    baselines = [entry for entry in ranked if entry != reference]
+    if reference not in ranked or not baselines:
         return None
-    return max(ranked, key=lambda entry: ranked[entry]["valid"][valid_metric]["mean"])
+    return max(baselines, key=lambda entry: ranked[entry]["valid"][valid_metric]["mean"])
 
 
 def _improvement(
@@ -161,3 +186,126 @@ def _data(dataset: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "statistics": result["statistics"],
         "published": beside_published(dataset, result["statistics"]),
     }
+
+
+def _spread(results: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean, and sample standard deviation (``None`` for one seed), of each metric over seeds."""
+    found: dict[str, dict[str, Any]] = {}
+    for key in results[0]:
+        values = [result[key] for result in results]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        found[key] = {"mean": float(np.mean(values)), "std": std}
+    return found
+
+
+def _groups(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """Metrics of the users of each of ``GROUPS``; ``None`` where there is no such user."""
+    counts = runs[0].users["target_train_count"].to_numpy()
+    ranks = [run.users["rank"].to_numpy() for run in runs]
+    values = _mean_values([metric_values(each, ["ndcg", "recall"], [10]) for each in ranks])
+    found = []
+    for name, (least, most) in GROUPS.items():
+        inside = (counts >= least) & (counts <= (np.inf if most is None else most))
+        means = {
+            key: float(values[key][inside].mean()) if inside.any() else None
+            for key in GROUP_METRICS
+        }
+        found.append({"name": name, "users": int(inside.sum()), **means})
+    return found
+
+
+def _ranking(runs: Sequence[FinishedRun]) -> dict[str, list[float]]:
+    """Share of users whose target is among the first ``k``, for ``k`` evenly on a log scale."""
+    items = runs[0].result["statistics"]["items"]
+    steps = max(2, int(np.log10(items) * CUTOFFS_PER_DECADE))
+    cutoffs = np.unique(np.geomspace(1, items, steps).round().astype(int))
+    shares = [
+        np.searchsorted(np.sort(run.users["rank"].to_numpy()), cutoffs, side="right")
+        / len(run.users)
+        for run in runs
+    ]
+    return {"k": cutoffs.tolist(), "recall": np.mean(shares, axis=0).tolist()}
+
+
+def _cost(runs: Sequence[FinishedRun]) -> dict[str, float | None]:
+    """Means over the seeds: seconds, tokens per second, memory and parameters."""
+    results = [run.result for run in runs]
+    seconds = [result["seconds"] for result in results]
+    return {
+        "train_seconds": _mean([each["pretrain"] + each["finetune"] for each in seconds]),
+        "total_seconds": _mean([each["total"] for each in seconds]),
+        "tokens_per_second": _mean([result["tokens_per_second"] for result in results]),
+        "peak_memory_gib": _mean([result["peak_memory_gib"] for result in results]),
+        "parameters": _mean([result["parameters"] for result in results]),
+    }
+
+
+def _time_limit(runs: Sequence[FinishedRun]) -> float | None:
+    """``max_train_seconds`` if the training of a seed was validated after it had passed.
+
+    Where training is cut, its last weights are validated at once, so that the curve tells.
+    """
+    for run in runs:
+        limit, curve = run.settings.get("max_train_seconds"), run.result["learning_curve"]
+        if limit is not None and any(point["seconds"] >= limit for point in curve):
+            return float(limit)
+    return None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def _mean_values(of_seeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.mean([each[key] for each in of_seeds], axis=0) for key in of_seeds[0]}
+
+
+_ABSENT = object()
+
+
+def _conditions(rows: Sequence[Row], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What rows share, and in what they differ; of each row the first finished run is looked at.
+
+    Args:
+        rows: of the comparison.
+        given: settings that every run was given.
+
+    Returns:
+        ``protocol``; ``given``; ``shared`` settings, and ``differing`` ones by entry (a row without
+        the key is left out); ``hardware`` and ``versions`` of all runs, each a list of ``entries``
+        and the ``value`` that these have.
+    """
+    runs = [(row.entry, run) for row in rows for run in row.runs.values()]
+    first = {entry: run.settings for entry, run in reversed(runs)}
+    settings = {row.entry: first[row.entry] for row in rows if row.runs}
+    keys = dict.fromkeys(key for each in settings.values() for key in each)
+    shared, differing = {}, {}
+    for key in keys:
+        if key in (*IDENTITY, *WHEREABOUTS):
+            continue
+        values = [each.get(key, _ABSENT) for each in settings.values()]
+        if all(value == values[0] for value in values):
+            shared[key] = values[0]
+        else:
+            differing[key] = {entry: each[key] for entry, each in settings.items() if key in each}
+    return {
+        "protocol": runs[0][1].result["protocol"] if runs else None,
+        "given": dict(given),
+        "shared": shared,
+        "differing": differing,
+        "hardware": _gathered([(entry, run.result["hardware"]) for entry, run in runs]),
+        "versions": _gathered([(entry, run.result["versions"]) for entry, run in runs]),
+    }
+
+
+def _gathered(facts: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """Distinct values, each with the entries that have it."""
+    found: list[dict[str, Any]] = []
+    for entry, value in facts:
+        same = next((each for each in found if each["value"] == value), None)
+        if same is None:
+            found.append(same := {"entries": [], "value": value})
+        if entry not in same["entries"]:
+            same["entries"].append(entry)
+    return found

@@ -13,12 +13,11 @@ from recbole_jepa4rec.base.stopping import ending_on_sigterm
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.study.cells import finished_runs
-from recbole_jepa4rec.study.comparison import compare
+from recbole_jepa4rec.study.comparison import Row, compare
 from recbole_jepa4rec.study.finished_run import FinishedRun
 from recbole_jepa4rec.study.grid import Grid, Outcome, locked
 from recbole_jepa4rec.study.report import write_report
 from recbole_jepa4rec.study.request import Request, read_request
-from recbole_jepa4rec.study.row import Row
 
 
 def main(command_line: Sequence[str]) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -11,6 +12,55 @@ RESAMPLES = 1000
 LEVEL = 0.95
 BATCH_VALUES = 1 << 22
 """Users drawn at once, over all resamples: 32 MiB of their numbers, and as much of counts."""
+
+
+UserValues = Mapping[str, Mapping[str, np.ndarray]]
+"""Every metric of each user, ``[U]``, by entry and metric; users in the same order."""
+
+Interval = tuple[float, float]
+
+
+def intervals_and_tests(
+    values: UserValues, reference: str, ranked: Collection[str]
+) -> tuple[dict[str, dict[str, Interval]], list[dict[str, Any]]]:
+    """Put an interval to each mean; test an entry against each other one, in every metric.
+
+    Args:
+        values: of every row.
+        reference: the entry that may be better.
+        ranked: entries that are tested; none is, unless the reference is among them.
+
+    Returns:
+        The intervals by entry and metric, and the tests: of each the ``baseline``, the ``metric``,
+        the mean ``difference`` and its ``interval``, ``p`` and ``p_holm``, which is corrected over
+        all of them.
+    """
+    names = [(entry, key) for entry, of_row in values.items() for key in of_row]
+    if not names:
+        return {}, []
+    rows = bootstrap_means(np.array([values[entry][key] for entry, key in names]))
+    drawn: dict[str, dict[str, np.ndarray]] = {entry: {} for entry in values}
+    for (entry, key), means in zip(names, rows, strict=True):
+        drawn[entry][key] = means
+    intervals = {
+        entry: {key: interval(means) for key, means in of_row.items()}
+        for entry, of_row in drawn.items()
+    }
+    baselines = [entry for entry in ranked if entry != reference and reference in ranked]
+    tests: list[dict[str, Any]] = [
+        {
+            "baseline": entry,
+            "metric": key,
+            "difference": float((mine - values[entry][key]).mean()),
+            "interval": interval(drawn[reference][key] - drawn[entry][key]),
+            "p": p_better(mine, values[entry][key]),
+        }
+        for entry in baselines
+        for key, mine in values[reference].items()
+    ]
+    for test, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = corrected
+    return intervals, tests
 
 
 def p_better(reference: np.ndarray, baseline: np.ndarray) -> float:
@@ -89,7 +139,7 @@ def bootstrap_means(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLE
     return drawn.bootstrap_distribution
 
 
-def interval(means: np.ndarray) -> tuple[float, float]:
+def interval(means: np.ndarray) -> Interval:
     """Where the middle ``LEVEL`` of the resampled means lies; ``means`` is ``[S]``."""
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
