@@ -227,10 +227,8 @@ def test_views_of_a_comparison_without_results(tmp_path):
 
 def test_templates_are_beside_the_module():
     names = {path.name for path in (Path(report.__file__).parent / "templates").iterdir()}
-    assert names == {
-        *(f"comparison.{kind}" for kind in ("html", "css", "js", "md", "tex")),
-        "search.html",
-    }
+    pages = {f"{name}.html" for name in ("page", "parts", "comparison", "search")}
+    assert names == {*pages, "page.css", "page.js", "comparison.md", "comparison.tex"}
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.runner.single_run import validate
 from recbole_jepa4rec.study.search.board import Board, clear_unfinished, in_one_line
 from recbole_jepa4rec.study.search.driver import _write_identity, main
-from recbole_jepa4rec.study.search.figures import importances
 from recbole_jepa4rec.study.search.record import (
     FINISHED,
     STOPPED,
@@ -23,7 +22,7 @@ from recbole_jepa4rec.study.search.record import (
     read_records,
     write_record,
 )
-from recbole_jepa4rec.study.search.report import html
+from recbole_jepa4rec.study.search.report import html, importances
 from recbole_jepa4rec.study.search.request import read_request
 from recbole_jepa4rec.study.search.shared_data import data_keys, read_data
 from recbole_jepa4rec.study.search.space import Dimension, grid, random_points, read_space

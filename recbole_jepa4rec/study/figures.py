@@ -1,10 +1,11 @@
-"""The plots of a comparison, as plotly figures without colours of their own for text and grid."""
+"""Plots as plotly figures without colours of their own for text and grid; those of a comparison."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -45,206 +46,50 @@ LEAST_SECONDS = 0.1
 WIDE = 20
 """A ratio of times above which their axis is logarithmic."""
 
-
 FONT_SIZE = 12.5
 
+TICKS_AS_GAP = {"ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)"}
+"""Of an axis whose labels would stand too near to the bars."""
 
-def styles(comparison: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Colour, symbol and its sign of each entry; the reference has the first of each."""
-    entries = [row["entry"] for row in comparison["rows"]]
-    entries.sort(key=lambda entry: entry != comparison["reference"])
-    names = [*SYMBOLS]
-    found = {}
-    for i, entry in enumerate(entries):
-        symbol = names[(i + i // len(COLORS)) % len(names)]
-        found[entry] = {
-            "color": COLORS[i % len(COLORS)],
-            "symbol": symbol,
-            "sign": SYMBOLS[symbol],
-        }
-    return found
+Rows = Sequence[Mapping[str, Any]]
+"""Rows of a comparison that have results, each with its ``style``."""
 
 
-def figures(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every plot of which there is something to draw.
+@dataclass(frozen=True)
+class Plot:
+    """A plot of a page.
+
+    Attributes:
+        title: above it.
+        caption: what it shows.
+        figure: to draw.
+        wide: whether it takes the page's whole width.
+    """
+
+    title: str
+    caption: str
+    figure: go.Figure
+    wide: bool = False
+
+
+def drawn(plots: Iterable[Plot]) -> list[dict[str, Any]]:
+    """Plots of which there is something to draw, as pages read them.
 
     Returns:
-        For each plot an ``id``, a ``title``, a ``caption`` and the ``figure``: plotly's ``data``
-        and ``layout``. Each trace holds the entries of the rows that it draws in ``meta``.
+        For each plot an ``id``, its ``title``, ``caption``, ``wide`` and the ``figure``: plotly's
+        ``data`` and ``layout``.
     """
-    rows = [row for row in comparison["rows"] if "test" in row]
-    if not rows:
-        return []
-    style = styles(comparison)
-    drawn = [
-        *(_metric_bars(rows, style, key) for key in comparison["metrics"]),
-        _quality_against_seconds(rows, style, comparison["valid_metric"]),
-        _learning_curves(rows, style, comparison["valid_metric"]),
-        _recall_curve(rows, style),
-        _groups(rows, style),
-    ]
     return [
-        {**each, "id": f"plot-{i}", "figure": json.loads(each["figure"].to_json())}
-        for i, each in enumerate(drawn)
-        if each["figure"].data
+        {
+            "id": f"plot-{i}",
+            "title": plot.title,
+            "caption": plot.caption,
+            "wide": plot.wide,
+            "figure": json.loads(plot.figure.to_json()),
+        }
+        for i, plot in enumerate(plots)
+        if plot.figure.data
     ]
-
-
-def _metric_bars(
-    rows: Sequence[Mapping[str, Any]], style: Mapping[str, Mapping[str, str]], key: str
-) -> dict[str, Any]:
-    """Means with 95 % intervals over users."""
-    means = [row["test"][key]["mean"] for row in rows]
-    bounds = [row["test"][key]["interval"] for row in rows]
-    bar = go.Bar(
-        x=means,
-        y=[_wrapped(row["label"]) for row in rows],
-        orientation="h",
-        width=0.62,
-        marker={"color": [style[row["entry"]]["color"] for row in rows]},
-        error_x={
-            "type": "data",
-            "array": [high - mean for mean, (_, high) in zip(means, bounds, strict=True)],
-            "arrayminus": [mean - low for mean, (low, _) in zip(means, bounds, strict=True)],
-            "thickness": 1.5,
-            "width": 4,
-        },
-        customdata=[f"{number(low)} to {number(high)}" for low, high in bounds],
-        hovertemplate="%{y}<br>%{x:.4f} (%{customdata})<extra></extra>",
-        meta=[row["entry"] for row in rows],
-    )
-    name = metric_name(key)
-    figure = figure_of([bar], height=44 + 34 * len(rows))
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_yaxes(ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")  # a gap
-    figure.update_xaxes(rangemode="tozero", nticks=6)
-    return {
-        "title": name,
-        "caption": "Mean on the test split; lines are 95 % intervals over users.",
-        "figure": figure,
-    }
-
-
-def _quality_against_seconds(
-    rows: Sequence[Mapping[str, Any]], style: Mapping[str, Mapping[str, str]], key: str
-) -> dict[str, Any]:
-    """The test metric against the seconds of training."""
-    seconds = [max(row["cost"]["train_seconds"], LEAST_SECONDS) for row in rows]
-    traces = [
-        go.Scatter(
-            x=[x],
-            y=[row["test"][key]["mean"]],
-            mode="markers",
-            cliponaxis=False,
-            name=_escaped(row["label"]),
-            marker={**_marker(style[row["entry"]]), "size": 13},
-            hovertemplate="%{fullData.name}<br>%{x:.3~g} s, %{y:.4f}<extra></extra>",
-            meta=[row["entry"]],
-        )
-        for row, x in zip(rows, seconds, strict=True)
-    ]
-    span = max(seconds) / min(seconds)
-    figure = figure_of(traces, x="seconds of training", y=metric_name(key))
-    if span > WIDE:
-        figure.update_xaxes(type="log", tickformat="~g", dtick=1 if span > 300 else "D2")
-    figure.update_yaxes(rangemode="tozero")
-    note = f" Less than {LEAST_SECONDS} s is drawn as {LEAST_SECONDS} s."
-    return {
-        "title": "Quality against time",
-        "caption": f"{metric_name(key)} on the test split, means over the seeds."
-        + (note if LEAST_SECONDS in seconds else ""),
-        "figure": figure,
-    }
-
-
-def _learning_curves(
-    rows: Sequence[Mapping[str, Any]], style: Mapping[str, Mapping[str, str]], key: str
-) -> dict[str, Any]:
-    """Validation during training: for each seed a line, and another for its pre-training."""
-    traces = [
-        go.Scatter(
-            x=[point["seconds"] for point in points],
-            y=[point["valid"] for point in points],
-            mode="lines+markers",
-            cliponaxis=False,
-            name=_escaped(f"{row['label']}, seed {curve['seed']}"),
-            marker={**_marker(style[row["entry"]]), "size": 7},
-            line={"dash": "dot" if pretrains else "solid", "width": 2},
-            customdata=[point["stage"] for point in points],
-            hovertemplate="%{fullData.name}<br>%{customdata}, %{x:.3~g} s: %{y:.4f}<extra></extra>",
-            meta=[row["entry"]],
-        )
-        for row in rows
-        for curve in row["learning_curves"]
-        for pretrains in (True, False)
-        if (points := [p for p in curve["points"] if (p["stage"] == "pretrain") == pretrains])
-    ]
-    figure = figure_of(
-        traces, x="seconds since training began", y=f"{metric_name(key)}, validation"
-    )
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(rangemode="tozero")
-    return {
-        "title": "Learning curves",
-        "caption": f"{metric_name(key)} on validation, a line for each seed. "
-        "Pre-training, which is validated on held-out users, is dotted.",
-        "figure": figure,
-    }
-
-
-def _recall_curve(
-    rows: Sequence[Mapping[str, Any]], style: Mapping[str, Mapping[str, str]]
-) -> dict[str, Any]:
-    """How many targets are among the first k."""
-    traces = [
-        go.Scatter(
-            x=row["ranking"]["k"],
-            y=row["ranking"]["recall"],
-            mode="lines",
-            name=_escaped(row["label"]),
-            line={"color": style[row["entry"]]["color"], "width": 2},
-            hovertemplate="%{fullData.name}<br>Recall@%{x}: %{y:.4f}<extra></extra>",
-            meta=[row["entry"]],
-        )
-        for row in rows
-    ]
-    figure = figure_of(traces, x="k, items", y="Recall@k")
-    figure.update_xaxes(type="log", tickformat="~g", dtick=1)
-    figure.update_yaxes(range=[0, 1.02])
-    return {
-        "title": "Where the targets rank",
-        "caption": "Share of users whose target is among the first k items.",
-        "figure": figure,
-    }
-
-
-def _groups(
-    rows: Sequence[Mapping[str, Any]], style: Mapping[str, Mapping[str, str]]
-) -> dict[str, Any]:
-    """NDCG@10 by how often the target was seen in training."""
-    names = [
-        f"{g['name'].removeprefix('seen ').removesuffix(' seen')}<br>{g['users']:,} users"
-        for g in rows[0]["groups"]
-    ]
-    traces = [
-        go.Bar(
-            x=names,
-            y=[group["ndcg@10"] for group in row["groups"]],
-            name=_escaped(row["label"]),
-            marker={"color": style[row["entry"]]["color"]},
-            hovertemplate="%{fullData.name}<br>%{x}<br>%{y:.4f}<extra></extra>",
-            meta=[row["entry"]],
-        )
-        for row in rows
-    ]
-    figure = figure_of(traces, x="target seen in training", y="NDCG@10")
-    figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.1)
-    figure.update_xaxes(showgrid=False, tickangle=0)
-    return {
-        "title": "Cold and warm targets",
-        "caption": "Users by how often their target occurs in the training part.",
-        "figure": figure,
-    }
 
 
 def figure_of(traces: Sequence[Any], x: str = "", y: str = "", height: int = 360) -> go.Figure:
@@ -267,15 +112,175 @@ def figure_of(traces: Sequence[Any], x: str = "", y: str = "", height: int = 360
     return figure
 
 
-def _marker(style: Mapping[str, str]) -> dict[str, str]:
-    return {"color": style["color"], "symbol": style["symbol"]}
+def styles(comparison: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Colour, symbol and its sign of each entry; the reference has the first of each."""
+    entries = [row["entry"] for row in comparison["rows"]]
+    entries.sort(key=lambda entry: entry != comparison["reference"])
+    names = [*SYMBOLS]
+    found = {}
+    for i, entry in enumerate(entries):
+        symbol = names[(i + i // len(COLORS)) % len(names)]
+        found[entry] = {
+            "color": COLORS[i % len(COLORS)],
+            "symbol": symbol,
+            "sign": SYMBOLS[symbol],
+        }
+    return found
+
+
+def comparison_plots(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every plot of a comparison; each trace holds the entries of the rows it draws in ``meta``."""
+    style, key = styles(comparison), comparison["valid_metric"]
+    rows = [{**row, "style": style[row["entry"]]} for row in comparison["rows"] if "test" in row]
+    if not rows:
+        return []
+    return drawn(
+        [
+            *(_metric_bars(rows, metric) for metric in comparison["metrics"]),
+            _quality_against_seconds(rows, key),
+            _learning_curves(rows, key),
+            _recall_curve(rows),
+            _groups(rows),
+        ]
+    )
+
+
+def _metric_bars(rows: Rows, key: str) -> Plot:
+    """Means with 95 % intervals over users."""
+    means = [row["test"][key]["mean"] for row in rows]
+    bounds = [row["test"][key]["interval"] for row in rows]
+    bar = go.Bar(
+        x=means,
+        y=[_escaped(row["label"]).replace(" (", "<br>(") for row in rows],  # in two lines
+        orientation="h",
+        width=0.62,
+        marker={"color": [row["style"]["color"] for row in rows]},
+        error_x={
+            "type": "data",
+            "array": [high - mean for mean, (_, high) in zip(means, bounds, strict=True)],
+            "arrayminus": [mean - low for mean, (low, _) in zip(means, bounds, strict=True)],
+            "thickness": 1.5,
+            "width": 4,
+        },
+        customdata=[f"{number(low)} to {number(high)}" for low, high in bounds],
+        hovertemplate="%{y}<br>%{x:.4f} (%{customdata})<extra></extra>",
+        meta=[row["entry"] for row in rows],
+    )
+    figure = figure_of([bar], height=44 + 34 * len(rows))
+    figure.update_yaxes(autorange="reversed", showgrid=False, **TICKS_AS_GAP)
+    figure.update_xaxes(rangemode="tozero", nticks=6)
+    caption = "Mean on the test split; lines are 95 % intervals over users."
+    return Plot(metric_name(key), caption, figure)
+
+
+def _quality_against_seconds(rows: Rows, key: str) -> Plot:
+    """The test metric against the seconds of training."""
+    seconds = [max(row["cost"]["train_seconds"], LEAST_SECONDS) for row in rows]
+    traces = [
+        go.Scatter(
+            x=[x],
+            y=[row["test"][key]["mean"]],
+            mode="markers",
+            cliponaxis=False,
+            marker={**_marker(row), "size": 13},
+            **_named(row, "%{x:.3~g} s, %{y:.4f}"),
+        )
+        for row, x in zip(rows, seconds, strict=True)
+    ]
+    span = max(seconds) / min(seconds)
+    figure = figure_of(traces, x="seconds of training", y=metric_name(key))
+    if span > WIDE:
+        figure.update_xaxes(type="log", tickformat="~g", dtick=1 if span > 300 else "D2")
+    figure.update_yaxes(rangemode="tozero")
+    caption = f"{metric_name(key)} on the test split, means over the seeds."
+    if LEAST_SECONDS in seconds:
+        caption += f" Less than {LEAST_SECONDS} s is drawn as {LEAST_SECONDS} s."
+    return Plot("Quality against time", caption, figure)
+
+
+def _learning_curves(rows: Rows, key: str) -> Plot:
+    """Validation during training: for each seed a line, and another for its pre-training."""
+    traces = [
+        go.Scatter(
+            x=[point["seconds"] for point in points],
+            y=[point["valid"] for point in points],
+            mode="lines+markers",
+            cliponaxis=False,
+            marker={**_marker(row), "size": 7},
+            line={"dash": "dot" if pretrains else "solid", "width": 2},
+            customdata=[point["stage"] for point in points],
+            **_named(row, "%{customdata}, %{x:.3~g} s: %{y:.4f}", f", seed {curve['seed']}"),
+        )
+        for row in rows
+        for curve in row["learning_curves"]
+        for pretrains in (True, False)
+        if (points := [p for p in curve["points"] if (p["stage"] == "pretrain") == pretrains])
+    ]
+    name = metric_name(key)
+    figure = figure_of(traces, x="seconds since training began", y=f"{name}, validation")
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    caption = (
+        f"{name} on validation, a line for each seed. "
+        "Pre-training, which is validated on held-out users, is dotted."
+    )
+    return Plot("Learning curves", caption, figure)
+
+
+def _recall_curve(rows: Rows) -> Plot:
+    """How many targets are among the first k."""
+    traces = [
+        go.Scatter(
+            x=row["ranking"]["k"],
+            y=row["ranking"]["recall"],
+            mode="lines",
+            line={"color": row["style"]["color"], "width": 2},
+            **_named(row, "Recall@%{x}: %{y:.4f}"),
+        )
+        for row in rows
+    ]
+    figure = figure_of(traces, x="k, items", y="Recall@k")
+    figure.update_xaxes(type="log", tickformat="~g", dtick=1)
+    figure.update_yaxes(range=[0, 1.02])
+    caption = "Share of users whose target is among the first k items."
+    return Plot("Where the targets rank", caption, figure)
+
+
+def _groups(rows: Rows) -> Plot:
+    """NDCG@10 by how often the target was seen in training."""
+    names = [
+        f"{g['name'].removeprefix('seen ').removesuffix(' seen')}<br>{g['users']:,} users"
+        for g in rows[0]["groups"]
+    ]
+    traces = [
+        go.Bar(
+            x=names,
+            y=[group["ndcg@10"] for group in row["groups"]],
+            marker={"color": row["style"]["color"]},
+            **_named(row, "%{x}<br>%{y:.4f}"),
+        )
+        for row in rows
+    ]
+    figure = figure_of(traces, x="target seen in training", y="NDCG@10")
+    figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.1)
+    figure.update_xaxes(showgrid=False, tickangle=0)
+    caption = "Users by how often their target occurs in the training part."
+    return Plot("Cold and warm targets", caption, figure)
+
+
+def _named(row: Mapping[str, Any], hover: str, more: str = "") -> dict[str, Any]:
+    """What a trace of one row is called, and says under the pointer."""
+    return {
+        "name": _escaped(row["label"] + more),
+        "hovertemplate": f"%{{fullData.name}}<br>{hover}<extra></extra>",
+        "meta": [row["entry"]],
+    }
+
+
+def _marker(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"color": row["style"]["color"], "symbol": row["style"]["symbol"]}
 
 
 def _escaped(label: str) -> str:
     """A label that plotly, which reads some HTML, shows as it is."""
     return html.escape(label, quote=False)
-
-
-def _wrapped(label: str) -> str:
-    """A long label in two lines, cut before a bracket."""
-    return _escaped(label).replace(" (", "<br>(")

@@ -1,9 +1,9 @@
-"""``comparison.md``, ``.tex`` and ``.html``: three views of ``comparison.json``."""
+"""What a study writes for people: html pages that need no network, and tables in other formats."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.study import wording
-from recbole_jepa4rec.study.figures import figures, styles
+from recbole_jepa4rec.study.figures import comparison_plots, styles
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -39,7 +39,7 @@ TEX_SIGNS = {
 
 
 def write_report(comparison: Mapping[str, Any], folder: Path) -> None:
-    """Write all three files, each whole or not at all.
+    """Write ``comparison.md``, ``.tex`` and ``.html``, each whole or not at all.
 
     Args:
         comparison: what ``comparison.json`` holds.
@@ -65,14 +65,21 @@ def latex(comparison: Mapping[str, Any]) -> str:
 
 
 def html(comparison: Mapping[str, Any]) -> str:
-    """One page that needs no network."""
+    """The page of a comparison."""
+    view = {**_view(comparison), "styles": styles(comparison)}
+    return page("comparison.html", comparison_plots(comparison), view)
+
+
+def page(template: str, plots: Sequence[Mapping[str, Any]], view: Mapping[str, Any]) -> str:
+    """A page that needs no network.
+
+    Args:
+        template: that extends ``page.html``.
+        plots: of ``figures.drawn``.
+        view: what else the template reads.
+    """
     environment = _environment(None, autoescape=True)
-    return environment.get_template("comparison.html").render(
-        _view(comparison),
-        plots=figures(comparison),
-        styles=styles(comparison),
-        plotly=get_plotlyjs(),
-    )
+    return environment.get_template(template).render(view, plots=plots, plotly=get_plotlyjs())
 
 
 def escape_markdown(value: Any) -> str:
