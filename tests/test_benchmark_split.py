@@ -12,8 +12,7 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.command_line import main as convert
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
-from recbole_jepa4rec.model.markov import Markov
-from recbole_jepa4rec.model.popularity import Popularity
+from recbole_jepa4rec.model.counting import Markov, Popularity
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.runner.recommender import load as load_run
 from recbole_jepa4rec.runner.result import per_user

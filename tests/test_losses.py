@@ -15,7 +15,7 @@ from recbole_jepa4rec.model.loss import (
     mlm_loss,
     zero_of,
 )
-from recbole_jepa4rec.model.sequence_augmentation import sequence_sequence_loss
+from recbole_jepa4rec.model.unisrec import sequence_sequence_loss
 
 
 @pytest.fixture

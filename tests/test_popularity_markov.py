@@ -6,9 +6,9 @@ from recbole.data.utils import data_preparation
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
+from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.evaluation.metrics import mean_metrics, target_ranks
-from recbole_jepa4rec.model.markov import Markov
-from recbole_jepa4rec.model.popularity import Popularity
+from recbole_jepa4rec.model.counting import Markov, Popularity
 from recbole_jepa4rec.runner.quick_start import run
 
 MODELS = [Popularity, Markov]
@@ -74,11 +74,9 @@ def test_training_changes_nothing(model_class):
 
 def test_a_history_that_nothing_followed_ties_all_items():
     model, dataset, _ = prepare(Markov, "toy")
-    batch = {
-        "item_id_list": torch.zeros(2, 50, dtype=torch.long),
-        "item_length": torch.tensor([0, 1]),
-    }
-    scores = model.full_sort_predict(batch)
+    nothing = torch.zeros(2, dtype=torch.long)
+    histories = PackedHistories(nothing[:1], torch.tensor([0, 1]), nothing, nothing)
+    scores = model.scores(histories)
     assert scores.tolist() == torch.zeros(2, dataset.item_num).tolist()
     ranks = target_ranks(scores, torch.tensor([1, 30]))
     assert ranks.tolist() == [15.5, 15.5]

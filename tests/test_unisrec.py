@@ -14,13 +14,15 @@ from torch import nn
 import recbole_jepa4rec
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.model.item_vector_model import Windows
 from recbole_jepa4rec.model.loss import contrastive_loss
-from recbole_jepa4rec.model.sequence_augmentation import (
+from recbole_jepa4rec.model.unisrec import (
+    MixtureOfExperts,
+    ParametricWhitening,
     kept_items,
     move_together,
     sequence_sequence_loss,
 )
-from recbole_jepa4rec.model.whitening import MixtureOfExperts, ParametricWhitening
 from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, ModelContract
 from tests.tiny_encoder import tiny_bert, write_data_sets  # noqa: F401
@@ -259,7 +261,7 @@ def test_an_empty_history_is_zero_and_likes_all_items_alike(made):
     batch = data.join(data.inter_feat[0:3])
     whole = model.full_sort_predict(batch)
     batch["item_id_list"][1], batch["item_length"][1] = 0, 0
-    sequences = model(batch["item_id_list"], batch["item_length"])
+    sequences = model(model.packed(batch))
     assert sequences.any(dim=1).tolist() == [True, False, True]
     scores = model.full_sort_predict(batch)
     assert not scores[1].any() and scores.isfinite().all()
@@ -294,12 +296,13 @@ def test_finetuning_is_equations_11_and_12_at_every_position(made, mode):
 
 
 def test_item_drop_keeps_the_order_and_one_item():
-    lengths, keys = torch.tensor([1, 4, 400]), torch.tensor([5, 6, 7])
-    kept = kept_items(lengths, 400, 0.2, keys)
+    inside = torch.arange(400) < torch.tensor([1, 4, 400])[:, None]
+    keys = torch.tensor([5, 6, 7])
+    kept = kept_items(inside, 0.2, keys)
     assert kept.sum(dim=1)[0] == 1 and 0.72 < kept[2].float().mean() < 0.88
     assert not kept[1, 4:].any()
-    assert kept_items(lengths, 400, 1.0, keys).sum(dim=1).tolist() == [1, 1, 1]
-    assert torch.equal(kept[1:2], kept_items(lengths[1:2], 400, 0.2, keys[1:2]))
+    assert kept_items(inside, 1.0, keys).sum(dim=1).tolist() == [1, 1, 1]
+    assert torch.equal(kept[1:2], kept_items(inside[1:2], 0.2, keys[1:2]))
     items = torch.arange(400.0)[None, :, None].expand(3, 400, 1)
     moved = move_together(items, kept)
     for row in range(3):
@@ -311,11 +314,11 @@ def test_augmented_sequences_are_dropped_items_or_dropped_words(made):
     model, data = made(item_drop_share=0.5)
     model.eval().begin_phase("pretrain", 1)
     batch = data.join(data.inter_feat[0:40])
-    items, n = batch["item_id_list"], batch["item_length"]
+    windows, n = Windows.of(model.packed(batch)), batch["item_length"]
     keys = torch.arange(40) * 977
-    rows = model.text.row_of_item[items]
-    got = model._augmented(model.adaptor(model.text.table[rows]), items, n, keys)
-    kept = kept_items(n, items.shape[1], 0.2, keys)
+    rows = model.text.row_of_item[windows.items]
+    got = model._augmented(model.adaptor(model.text.table[rows]), windows, keys)
+    kept = kept_items(windows.inside, 0.2, keys)
     seen = set()
     for row in range(40):
         fewer = model.adaptor(model.text.table[rows[row][kept[row]]])
@@ -426,7 +429,7 @@ class TestTransfer:
         histories = [["i1", "i2", "i3"]]
         found = model.recommend(histories, k=3)
         assert len(found) == 3
-        assert hasattr(model.model, "add_items") == (mode == "inductive")
+        assert model.model.fits_any_catalogue == (mode == "inductive")
         if mode == "inductive":
             model.add_items({"new": {"title": "green garden hose"}})
             assert len(model.recommend([["new"]], k=99)) == 11

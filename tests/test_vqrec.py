@@ -14,9 +14,14 @@ from torch import nn
 import recbole_jepa4rec
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
-from recbole_jepa4rec.model.code_permutation import CodePermutation, sinkhorn
-from recbole_jepa4rec.model.product_quantisation import ProductQuantiser, procrustes
-from recbole_jepa4rec.model.vqrec import mean_of_codes, replaced_digits
+from recbole_jepa4rec.model.item_codes import (
+    CodePermutation,
+    ProductQuantiser,
+    mean_of_codes,
+    procrustes,
+    replaced_digits,
+    sinkhorn,
+)
 from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, ModelContract
 from tests.tiny_encoder import tiny_bert, write_data_sets  # noqa: F401

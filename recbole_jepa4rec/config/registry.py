@@ -29,8 +29,8 @@ MODELS = {
     "UniSRec": "recbole_jepa4rec.model.unisrec:UniSRec",
     "VQRec": "recbole_jepa4rec.model.vqrec:VQRec",
     "LlamaRec": "recbole_jepa4rec.model.llamarec:LlamaRec",
-    "Popularity": "recbole_jepa4rec.model.popularity:Popularity",
-    "Markov": "recbole_jepa4rec.model.markov:Markov",
+    "Popularity": "recbole_jepa4rec.model.counting:Popularity",
+    "Markov": "recbole_jepa4rec.model.counting:Markov",
 }
 """Our models: name -> where its class is."""
 

@@ -2,24 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
-from torch import Tensor
+from recbole.model.layers import TransformerEncoder
+from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import derive
-from recbole_jepa4rec.model.item_sequence_encoder import ItemSequenceEncoder
+from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN, PhasedModel
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity
 from recbole_jepa4rec.text.item_vectors import ItemVectors
-from recbole_jepa4rec.training.phase import FINETUNE, PRETRAIN
+
+LAYERS = (
+    "hidden_size",
+    "n_layers",
+    "n_heads",
+    "inner_size",
+    "hidden_dropout_prob",
+    "attn_dropout_prob",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""Keys of the Transformer's layers, RecBole's names."""
+
+MASKED = -10000.0
+"""Added to attention scores of what must not be seen: its softmax is exactly 0 in float32."""
 
 
-class ItemVectorModel(SequentialRecommender):
+class ItemSequenceEncoder(nn.Module):
+    """SASRec's encoder over item vectors instead of item ids (Kang and McAuley 2018).
+
+    It is RecBole's Transformer under a causal mask. Parts are named as in RecBole's SASRec, so that
+    its weights, and those of models built on it, fit.
+
+    Args:
+        max_length: positions.
+        initializer_range: standard deviation of the first weights.
+        **layers: what ``LAYERS`` names; ``hidden_size`` are the dimensions ``D`` of item vectors
+            and output.
+    """
+
+    def __init__(self, max_length: int, initializer_range: float, **layers: Any) -> None:
+        super().__init__()
+        self.position_embedding = nn.Embedding(max_length, layers["hidden_size"])
+        self.trm_encoder = TransformerEncoder(**layers)
+        self.LayerNorm = nn.LayerNorm(layers["hidden_size"], eps=layers["layer_norm_eps"])
+        self.dropout = nn.Dropout(layers["hidden_dropout_prob"])
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """What each prefix says: output ``n`` sees the items up to the ``n``-th.
+
+        Padding stands behind the items, where no output of theirs sees it.
+
+        Args:
+            items: item vectors, oldest first, ``[B, L, D]``, at most ``max_length`` of them.
+
+        Returns:
+            Sequence vectors, ``[B, L, D]``.
+        """
+        length = items.shape[1]
+        hidden = self.dropout(self.LayerNorm(items + self.position_embedding.weight[:length]))
+        future = torch.full((length, length), MASKED, device=items.device).triu(1)
+        layers = self.trm_encoder(hidden, future[None, None], output_all_encoded_layers=False)
+        return layers[-1]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Histories to train on side by side, each with an item at least.
+
+    Attributes:
+        items: oldest item first, padding behind, ``[B, L]``.
+        lengths: items of each window, ``[B]``.
+        next_items: the item after each position, ``[B, L]``.
+        inside: which positions hold items, bool ``[B, L]``.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    next_items: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, histories: PackedHistories) -> Windows:
+        """The windows of packed histories whose targets are known."""
+        items, lengths = histories.padded(), histories.lengths
+        after = torch.cat([items[:, 1:], torch.zeros_like(items[:, :1])], dim=1)
+        next_items = after.scatter(1, lengths[:, None] - 1, histories.targets[:, None])
+        inside = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
+        return cls(items, lengths, next_items, inside)
+
+
+class ItemVectorModel(PhasedModel):
     """RecBole's shell around an :class:`ItemSequenceEncoder`; subclasses say what an item is.
 
     A subclass gives :attr:`row_of_item`, :meth:`encode_rows`, :meth:`pretrain_losses` and
@@ -36,7 +120,8 @@ class ItemVectorModel(SequentialRecommender):
         dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
     """
 
-    input_type = InputType.POINTWISE
+    has_item_vectors = True
+    training_targets = "all_prefixes"
     trains_all_prefixes = True
     item_tokens, tokens_seen = None, 0  # text is read before training
     pretrain_weights: dict[str, float]
@@ -58,19 +143,17 @@ class ItemVectorModel(SequentialRecommender):
         self.phase, self.epoch = FINETUNE, 0
         self.text = ItemVectors.of(config, dataset)
         self.encoder = ItemSequenceEncoder(
-            max_length=self.max_seq_length,
-            hidden_size=config["hidden_size"],
-            n_layers=config["n_layers"],
-            n_heads=config["n_heads"],
-            inner_size=config["inner_size"],
-            hidden_dropout_prob=config["hidden_dropout_prob"],
-            attn_dropout_prob=config["attn_dropout_prob"],
-            hidden_act=config["hidden_act"],
-            layer_norm_eps=config["layer_norm_eps"],
-            initializer_range=config["initializer_range"],
+            self.max_seq_length,
+            config["initializer_range"],
+            **{key: config[key] for key in LAYERS},
         )
         self.forget_table()
         self.register_load_state_dict_post_hook(_forget_table)
+
+    @property
+    def fits_any_catalogue(self) -> bool:
+        """Items are known by their text alone, unless a subclass says otherwise."""
+        return True
 
     @property
     def row_of_item(self) -> Tensor:
@@ -81,35 +164,28 @@ class ItemVectorModel(SequentialRecommender):
         """Item vectors v of rows, ``[R]`` to ``[R, D]``, with gradient."""
         raise NotImplementedError
 
-    def pretrain_losses(
-        self, item_seq: Tensor, lengths: Tensor, next_items: Tensor, keys: Tensor
-    ) -> tuple[Tensor, ...]:
+    def pretrain_losses(self, windows: Windows, keys: Tensor) -> tuple[Tensor, ...]:
         """Unweighted terms, in the order of ``pretrain_weights``; this process's part of each.
 
         Args:
-            item_seq: windows, oldest item first, padding behind, ``[B, L]``.
-            lengths: items of each window, at least 1, ``[B]``.
-            next_items: the item after each position, ``[B, L]``.
+            windows: of this process.
             keys: one random key for each window, ``[B]``.
         """
         raise NotImplementedError
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The loss terms of the current phase, in the order of :meth:`calculate_loss`."""
+        """The loss terms of the current phase, in the order of :meth:`losses`."""
         return self.pretrain_weights if self.phase == PRETRAIN else {"finetune": 1.0}
 
     def begin_phase(self, phase: str, steps: int) -> None:
-        """Enter the phase of that name (``phase.py``), of so many steps."""
+        """Enter the phase of that name."""
         self.phase = phase
         self.forget_table()
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Number the epoch, which keys its random draws."""
-        self.epoch = epoch
-
-    def begin_step(self, step: int) -> None:
-        """Nothing is drawn for a step."""
+    def begin_epoch(self, key: int) -> None:
+        """Take the number that keys the epoch's random draws."""
+        self.epoch = key
 
     def weights_moved(self) -> None:
         """The optimizer made a step."""
@@ -125,6 +201,12 @@ class ItemVectorModel(SequentialRecommender):
         if self._rows is None or self._rows.device != self.row_of_item.device:
             self._rows = torch.unique(self.row_of_item[1:])
         return self._rows
+
+    @property
+    def candidate_of_item(self) -> Tensor:
+        """Place of every item's row among the candidates, ``[N]``; nothing reads padding's."""
+        place = torch.searchsorted(self.candidates, self.row_of_item)
+        return place.clamp(max=len(self.candidates) - 1)
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
@@ -157,37 +239,31 @@ class ItemVectorModel(SequentialRecommender):
         self.text.truncate(first)
         self._catalogue_changed()
 
-    def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
+    def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
         """Weighted terms of the phase's loss, named by :attr:`loss_weights`."""
-        item_seq, lengths = self._window(interaction)
-        last = interaction[self.POS_ITEM_ID]
-        after = torch.cat([item_seq[:, 1:], torch.zeros_like(item_seq[:, :1])], dim=1)
-        next_items = after.scatter(1, lengths[:, None] - 1, last[:, None])
+        windows = Windows.of(histories)
         if self.phase != PRETRAIN:
-            return (self.finetune_loss(item_seq, lengths, next_items),)
-        keys = derive(self.seed, self.epoch, interaction[self.USER_ID], last)
-        losses = self.pretrain_losses(item_seq, lengths, next_items, keys)
+            return (self.finetune_loss(windows),)
+        keys = derive(self.seed, self.epoch, histories.users, histories.targets)
+        losses = self.pretrain_losses(windows, keys)
         weights = self.pretrain_weights.values()
         return tuple(weight * loss for weight, loss in zip(weights, losses, strict=True))
 
-    def finetune_loss(self, item_seq: Tensor, lengths: Tensor, next_items: Tensor) -> Tensor:
+    def finetune_loss(self, windows: Windows) -> Tensor:
         """Softmax of cosine / tau over all items, at every position of the windows."""
-        rows = self.row_of_item
         vectors = processes.all_gather(self.encode_rows(processes.shard(self.candidates)))
-        place = torch.searchsorted(self.candidates, rows)  # of an item's row among the candidates
-        place = place.clamp(max=len(vectors) - 1)  # padding, which nothing reads
-        hidden = self.encoder(F.embedding(place[item_seq], vectors))
-        inside = inside_window(item_seq, lengths)
-        positive = place[next_items[inside]]
-        loss = contrastive_loss(hidden[inside], vectors, positive, self.temperature)
+        place = self.candidate_of_item
+        hidden = self.encoder(F.embedding(place[windows.items], vectors))
+        positive = place[windows.next_items[windows.inside]]
+        loss = contrastive_loss(hidden[windows.inside], vectors, positive, self.temperature)
         return processes.shard_of_mean(loss, len(positive))
 
-    def in_batch(self, item_seq: Tensor, next_items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def in_batch(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of all processes' rows, ``[R, D]``, and where windows and targets find them.
 
         Each row is encoded once.
         """
-        own_rows = self.row_of_item[torch.stack([item_seq, next_items])]
+        own_rows = self.row_of_item[torch.stack([windows.items, windows.next_items])]
         rows = torch.unique(processes.all_gather(own_rows.flatten()))
         vectors = processes.all_gather(self.encode_rows(processes.shard(rows)))
         place = torch.searchsorted(rows, own_rows)
@@ -206,50 +282,28 @@ class ItemVectorModel(SequentialRecommender):
         distinct = torch.unique(processes.all_gather(places))
         return distinct, torch.searchsorted(distinct, places)
 
-    def forward(self, item_seq: Tensor, lengths: Tensor) -> Tensor:
-        """Sequence vectors s of whole windows, ``[B, L]`` and ``[B]`` to ``[B, D]``.
+    def forward(self, histories: PackedHistories) -> Tensor:
+        """Sequence vectors s of whole histories, ``[B, D]``.
 
         An empty history's is zero, to which all items are alike.
         """
-        place = torch.searchsorted(self.candidates, self.row_of_item)
-        vectors = self.item_vectors()
-        items = vectors[place.clamp(max=len(vectors) - 1)[item_seq]]
-        return last_output(self.encoder(items), lengths)
+        items = self.item_vectors()[self.candidate_of_item[histories.padded()]]
+        return last_output(self.encoder(items), histories.lengths)
 
-    def predict(self, interaction: Any) -> Tensor:
-        """Score of each row's item, ``[B]``."""
-        scores = self.full_sort_predict(interaction)
-        return scores.gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
-
-    @torch.no_grad()
-    def full_sort_predict(self, interaction: Any) -> Tensor:
+    def scores(self, histories: PackedHistories) -> Tensor:
         """Cosine with every item, padding item included, ``[B, N]``; items of one row tie."""
-        similarity = cosine_similarity(
-            self.forward(*self._window(interaction)), self.item_vectors()
-        )
-        place = torch.searchsorted(self.candidates, self.row_of_item)
-        return similarity[:, place.clamp(max=similarity.shape[1] - 1)]
+        similarity = cosine_similarity(self.forward(histories), self.item_vectors())
+        return similarity[:, self.candidate_of_item]
 
     def _catalogue_changed(self) -> None:
         self.n_items = self.text.num_items
         self.forget_table()
-
-    def _window(self, interaction: Any) -> tuple[Tensor, Tensor]:
-        """Windows without the columns that only hold padding, and their lengths."""
-        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        longest = int(lengths.max()) if len(lengths) else 0
-        return item_seq[:, : max(1, longest)], lengths
 
 
 def last_output(hidden: Tensor, lengths: Tensor) -> Tensor:
     """Output at the last item of each window, ``[B, L, D]`` to ``[B, D]``; zero without items."""
     last = (lengths - 1).clamp(min=0)
     return hidden[torch.arange(len(hidden), device=hidden.device), last] * (lengths > 0)[:, None]
-
-
-def inside_window(item_seq: Tensor, lengths: Tensor) -> Tensor:
-    """Which positions hold items, bool ``[B, L]``."""
-    return torch.arange(item_seq.shape[1], device=lengths.device) < lengths[:, None]
 
 
 def _forget_table(model: ItemVectorModel, _: object) -> None:

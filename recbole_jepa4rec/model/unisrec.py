@@ -13,19 +13,9 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.base.weight_files import read_tensors
-from recbole_jepa4rec.model.item_vector_model import (
-    ItemVectorModel,
-    inside_window,
-    last_output,
-)
-from recbole_jepa4rec.model.loss import contrastive_loss
-from recbole_jepa4rec.model.sequence_augmentation import (
-    kept_items,
-    move_together,
-    sequence_sequence_loss,
-)
-from recbole_jepa4rec.model.whitening import MixtureOfExperts
-from recbole_jepa4rec.training.phase import PRETRAIN
+from recbole_jepa4rec.model.base import PRETRAIN
+from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, Windows, last_output
+from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity, zero_of
 
 MODES = ("inductive", "transductive")
 PUBLISHED = {
@@ -33,6 +23,69 @@ PUBLISHED = {
     **{name: f"encoder.{name}" for name in ("position_embedding.", "trm_encoder.", "LayerNorm.")},
 }
 """How the authors' weights begin, and ours; those of ids (``item_embedding``) are left out."""
+
+
+class ParametricWhitening(nn.Module):
+    """x~ = (x - b) W1 (UniSRec, Eq. 3): a learned mean and rotation.
+
+    Args:
+        width: dimensions ``W`` of a text vector.
+        hidden_size: dimensions ``D`` of the result.
+        initializer_range: standard deviation of the first W1; b starts at zero.
+    """
+
+    def __init__(self, width: int, hidden_size: int, initializer_range: float) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.lin = nn.Linear(width, hidden_size, bias=False)
+        nn.init.normal_(self.lin.weight, std=initializer_range)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """``[..., W]`` to ``[..., D]``."""
+        return self.lin(vectors - self.bias)
+
+
+class MixtureOfExperts(nn.Module):
+    """v = sum over experts of g_k x~_k (UniSRec, Eq. 4 and 5).
+
+    The gate is g = softmax(x W2 + delta), in training with the noise delta = N(0, 1) *
+    softplus(x W3), which keeps the experts in use balanced.
+
+    Args:
+        width: dimensions ``W`` of a text vector.
+        hidden_size: dimensions ``D`` of the result.
+        experts: whitenings ``G``.
+        dropout: of the text vectors that the whitenings read, the same for all of them.
+        initializer_range: standard deviation of the first weights; the gate's start at zero.
+    """
+
+    def __init__(
+        self, width: int, hidden_size: int, experts: int, dropout: float, initializer_range: float
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.experts = nn.ModuleList(
+            ParametricWhitening(width, hidden_size, initializer_range) for _ in range(experts)
+        )
+        self.w_gate = nn.Parameter(torch.zeros(width, experts))
+        self.w_noise = nn.Parameter(torch.zeros(width, experts))
+
+    @torch.no_grad()
+    def centre_on(self, mean: Tensor) -> None:
+        """Let every b start as the mean text vector ``[W]``, where whitening has it."""
+        for name, parameter in self.experts.named_parameters():
+            if name.endswith("bias"):
+                parameter.copy_(mean)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """``[..., W]`` to ``[..., D]``."""
+        logits = vectors @ self.w_gate
+        if self.training:
+            logits = logits + torch.randn_like(logits) * F.softplus(vectors @ self.w_noise)
+        gates = logits.softmax(dim=-1)
+        dropped = self.dropout(vectors)
+        experts = torch.stack([expert(dropped) for expert in self.experts], dim=-1)
+        return (experts @ gates[..., None])[..., 0]
 
 
 class UniSRec(ItemVectorModel):
@@ -96,22 +149,12 @@ class UniSRec(ItemVectorModel):
         return f"UniSRec ({self.text.source}, {self.mode})"
 
     @property
-    def add_items(self) -> Any:
-        """As ``ItemVectorModel.add_items``; absent where items are known by number as well.
+    def fits_any_catalogue(self) -> bool:
+        """Whether items are known by their text alone, and not by number as well."""
+        return self.id_embedding is None
 
-        Whoever asks ``hasattr(model, "add_items")`` learns whether the weights fit any catalogue.
-        """
-        if self.id_embedding is not None:
-            raise AttributeError("id embeddings know the items of their catalogue alone")
-        return super().add_items
-
-    def keeps_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
-        """Weights that a checkpoint does not replace: id embeddings of another catalogue.
-
-        Args:
-            weights: what the checkpoint holds.
-            same_items: whether it is for the items of this catalogue, in this order.
-        """
+    def kept_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
+        """Id embeddings of another catalogue are not taken over."""
         return () if same_items and "id_embedding.weight" in weights else ("id_embedding.*",)
 
     @property
@@ -133,21 +176,18 @@ class UniSRec(ItemVectorModel):
         super().begin_phase(phase, steps)
         self.encoder.requires_grad_(phase == PRETRAIN or not self.fixes_encoder)
 
-    def pretrain_losses(
-        self, item_seq: Tensor, lengths: Tensor, next_items: Tensor, keys: Tensor
-    ) -> tuple[Tensor, ...]:
+    def pretrain_losses(self, windows: Windows, keys: Tensor) -> tuple[Tensor, ...]:
         """L_S-I at every position and L_S-S at the last (Eq. 8, 9)."""
-        vectors, place, target = self.in_batch(item_seq, next_items)
+        vectors, place, target = self.in_batch(windows)
         items = F.embedding(place, vectors)
         hidden = self.encoder(items)
-        inside = inside_window(item_seq, lengths)
-        candidates, positive = self.in_batch_targets(target[inside])
+        candidates, positive = self.in_batch_targets(target[windows.inside])
         sequence_item = contrastive_loss(
-            hidden[inside], vectors[candidates], positive, self.temperature
+            hidden[windows.inside], vectors[candidates], positive, self.temperature
         )
-        augmented = self._augmented(items, item_seq, lengths, keys)
-        last = target.gather(1, lengths[:, None] - 1)[:, 0]
-        sequences = last_output(hidden, lengths)
+        augmented = self._augmented(items, windows, keys)
+        last = target.gather(1, windows.lengths[:, None] - 1)[:, 0]
+        sequences = last_output(hidden, windows.lengths)
         sequence_sequence = sequence_sequence_loss(sequences, augmented, last, self.temperature)
         return (
             processes.shard_of_mean(sequence_item, len(positive)),
@@ -158,17 +198,17 @@ class UniSRec(ItemVectorModel):
     def _uses_ids(self) -> bool:
         return self.id_embedding is not None and self.phase != PRETRAIN
 
-    def _augmented(self, items: Tensor, item_seq: Tensor, lengths: Tensor, keys: Tensor) -> Tensor:
+    def _augmented(self, items: Tensor, windows: Windows, keys: Tensor) -> Tensor:
         """s~: vectors of the windows after item drop or word drop, one of them each, ``[B, D]``."""
         drops_items = uniform(derive(keys, Draw.AUGMENTATION)) < self.item_drop_share
         if self.word_dropped is None:
             drops_items = torch.ones_like(drops_items)
         else:
-            rows, place = torch.unique(self.text.row_of_item[item_seq], return_inverse=True)
+            rows, place = torch.unique(self.text.row_of_item[windows.items], return_inverse=True)
             without_words = F.embedding(place, self.adaptor(self.word_dropped[rows]))
             items = torch.where(drops_items[:, None, None], items, without_words)
-        kept = kept_items(lengths, item_seq.shape[1], self.item_drop_ratio, keys)
-        kept |= inside_window(item_seq, lengths) & ~drops_items[:, None]
+        kept = kept_items(windows.inside, self.item_drop_ratio, keys)
+        kept |= windows.inside & ~drops_items[:, None]  # word drop leaves all items
         return last_output(self.encoder(move_together(items, kept)), kept.sum(dim=1))
 
     def _load_published(self, file: Path) -> None:
@@ -192,3 +232,57 @@ class UniSRec(ItemVectorModel):
         if faults:
             raise ValueError(f"encoder_checkpoint {str(file)!r} does not fit: {faults[0]}")
         self.load_state_dict(found, strict=False)
+
+
+def kept_items(inside: Tensor, ratio: float, keys: Tensor) -> Tensor:
+    """Which positions item drop leaves, bool ``[B, L]``; one of a sequence stays at least.
+
+    Args:
+        inside: which positions hold items, one in each sequence at least, bool ``[B, L]``.
+        ratio: probability that an item is dropped.
+        keys: one random key for each sequence, ``[B]``.
+    """
+    positions = torch.arange(inside.shape[1], device=inside.device)
+    draws = uniform(derive(keys[:, None], Draw.ITEM_DROP, positions)).masked_fill(~inside, -1.0)
+    best = positions == draws.argmax(dim=1)[:, None]
+    return inside & ((draws >= ratio) | best)
+
+
+def move_together(items: Tensor, kept: Tensor) -> Tensor:
+    """Kept item vectors in their order, without gaps; what follows them is padding.
+
+    Args:
+        items: ``[B, L, D]``.
+        kept: bool ``[B, L]``.
+    """
+    order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
+    return items.gather(1, order[:, :, None].expand_as(items))
+
+
+def sequence_sequence_loss(
+    sequences: Tensor, augmented: Tensor, next_items: Tensor, temperature: float
+) -> Tensor:
+    """L_S-S: the sequence's own augmented version among those of the batch (UniSRec, Eq. 9).
+
+    A collective: the batch is that of all processes.
+
+    Args:
+        sequences: s, ``[B, D]``.
+        augmented: s~, ``[B, D]``.
+        next_items: what follows each sequence; those before the same item are no negatives of each
+            other, ``[B]``.
+        temperature: tau.
+
+    Returns:
+        Mean over the sequences given; scalar >= 0; zero where there is none.
+    """
+    augmented = processes.all_gather(augmented)
+    whose = torch.full_like(next_items, processes.rank())
+    others, whose = processes.all_gather(torch.stack([next_items, whose], dim=1)).unbind(1)
+    if len(sequences) == 0:
+        return zero_of(sequences, augmented)
+    logits = cosine_similarity(sequences, augmented) / temperature
+    place = torch.arange(len(others), device=logits.device)
+    own = place[whose == processes.rank()]
+    alike = (next_items[:, None] == others) & (own[:, None] != place)
+    return F.cross_entropy(logits.masked_fill(alike, -torch.inf), own)

@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
-from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
-from recbole_jepa4rec.model.code_permutation import CodePermutation
-from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, inside_window
+from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.model.base import PERMUTATION
+from recbole_jepa4rec.model.item_codes import (
+    CodePermutation,
+    ProductQuantiser,
+    mean_of_codes,
+    replaced_digits,
+)
+from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, Windows
 from recbole_jepa4rec.model.loss import cosine_similarity, zero_of
-from recbole_jepa4rec.model.product_quantisation import ProductQuantiser
 from recbole_jepa4rec.text.tensor_cache import default_cache_dir
-from recbole_jepa4rec.training.phase import PERMUTATION
 
 
 class VQRec(ItemVectorModel):
@@ -62,7 +66,6 @@ class VQRec(ItemVectorModel):
         )
         nn.init.normal_(self.code_embedding, std=config["initializer_range"])
         self.permutation: CodePermutation | None = None
-        self.learns_permutation = False
         self._codes: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -84,23 +87,21 @@ class VQRec(ItemVectorModel):
         """Item vectors of rows, ``[R]`` to ``[R, H]``."""
         return mean_of_codes(self._embeddings(), self.codes[rows])
 
-    def pretrain_losses(
-        self, item_seq: Tensor, lengths: Tensor, next_items: Tensor, keys: Tensor
-    ) -> tuple[Tensor, ...]:
+    def pretrain_losses(self, windows: Windows, keys: Tensor) -> tuple[Tensor, ...]:
         """The enhanced contrastive task, at every position of the windows (VQRec 2.2.2).
 
         Negatives of a position are the next items of the whole batch, each once, and its own next
         item with a share of the code's digits replaced at random.
         """
-        inside = inside_window(item_seq, lengths)
-        vectors, place, target = self.in_batch(item_seq, next_items)
+        inside = windows.inside
+        vectors, place, target = self.in_batch(windows)
         sequences = self.encoder(F.embedding(place, vectors))[inside]
         candidates, positive = self.in_batch_targets(target[inside])
         if len(positive) == 0:
             return (processes.shard_of_mean(zero_of(sequences, vectors), 0),)
-        positions = torch.arange(item_seq.shape[1], device=keys.device)
+        positions = torch.arange(inside.shape[1], device=keys.device)
         codes = replaced_digits(
-            self.codes[self.row_of_item[next_items[inside]]],
+            self.codes[self.row_of_item[windows.next_items[inside]]],
             self.values,
             self.replaced_share,
             derive(keys[:, None], positions)[inside],
@@ -116,13 +117,8 @@ class VQRec(ItemVectorModel):
         loss = F.cross_entropy(logits / self.temperature, positive)
         return (processes.shard_of_mean(loss, len(positive)),)
 
-    def keeps_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
-        """Weights that a checkpoint does not replace: the codebooks, if it is of other items.
-
-        Args:
-            weights: what the checkpoint holds.
-            same_items: unused, since codes depend on the items' text.
-        """
+    def kept_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
+        """The codebooks stay, if the checkpoint is of other texts; its codes mean other things."""
         theirs = weights.get("catalogue")
         self.learns_permutation = theirs is None or not torch.equal(theirs, self.catalogue.cpu())
         return ("quantiser.*", "catalogue") if self.learns_permutation else ()
@@ -179,34 +175,3 @@ class VQRec(ItemVectorModel):
             )
             self._codes = of_row, code_of_row[self.text.row_of_item]
         return self._codes
-
-
-def mean_of_codes(code_embedding: Tensor, codes: Tensor) -> Tensor:
-    """Mean of the embeddings of a code's digits (VQRec, Eq. 3).
-
-    Args:
-        code_embedding: E, one table for each digit, ``[D, M, H]``.
-        codes: int64 ``[R, D]``.
-
-    Returns:
-        ``[R, H]``.
-    """
-    digits, values, hidden_size = code_embedding.shape
-    first = torch.arange(digits, device=codes.device) * values
-    table = code_embedding.reshape(digits * values, hidden_size)
-    return F.embedding_bag(codes + first, table, mode="mean")
-
-
-def replaced_digits(codes: Tensor, values: int, ratio: float, keys: Tensor) -> Tensor:
-    """Codes whose digits take a random value with probability ``ratio`` each, int64 ``[R, D]``.
-
-    Args:
-        codes: ``[R, D]``.
-        values: of a digit.
-        ratio: rho.
-        keys: one random key for each code, ``[R]``.
-    """
-    digits = torch.arange(codes.shape[1], device=codes.device)
-    replaced = uniform(derive(keys[:, None], Draw.CODE_DROP, digits)) < ratio
-    drawn = below(derive(keys[:, None], Draw.CODE, digits), values)
-    return torch.where(replaced, drawn, codes)

@@ -45,7 +45,7 @@ def load(run_dir: str | Path, **settings: Any) -> Recommender:
     dataset = find_dataset(config.model_class)(config)
     train = dataset.build()[0]
     model = config.model_class(config, train).to(config["device"])
-    item_ids = item_ids_digest(train, fits_any_catalogue=hasattr(model, "add_items"))
+    item_ids = item_ids_digest(train, fits_any_catalogue=_fits_any_catalogue(model))
     load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids)
     return Recommender(model, train)
 
@@ -64,7 +64,7 @@ class Recommender:
         self.max_length = model.max_seq_length
         self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
         self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
-        reads_text = hasattr(model, "add_items")
+        reads_text = _fits_any_catalogue(model)
         self.item_text: Any = dataset.item_text.astype(object) if reads_text else None
 
     def recommend(
@@ -241,3 +241,7 @@ class Recommender:
         interaction = Interaction(dict(zip(self.fields, values, strict=True)))
         scores = self.model.full_sort_predict(interaction.to(self.model.device))
         return scores.reshape(len(rows), -1).float().cpu()
+
+
+def _fits_any_catalogue(model: Any) -> bool:
+    return getattr(model, "fits_any_catalogue", hasattr(model, "add_items"))

@@ -104,7 +104,7 @@ class ProtocolTrainer(CheckpointedTrainer):
         self.start_clock()
         known = self.item_ids
         self.item_ids = item_ids_digest(
-            train_data._dataset, fits_any_catalogue=hasattr(self.model, "add_items")
+            train_data._dataset, fits_any_catalogue=_fits_any_catalogue(self.model)
         )
         if None not in (known, self.item_ids) and known != self.item_ids:
             raise ValueError("the resumed weights are for other items or another order")
@@ -181,7 +181,7 @@ class ProtocolTrainer(CheckpointedTrainer):
             return None
         if load_best_model:
             self.item_ids = item_ids_digest(
-                eval_data._dataset, fits_any_catalogue=hasattr(self.model, "add_items")
+                eval_data._dataset, fits_any_catalogue=_fits_any_catalogue(self.model)
             )
             self.load_best(model_file)
         ranks = self.rank_targets(eval_data, show_progress)
@@ -210,7 +210,7 @@ class ProtocolTrainer(CheckpointedTrainer):
         self.tot_item_num = dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = dataset.get_item_feature().to(self.device)
-        if hasattr(self.model, "item_vectors"):
+        if getattr(self.model, "has_item_vectors", hasattr(self.model, "item_vectors")):
             self.model.item_vectors()  # together, before each process ranks users of its own
         ranks, row = torch.zeros(len(dataset.inter_feat), dtype=torch.float64), 0
         quiet = not (show_progress and sys.stderr.isatty() and processes.is_main())
@@ -301,3 +301,7 @@ class ProtocolTrainer(CheckpointedTrainer):
 
     def _add_hparam_to_tensorboard(self, best_valid_result: float) -> None:
         """Leave out RecBole's copy of the settings in a folder of its own."""
+
+
+def _fits_any_catalogue(model: Any) -> bool:
+    return getattr(model, "fits_any_catalogue", hasattr(model, "add_items"))

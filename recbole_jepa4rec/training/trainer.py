@@ -95,13 +95,16 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
 
     def start_from_checkpoint(self) -> None:
         """Load what ``checkpoint`` names, but for what the model keeps of its own catalogue."""
-        if not self.config["checkpoint"] or not hasattr(self.model, "keeps_from_start"):
+        if not self.config["checkpoint"] or not hasattr(self.model, "kept_from_start"):
             super().start_from_checkpoint()
             return
         file = weights_file(self.config["checkpoint"])
         weights, metadata = read_weights(file)
         same_items = self.item_ids is not None and metadata.get("item_ids") == self.item_ids
-        keep = self.model.keeps_from_start(weights, same_items)
+        keep = self.model.kept_from_start(weights, same_items)
+        if keep is None:
+            super().start_from_checkpoint()
+            return
         load_weights(self.model, file, keep=keep)
         self.checkpoint_from = str(file)
         self.pretrain_datasets[:0] = json.loads(metadata.get("pretrain_datasets", "[]"))
@@ -257,7 +260,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
         score = result[self.valid_metric]
         self.record_validation(phase.name, score)
         shown = dict(result)
-        if hasattr(self.model, "item_vectors"):
+        if getattr(self.model, "has_item_vectors", hasattr(self.model, "item_vectors")):
             shown |= (measured := spread(self.model.item_vectors()))
             warn_if_collapsed(measured)
         for name, value in shown.items():
@@ -276,7 +279,7 @@ class TwoStageTrainer(ProtocolTrainer, Trainer):
     def _rank_targets_at(self, positions: Tensor) -> dict[str, float]:
         """Metrics of held-out users: their training part's last item after the ones before it."""
         self.model.eval()
-        if hasattr(self.model, "item_vectors"):
+        if getattr(self.model, "has_item_vectors", hasattr(self.model, "item_vectors")):
             self.model.item_vectors()  # together, before each process ranks users of its own
         ranks = torch.zeros(len(positions), dtype=torch.float64)
         size = self.config["eval_batch_size"]
