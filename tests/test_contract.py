@@ -21,6 +21,11 @@ class TestMarkov(ModelContract):
     learns = False
 
 
+class TestSTAR(ModelContract):
+    model = "STAR"
+    learns = False
+
+
 class TestSASRec(ModelContract):
     model = "SASRec"
     settings: ClassVar = {"hidden_size": 16, "inner_size": 16, "loss_type": "CE"}

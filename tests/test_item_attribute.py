@@ -165,7 +165,7 @@ class TestRefusals:
 
 class TestText:
     def test_the_models_that_read_text_are_those_of_our_trainer(self):
-        assert set(registry.TEXT_MODELS) == set(registry.TRAINERS)
+        assert set(registry.TEXT_MODELS) == {*registry.TRAINERS, "STAR"}
 
     @pytest.mark.parametrize(
         ("lines", "fault"),

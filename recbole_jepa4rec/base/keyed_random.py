@@ -34,6 +34,7 @@ class Draw(IntEnum):
     AUGMENTATION = 12
     CODE_DROP = 13
     CODE = 14
+    CHOICE = 15
 
 
 def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:

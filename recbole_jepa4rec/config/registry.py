@@ -31,14 +31,18 @@ MODELS = {
     "LlamaRec": "recbole_jepa4rec.model.llamarec:LlamaRec",
     "Popularity": "recbole_jepa4rec.model.counting:Popularity",
     "Markov": "recbole_jepa4rec.model.counting:Markov",
+    "STAR": "recbole_jepa4rec.model.star:STAR",
 }
 """Our models: name -> where its class is."""
 
-TEXT_MODELS = ("JEPA4Rec", "RecFormer", "UniSRec", "VQRec", "LlamaRec")
-"""Models that know items by their text."""
-
-TRAINERS = dict.fromkeys(TEXT_MODELS, "recbole_jepa4rec.training.trainer:TwoStageTrainer")
+TRAINERS = dict.fromkeys(
+    ("JEPA4Rec", "RecFormer", "UniSRec", "VQRec", "LlamaRec"),
+    "recbole_jepa4rec.training.trainer:TwoStageTrainer",
+)
 """Trainers of their own; every other model has RecBole's, with our protocol mixed in."""
+
+TEXT_MODELS = (*TRAINERS, "STAR")
+"""Models that know items by their text; one with a ``text_weight`` of 0 reads none."""
 
 DATASETS = dict.fromkeys(MODELS, "recbole_jepa4rec.data.dataset:SequentialTextDataset")
 """Data sets of our models inside RecBole's own scripts; our runner gives it to every model."""

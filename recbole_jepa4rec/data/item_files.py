@@ -36,7 +36,12 @@ def item_files(config: Any) -> dict[str, Path]:
 def reads_text(config: Any) -> bool:
     """Whether the model reads what ``.item`` says of the items: text, or an attribute column."""
     keys = config.internal_config_dict
-    return config["model"] in TEXT_MODELS or any(key in keys for key in ATTRIBUTE_KEYS)
+    return reads_item_text(config) or any(key in keys for key in ATTRIBUTE_KEYS)
+
+
+def reads_item_text(config: Any) -> bool:
+    """Whether the model reads the text that ``.item`` has of the items."""
+    return config["model"] in TEXT_MODELS and config["text_weight"] != 0
 
 
 def refuse_without_text(config: Any) -> None:
@@ -51,12 +56,13 @@ def refuse_without_text(config: Any) -> None:
         ValueError: in one line, naming the model and the data set; or as ``read_header``.
     """
     model, fields = config["model"], config["item_text_fields"]
-    if model not in TEXT_MODELS:
+    if not reads_item_text(config):
         return
+    weighed = " (with text_weight=0 none)" if "text_weight" in config.internal_config_dict else ""
     for name, path in item_files(config).items():
         if not path.parent.is_dir():
             return  # loading says so, and which data sets there are
-        lacks = f"model {model!r} reads item text, which data set {name!r} lacks"
+        lacks = f"model {model!r} reads item text{weighed}, which data set {name!r} lacks"
         if not path.is_file():
             raise ValueError(f"{lacks}: there is no file {path}")
         wanted = [fields] if isinstance(fields, str) else fields

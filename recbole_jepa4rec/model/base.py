@@ -4,6 +4,8 @@
 who                   what it calls
 ====================  =====================================================================
 the run               ``prepare_run_folder`` once, before training; ``label`` for its tables
+validation            where there are ``choices``, ``scores_of_choices`` and then ``choose``, once,
+                      before training
 training in phases    ``kept_from_start`` where it starts from a checkpoint, then for each of
                       ``phases``: ``begin_phase``, for each epoch ``begin_epoch``, for each
                       step ``begin_step`` and ``losses``; ``weights_moved`` after it
@@ -22,7 +24,7 @@ What a model can do is declared here and never probed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,6 +66,19 @@ class Offer:
     def fits_any_catalogue(self) -> bool:
         """Whether the model knows items by their text alone."""
         return False
+
+    @property
+    def choices(self) -> Sequence[Any]:
+        """Settings that validation chooses among before training; empty where all are given."""
+        return ()
+
+    def choose(self, number: int) -> None:
+        """Take the setting of that number among ``choices``."""
+        raise NotImplementedError(f"{self.label} has no choices")
+
+    def scores_of_choices(self, histories: PackedHistories) -> Iterator[Tensor]:
+        """Scores of all items under each of ``choices``, ``[B, N]`` each, in their order."""
+        raise NotImplementedError(f"{self.label} has no choices")
 
     def prepare_run_folder(self, folder: Path) -> None:
         """Write beside the weights what is needed to load them again; the first process calls."""

@@ -184,12 +184,9 @@ class ItemVectors(nn.Module):
         """
         if self.encoder is None:
             raise ValueError(f"{self.source} holds no vectors of new items, and nothing makes them")
-        for column in item_text.columns.difference(self.columns):
-            hint = did_you_mean(str(column), self.columns)
-            raise ValueError(f"unknown item attribute {column!r}{hint}")
         row_of_text = {text: row for row, text in enumerate(self.texts)}
-        ordered = item_text.reindex(columns=self.columns, fill_value="").fillna("")
-        rows = [row_of_text.setdefault(text, len(row_of_text)) for text in joined(ordered)]
+        texts = joined(in_columns(item_text, self.columns))
+        rows = [row_of_text.setdefault(text, len(row_of_text)) for text in texts]
         if new := list(row_of_text)[len(self.texts) :]:
             vectors = self.encoder.encode(new, self.table.device).to(self.table)
             self.table = torch.cat([self.table, vectors])
@@ -211,6 +208,18 @@ class ItemVectors(nn.Module):
         if self.encoder is not None:
             kept = int(self.row_of_item.max()) + 1
             self.table, self.texts = self.table[:kept], self.texts[:kept]
+
+
+def in_columns(item_text: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Attributes in the catalogue's order; a missing column or value is empty.
+
+    Raises:
+        ValueError: if a column is none of the catalogue's.
+    """
+    for column in item_text.columns.difference(columns):
+        hint = did_you_mean(str(column), columns)
+        raise ValueError(f"unknown item attribute {column!r}{hint}")
+    return item_text.reindex(columns=columns, fill_value="").fillna("")
 
 
 def joined(item_text: pd.DataFrame) -> list[str]:

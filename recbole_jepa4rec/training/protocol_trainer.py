@@ -25,7 +25,9 @@ from recbole_jepa4rec.base.stopping import (
     holding_sigterm,
 )
 from recbole_jepa4rec.data.filter_history import drop_history
+from recbole_jepa4rec.evaluation.choice import choose_on_validation
 from recbole_jepa4rec.evaluation.metrics import mean_metrics, metric_values, target_ranks
+from recbole_jepa4rec.model.base import Model
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 from recbole_jepa4rec.training.checkpointed_trainer import CheckpointedTrainer
 from recbole_jepa4rec.training.event_writer import event_writer
@@ -111,6 +113,7 @@ class ProtocolTrainer(CheckpointedTrainer):
         with holding_sigterm():
             if not self.resumed:
                 self.start_from_checkpoint()
+                self._choose(valid_data)
             if self.resumed and self.is_trained:
                 restore_model(self, self.resumed)
             else:
@@ -119,6 +122,18 @@ class ProtocolTrainer(CheckpointedTrainer):
                 self.is_trained = True
                 self.write_checkpoint()
         return self.best_valid_score, self.best_valid_result
+
+    def _choose(self, valid_data: Any) -> None:
+        """Have validation choose what the settings leave open, where no checkpoint says it."""
+        model, config = self.model, self.config
+        if isinstance(model, Model) and len(model.choices) > 1 and not self.checkpoint_from:
+            choose_on_validation(
+                model,
+                valid_data._dataset.inter_feat,
+                config["MAX_ITEM_LIST_LENGTH"],
+                config["filter_history"],
+                lambda ranks: self._means(ranks)[self.valid_metric],
+            )
 
     def start_clock(self) -> float:
         """Set the deadline, ``max_train_seconds`` after the first stage began; returns now."""
@@ -185,9 +200,12 @@ class ProtocolTrainer(CheckpointedTrainer):
             )
             self.load_best(model_file)
         ranks = self.rank_targets(eval_data, show_progress)
-        result = mean_metrics(ranks, self.config["metrics"], self.config["topk"])
+        result = self._means(ranks)
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result
+
+    def _means(self, ranks: Tensor) -> dict[str, float]:
+        return mean_metrics(ranks, self.config["metrics"], self.config["topk"])
 
     @torch.no_grad()
     def rank_targets(self, eval_data: Any, show_progress: bool = False) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 from recbole.utils import argument_list
 
 from recbole_jepa4rec.base.checkpoint import weights_file
-from recbole_jepa4rec.config.registry import TEXT_MODELS, find_dataset
+from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
-from recbole_jepa4rec.data.item_files import refuse_without_text
+from recbole_jepa4rec.data.item_files import reads_item_text, refuse_without_text
 from recbole_jepa4rec.study.search.job import data_name
 from recbole_jepa4rec.study.search.request import Request
 from recbole_jepa4rec.training.pretrained_chain import asked_stage, is_chained
@@ -66,7 +66,7 @@ def _read(request: Request, point: Mapping[str, Any]) -> Any:
     """One data set, with all that is read of files later already in memory."""
     config = request.trial_config(point)
     data = find_dataset(config.model_class)(config)
-    if request.config["model"] in TEXT_MODELS:
+    if reads_item_text(config):
         data.item_text  # noqa: B018 (read here, since a trial may run where there are no files)
         config.model_class(config, data)  # leaves tokens and item vectors in the cache
     data.config = None  # each trial has its own
