@@ -1,0 +1,73 @@
+"""Writes ``docs/keys.md`` from the settings classes: ``python docs/keys.py``."""
+
+import re
+from pathlib import Path
+
+from recbole_jepa4rec.base.yaml_files import find_properties
+from recbole_jepa4rec.config.model_settings import SETTINGS
+from recbole_jepa4rec.config.run_settings import RecBoleSettings, RunSettings, Settings, refusal
+
+PAGE = Path(__file__).with_name("keys.md")
+
+INTRODUCTION = """# Keys
+
+Made by `python docs/keys.py` from the settings classes in `recbole_jepa4rec/config/`, in the order
+of the files in [properties/](../properties/); change those, not this page.
+
+A key is set on the command line (`--key=value`, `--key.part=value` for an entry of a mapping), in
+a file (`--config_files="a.yaml b.yaml"`) or in Python (`config_dict`). Of these, what comes later
+wins: RecBole's defaults, [properties/overall.yaml](../properties/overall.yaml), the model's file in
+[properties/model/](../properties/model/), your files, `config_dict`, the command line. Values are
+read as Python literals, `true`, `false`, `null` or yaml lists, and never evaluated. A key that
+nothing reads is refused with the nearest spelling, a value that is not allowed in a line that says
+what is.
+
+RecBole's other keys, for its models and for data, work as its
+[documentation](https://recbole.io/docs/user_guide/config_settings.html) says.
+"""
+
+THEIRS = "Keys of RecBole's that we read or check as well; a model's file may set another default."
+
+HEAD = "| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
+
+GROUP = re.compile(r"# --- (.+)")
+KEY = re.compile(r"(\w+):.* # \(\w+\) .*?(?:\[([^][]+)\]\.)?")
+"""A line of a yaml file; in brackets stands what the authors chose, if it is another value."""
+
+
+def page() -> str:
+    """The page, whole."""
+    theirs = "".join(lines_of(RecBoleSettings).values())
+    models = [section(name, f"model/{name}.yaml", kind) for name, kind in SETTINGS.items()]
+    every_run = section("Every run", "overall.yaml", RunSettings)
+    return "\n".join(
+        [INTRODUCTION, every_run, f"## RecBole's\n\n{THEIRS}\n\n{HEAD}{theirs}", *models]
+    )
+
+
+def section(title: str, file: str, kind: type[Settings]) -> str:
+    """The keys that a yaml file has, in its order and groups."""
+    text, table = (find_properties() / file).read_text(encoding="utf-8"), ""
+    lines = lines_of(kind)
+    for line in text.splitlines():
+        if group := GROUP.fullmatch(line):
+            table += f"| **{group[1]}** | | | |\n"
+        elif found := KEY.fullmatch(line):
+            theirs = f" The authors': {found[2]}. |\n" if found[2] else " |\n"
+            table += lines[found[1]].removesuffix(" |\n") + theirs
+    return f"## {title}\n\n[properties/{file}](../properties/{file})\n\n{HEAD}{table}"
+
+
+def lines_of(kind: type[Settings]) -> dict[str, str]:
+    """A line of a table for each key."""
+    schemas, found = kind.model_json_schema()["properties"], {}
+    for key, said in kind.keys().items():
+        default = "null" if said.default is None else said.default
+        allowed = re.split(" must be |; allowed: ", refusal(key, "", schemas[key]), maxsplit=1)[1]
+        meaning = said.meaning.replace("<", r"\<")
+        found[key] = f"| `{key}` | `{default}` | {allowed} | {meaning} |\n"
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
