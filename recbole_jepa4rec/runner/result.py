@@ -6,13 +6,15 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import row_label
@@ -129,41 +131,14 @@ class Result(TypedDict):
     command: str
 
 
-def misfits(value: Any, kind: Any, name: str = "") -> Iterator[str]:
-    """What a value lacks of a type.
-
-    Args:
-        value: as json gives it.
-        kind: a ``TypedDict``, beside whose keys others may stand, ``dict[str, ...]``,
-            ``list[...]``, a plain type or a union of plain types. Whole numbers are floats too.
-        name: of the value, with dots.
-
-    Yields:
-        The name of each wrong part, and what is wrong with it.
-    """
-    origin = get_origin(kind)
-    if is_typeddict(kind) or origin is dict:
-        if not isinstance(value, dict):
-            yield f"{name or 'it'} is {value!r}, not a mapping"
-            return
-        declared = is_typeddict(kind)
-        parts = get_type_hints(kind) if declared else dict.fromkeys(value, get_args(kind)[1])
-        for key, part in parts.items():
-            path = f"{name}.{key}" if name else str(key)
-            if key in value:
-                yield from misfits(value[key], part, path)
-            else:
-                yield f"{path} is missing"
-    elif origin is list:
-        if not isinstance(value, list):
-            yield f"{name} is {value!r}, not a list"
-            return
-        for i, part in enumerate(value):
-            yield from misfits(part, get_args(kind)[0], f"{name}.{i}")
-    elif kind is not Any:
-        kinds = get_args(kind) or (kind,)
-        if not isinstance(value, (*kinds, int) if float in kinds else kinds):
-            yield f"{name} is {value!r}"
+def misfit(error: ValidationError) -> str:
+    """The first part of a value that does not fit its declaration, with dots, and what is wrong."""
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(map(str, fault["loc"])) or "it"
+    if fault["type"] == "missing":
+        return f"{name} is missing"
+    wanted = {"dict_type": ", not a mapping", "list_type": ", not a list"}
+    return f"{name} is {fault['input']!r}{wanted.get(fault['type'], '')}"
 
 
 def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:

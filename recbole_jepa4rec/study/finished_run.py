@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from pyarrow import ArrowException
+from pydantic import TypeAdapter, ValidationError
 
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.syntax import first_difference
 from recbole_jepa4rec.evaluation.metrics import metric_values
-from recbole_jepa4rec.runner.result import Result, misfits
+from recbole_jepa4rec.runner.result import Result, misfit
 from recbole_jepa4rec.runner.run_folder import RunFolder
 
 COLUMNS = ("user_id", "target_item", "rank", "target_train_count")
@@ -131,8 +132,10 @@ def _read_result(file: Path) -> Result:
         raise DamagedRunError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{file} is not json of finite numbers: {error}") from error
-    for misfit in misfits(result, Result):
-        raise DamagedRunError(f"{file}: {misfit}")
+    try:
+        TypeAdapter(Result).validate_python(result, strict=True)
+    except ValidationError as error:
+        raise DamagedRunError(f"{file}: {misfit(error)}") from error
     if result["status"] != "finished":
         raise DamagedRunError(f"{file}: status is {result['status']!r}, not 'finished'")
     return result
