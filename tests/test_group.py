@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from recbole_jepa4rec.__main__ import main as package_main
+from recbole_jepa4rec.base.files import locked
 from recbole_jepa4rec.runner.quick_start import run
-from recbole_jepa4rec.study import grid
+from recbole_jepa4rec.study import grid, group
 from recbole_jepa4rec.study.cells import finished_runs
-from recbole_jepa4rec.study.group import main
-from recbole_jepa4rec.study.request import read_request
+from recbole_jepa4rec.study.group import main, read_request
 from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
 from tests.conftest import ROOT, TINY
 
@@ -42,12 +42,12 @@ class TestRefusals:
         ("words", "message"),
         [
             (["--model_list=Markof"], "unknown model 'Markof' (did you mean 'Markov'?)"),
-            (["--model_list=Markov,,SASRec"], "model_list 'Markov,,SASRec' has no name"),
-            ([], "model_list '' has no name (write --model_list=A,B,C)"),
+            (["--model_list=Markov,,SASRec"], "model_list 'Markov,,SASRec' holds an empty name"),
+            ([], "no model is named (write --model_list=A,B,C)"),
             (["--model_list=A,A"], "model_list 'A,A' names 'A' twice"),
             (["--model_list=SASRec,SASRec-CE"], "'SASRec' and 'SASRec-CE', which are the same"),
             (["--model_list=Markov", "--seeds=1,2,1"], "seeds '1,2,1' names 1 twice"),
-            (["--model_list=Markov", "--seeds=7,07"], "seeds '7,07' names 7 twice"),
+            (["--model_list=Markov", "--seeds=7,07"], "seeds '7,7' names 7 twice"),
             (
                 ["--model_list=Markov", "--seeds=4294967296"],
                 "seeds '4294967296' must be a whole number from 0 to 4294967295",
@@ -86,7 +86,7 @@ class TestRefusals:
         ("word", "message"),
         [
             ("--dataset=tow", "no data set 'tow'"),
-            ("--dataset=toy,toy2", "a comparison takes one data set"),
+            ("--dataset=toy,toy2", "allowed here is one data set"),
             ("--dataset=bare", "reads item text, which data set 'bare' lacks"),
         ],
     )
@@ -104,7 +104,7 @@ class TestRefusals:
         words = [BASE[1], "--model_list=Markov", "--config_files=a.yaml"]
         assert main(words) == 2
         error = capsys.readouterr().err
-        assert error == "error: dataset 'toy,other': a comparison takes one data set\n"
+        assert error == "error: dataset 'toy,other': allowed here is one data set\n"
 
     def test_no_dataset(self, workplace, capsys):
         assert main(["--model_list=Markov"]) == 2
@@ -458,8 +458,8 @@ class TestProcesses:
         assert grid._environment(3)["OMP_NUM_THREADS"] == "5"
 
     def test_a_folder_in_use_is_refused(self, workplace, monkeypatch, capsys):
-        monkeypatch.setattr(grid, "PATIENCE", 0.2)
-        with grid.locked(workplace / "out"):
+        monkeypatch.setattr(group, "PATIENCE", 0.2)
+        with locked(workplace / "out", "comparison"):
             assert main([*BASE, "--model_list=Markov", "--run_dir=out"]) == 2
         error = capsys.readouterr().err.splitlines()
         assert error == [
@@ -470,10 +470,10 @@ class TestProcesses:
     def test_a_folder_is_in_use_until_the_last_run_of_a_killed_comparison_ends(
         self, workplace, instead_of_runs, monkeypatch, capsys
     ):
-        monkeypatch.setattr(grid, "PATIENCE", 0.2)
+        monkeypatch.setattr(group, "PATIENCE", 0.2)
         words = [*BASE, "--model_list=Markov", "--run_dir=out"]
         (cell,) = read_request(words).cells
-        with grid.locked(workplace / "out") as lock:
+        with locked(workplace / "out", "comparison") as lock:
             runs = grid.Grid([cell], 1, lock)
             instead_of_runs("exec sleep 20")
             runs._start(cell)
@@ -484,7 +484,7 @@ class TestProcesses:
         finally:
             orphan.kill()
             orphan.communicate()
-        with grid.locked(workplace / "out"):
+        with locked(workplace / "out", "comparison"):
             pass
 
     @pytest.mark.parametrize(

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from recbole_jepa4rec.runner.quick_start import main as run_main
 from recbole_jepa4rec.runner.run_folder import COLOR
 from recbole_jepa4rec.study.cells import Cell
 from recbole_jepa4rec.study.finished_run import DamagedRunError, FinishedRun, read_run
-
-LOCK_NAME = ".lock"
-PATIENCE = 60
-"""Seconds to wait for runs of an earlier, killed comparison to end."""
 
 GRACE = 15
 """Seconds that a run told to end may take."""
@@ -39,9 +32,20 @@ class Outcome:
     """How a cell ended: its seconds here, and what it left or else what went wrong."""
 
     cell: Cell
-    seconds: float
+    seconds: float = 0.0
     run: FinishedRun | None = None
     error: str | None = None
+
+    def __str__(self) -> str:
+        cell, run = self.cell, self.run
+        if run is None:
+            return f"{cell}: failed: {self.error} (see {cell.output_file})"
+        key = run.settings["valid_metric"].lower()
+        valid, test = run.result["valid"][key], run.result["test"][key]
+        return (
+            f"{run.label}, seed {cell.seed}: {key} {valid:.4f} on validation, {test:.4f} on test, "
+            f"{self.seconds:.0f} s"
+        )
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Grid:
     Args:
         cells: to run.
         jobs: runs at once.
-        lock: descriptor that every run holds open; see ``locked``.
+        lock: descriptor that every run holds open; see ``files.locked``.
     """
 
     cells: Sequence[Cell]
@@ -138,45 +142,6 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(CHILD_GRACE)
     os._exit(128 + signal.SIGTERM)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Make a folder and hold it alone, together with the runs that inherit the descriptor.
-
-    A killed comparison lets go of the folder only when its last run has ended.
-
-    Yields:
-        The descriptor of the lock.
-
-    Raises:
-        ValueError: if another comparison holds the folder, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK_NAME, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ValueError(f"run_dir {str(folder)!r} cannot be made: {error.strerror}") from error
-    with file:
-        _wait_for(file, folder)
-        yield file.fileno()
-
-
-def _wait_for(file: IO[str], folder: Path) -> None:
-    deadline, told = time.monotonic() + PATIENCE, False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"run_dir {str(folder)!r} is in use by another comparison"
-                ) from None
-        if not told:
-            print(f"waiting for the runs under way in {folder} to end", file=sys.stderr)
-            told = True
-        time.sleep(POLL)
 
 
 def _environment(jobs: int) -> dict[str, str]:

@@ -3,21 +3,92 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
-from recbole_jepa4rec.base.files import atomic_write
-from recbole_jepa4rec.base.stopping import ending_on_sigterm
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from recbole_jepa4rec.base.command import run_command
+from recbole_jepa4rec.base.files import atomic_write, locked
+from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.config.run_settings import Count, Seed
+from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.data.item_files import refuse_without_text
-from recbole_jepa4rec.study.cells import finished_runs
+from recbole_jepa4rec.study.cells import Cell, finished_runs
 from recbole_jepa4rec.study.comparison import Row, compare
-from recbole_jepa4rec.study.finished_run import FinishedRun
-from recbole_jepa4rec.study.grid import Grid, Outcome, locked
+from recbole_jepa4rec.study.grid import Grid, Outcome
 from recbole_jepa4rec.study.report import write_report
-from recbole_jepa4rec.study.request import Request, read_request
+from recbole_jepa4rec.study.study import Board, StudyKeys, read_words, study_folder
+
+PER_RUN = {
+    "model": "name the models by --model_list=A,B",
+    "seed": "name the seeds by --seeds=2020,2021",
+    "run_dir": "name the folder of the comparison by --run_dir=PATH on the command line",
+    "resume": "the same command again goes on where the comparison ended",
+}
+"""Settings that differ from run to run, and what to write instead."""
+
+PATIENCE = 60
+"""Seconds to wait for runs of an earlier, killed comparison to end."""
+
+
+def _listed(text: Any, info: ValidationInfo) -> Any:
+    names = [name.strip() for name in text.split(",")] if isinstance(text, str) else text
+    if not all(names):
+        raise ValueError(f"{info.field_name} {text!r} holds an empty name")
+    return names
+
+
+def _distinct(values: Any, info: ValidationInfo) -> Any:
+    for value in values:
+        if values.count(value) > 1:
+            text = ",".join(map(str, values))
+            raise ValueError(f"{info.field_name} {text!r} names {value!r} twice")
+    return values
+
+
+class GroupKeys(StudyKeys):
+    """Keys of a comparison itself."""
+
+    model_list: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = ()
+    """The models, with commas; SASRec-BPR names a loss as well."""
+    seeds: Annotated[
+        tuple[Seed, ...],
+        BeforeValidator(_listed),
+        AfterValidator(_distinct),
+        Field(json_schema_extra={"must": f"a whole number from 0 to {2**32 - 1}, or several"}),
+    ] = (2020,)
+    """The seeds with which every model is trained, with commas."""
+    jobs: Count = 1
+    """Runs at once."""
+    reference: str | None = None
+    """The model that the others are compared with; JEPA4Rec where it is listed, else the first."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked command line.
+
+    Attributes:
+        keys: of the comparison.
+        reference: the entry that the others are compared with.
+        cells: every entry with every seed, seed by seed.
+        folder: where the comparison and its runs stand.
+        given: settings that every run is given.
+        command: the command line in one string.
+    """
+
+    keys: GroupKeys
+    reference: str
+    cells: tuple[Cell, ...]
+    folder: Path
+    given: Mapping[str, Any]
+    command: str
 
 
 def main(command_line: Sequence[str]) -> int:
@@ -32,35 +103,85 @@ def main(command_line: Sequence[str]) -> int:
     Raises:
         SystemExit: with status 143, when the process is told to end (SIGTERM).
     """
-    try:
-        with ending_on_sigterm(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
-            return _compare(read_request(command_line))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one ended", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+    return run_command(
+        lambda: _compare(read_request(command_line)),
+        after_interrupt="the same command goes on where this one ended",
+    )
+
+
+def read_request(command_line: Sequence[str]) -> Request:
+    """Check a command line and build the settings of every run.
+
+    Args:
+        command_line: the words after the script's name.
+
+    Raises:
+        ValueError: for anything that cannot be run; one line says what is allowed.
+    """
+    keys, texts, given = read_words(command_line, GroupKeys, PER_RUN)
+    entries = keys.model_list
+    if not entries:
+        raise ValueError("no model is named (write --model_list=A,B,C)")
+    reference = keys.reference or ("JEPA4Rec" if "JEPA4Rec" in entries else entries[0])
+    if reference not in entries:
+        allowed = ", ".join(entries)
+        raise ValueError(f"reference {reference!r} is not in model_list (allowed: {allowed})")
+    folder, cells = _cells({entry: {"model": entry} for entry in entries}, keys, texts)
+    given = {key: value for key, value in given.items() if key != "dataset"}
+    command = shlex.join(["python", "run_recbole_group.py", *command_line])
+    return Request(keys, reference, cells, folder, given, command)
+
+
+def _cells(
+    rows: Mapping[str, Mapping[str, str]], keys: GroupKeys, texts: Mapping[str, str]
+) -> tuple[Path, tuple[Cell, ...]]:
+    """The folder and every run in it.
+
+    Args:
+        rows: by entry the settings that tell a row from the others.
+        keys: of the comparison.
+        texts: settings of every run.
+    """
+    plan = []
+    for seed in keys.seeds:
+        for entry, own in rows.items():
+            settings = {**own, "seed": str(seed), **texts}
+            words = [f"--{key}={text}" for key, text in settings.items()]
+            plan.append((entry, seed, words, Config(command_line=words)))
+    seen: dict[str, str] = {}
+    for entry, _, _, config in plan[: len(rows)]:
+        same = json.dumps(config.external(), sort_keys=True, default=str)
+        if same in seen:
+            raise ValueError(f"model_list names {seen[same]!r} and {entry!r}, which are the same")
+        seen[same] = entry
+    asked = [[entry, deciding(config.external())] for entry, _, _, config in plan]
+    folder = study_folder(keys.run_dir, plan[0][3], "group", asked)
+    cells = []
+    for entry, seed, words, config in plan:
+        place = folder / entry / f"seed-{seed}"
+        cells.append(Cell(entry, seed, place, (*words, f"--run_dir={place}"), config))
+    return folder, tuple(cells)
 
 
 def _compare(request: Request) -> int:
     data = _read_data(request)
-    with locked(request.folder) as lock:
-        done = finished_runs(request.cells, data)
+    cells, folder = request.cells, request.folder
+    with locked(folder, "comparison", PATIENCE) as lock:
+        done = finished_runs(cells, data)
         del data  # it may be large, and every run reads its own
-        board = _Board(request, done)
-        missing = [cell for cell in request.cells if cell.key not in done]
+        before = {each.key: Outcome(each, run=done[each.key]) for each in cells if each.key in done}
+        board = Board(before, len(cells), lambda ended: _write(request, ended))
         print(
-            f"{len(request.cells)} runs in {request.folder}, {len(done)} of them finished before",
-            file=sys.stderr,
+            f"{len(cells)} runs in {folder}, {len(done)} of them finished before", file=sys.stderr
         )
         if done:
-            board.report()
-        Grid(missing, request.jobs, lock).run(board.end)
-    print(request.folder / "comparison.json")
-    return 1 if board.errors else 0
+            board.write()
+        missing = [cell for cell in cells if cell.key not in done]
+        Grid(missing, request.keys.jobs, lock).run(
+            lambda outcome: board.end(outcome.cell.key, outcome, str(outcome))
+        )
+    print(folder / "comparison.json")
+    return 1 if any(outcome.error for outcome in board.ended.values()) else 0
 
 
 def _read_data(request: Request) -> Any:
@@ -69,77 +190,23 @@ def _read_data(request: Request) -> Any:
     Raises:
         ValueError: if they cannot be read, or lack the text that a model reads.
     """
-    for cell in request.cells[: len(request.entries)]:
+    for cell in request.cells[: len(request.keys.model_list)]:
         refuse_without_text(cell.config)
     config = request.cells[0].config
     return find_dataset(config.model_class)(config)
 
 
-class _Board:
-    """What is finished so far.
-
-    Args:
-        request: what was asked for.
-        done: runs that were finished before, by entry and seed.
-    """
-
-    def __init__(self, request: Request, done: Mapping[tuple[str, int], FinishedRun]) -> None:
-        self.request = request
-        self.runs = dict(done)
-        self.errors: dict[tuple[str, int], str] = {}
-        self._missing = len(request.cells) - len(done)
-        self._seconds: list[float] = []
-
-    def end(self, outcome: Outcome) -> None:
-        """Take in how a cell ended, say so, and write every output again."""
-        if outcome.run:
-            self.runs[outcome.cell.key] = outcome.run
-        else:
-            self.errors[outcome.cell.key] = str(outcome.error)
-        self._seconds.append(outcome.seconds)
-        print(f"{self._says(outcome)}; {self._left()}", file=sys.stderr, flush=True)
-        self.report()
-
-    def report(self) -> None:
-        """Write ``comparison.json`` and its views."""
-        request = self.request
-        rows = [
-            Row(entry, request.seeds, _of(entry, self.runs), _of(entry, self.errors))
-            for entry in request.entries
-        ]
-        dataset = request.cells[0].config["dataset"]
-        comparison = compare(rows, request.reference, dataset, request.given, request.command)
-        text = json.dumps(comparison, indent=2, allow_nan=False, default=str)
-        with atomic_write(request.folder / "comparison.json", "w") as file:
-            file.write(text + "\n")
-        write_report(json.loads(text), request.folder)
-
-    def _says(self, outcome: Outcome) -> str:
-        cell, run = outcome.cell, outcome.run
-        if run is None:
-            return f"{cell}: failed: {outcome.error} (see {cell.output_file})"
-        key = run.settings["valid_metric"].lower()
-        valid, test = run.result["valid"][key], run.result["test"][key]
-        return (
-            f"{run.label}, seed {cell.seed}: {key} {valid:.4f} on validation, {test:.4f} on test, "
-            f"{outcome.seconds:.0f} s"
-        )
-
-    def _left(self) -> str:
-        left = self._missing - len(self._seconds)
-        if not left:
-            return "none left"
-        mean = sum(self._seconds) / len(self._seconds)
-        return f"{left} left, about {_duration(mean * left / self.request.jobs)}"
-
-
-def _of(entry: str, by_cell: Mapping[tuple[str, int], Any]) -> dict[int, Any]:
-    """The part of one entry, by seed."""
-    return {seed: value for (name, seed), value in by_cell.items() if name == entry}
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+def _write(request: Request, ended: Mapping[tuple[str, int], Outcome]) -> None:
+    """Write ``comparison.json`` and its views."""
+    rows = []
+    for entry in request.keys.model_list:
+        ends = {end.cell.seed: end for end in ended.values() if end.cell.entry == entry}
+        runs = {seed: end.run for seed, end in ends.items() if end.run}
+        errors = {seed: end.error for seed, end in ends.items() if end.error}
+        rows.append(Row(entry, request.keys.seeds, runs, errors))
+    dataset = request.cells[0].config["dataset"]
+    comparison = compare(rows, request.reference, dataset, request.given, request.command)
+    text = json.dumps(comparison, indent=2, allow_nan=False, default=str)
+    with atomic_write(request.folder / "comparison.json", "w") as file:
+        file.write(text + "\n")
+    write_report(json.loads(text), request.folder)
