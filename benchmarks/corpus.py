@@ -16,16 +16,18 @@ from torch import Tensor
 
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.data.atomic_files import read_atomic
+from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.data.item_text import read_item_text
-from recbole_jepa4rec.model.ema import ExponentialMovingAverage
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.objective import JointEmbeddingObjective
-from recbole_jepa4rec.model.predictor import Predictor
+from recbole_jepa4rec.model.encoder import (
+    EncoderConfig,
+    ExponentialMovingAverage,
+    MLMHead,
+    SentenceEncoder,
+)
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.model.weights import load_pretrained
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.text.token_batch import ragged_range
+from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch, ragged_range
 from recbole_jepa4rec.text.tokenizer import load_tokenizer
 
 SEED = 2020
@@ -34,7 +36,7 @@ TOKENS_PER_BATCH = 16_384
 WINDOW = 64
 """Tokens of the local attention window, RecFormer's."""
 
-OBJECTIVE = JointEmbeddingObjective(
+OBJECTIVE = Objective(
     history_mask_ratio=0.15,
     next_item_mask_ratio=0.5,
     unmasked_target="uniform",
@@ -57,25 +59,31 @@ class Examples:
     """Histories and the items that come next, as ``pretrain_losses`` takes them.
 
     Attributes:
-        item_ids: items of all histories, newest first in each, ``[M]``.
-        lengths: items of each history, ``[B]``.
-        next_items: ``[B]``.
+        histories: ``B`` of them, with their next items as targets.
         keys: random key of each, ``[B]``.
     """
 
-    item_ids: Tensor
-    lengths: Tensor
-    next_items: Tensor
+    histories: PackedHistories
     keys: Tensor
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.keys)
 
     def rows(self, index: Tensor) -> Examples:
         """Some of the examples, in the order of ``index``."""
-        starts = (self.lengths.cumsum(0) - self.lengths)[index]
-        items = self.item_ids[ragged_range(starts, self.lengths[index])]
-        return Examples(items, self.lengths[index], self.next_items[index], self.keys[index])
+        all_of_them = self.histories
+        lengths = all_of_them.lengths[index]
+        starts = (all_of_them.lengths.cumsum(0) - all_of_them.lengths)[index]
+        items = all_of_them.items[ragged_range(starts, lengths)]
+        users, targets = all_of_them.users[index], all_of_them.targets[index]
+        return Examples(PackedHistories(items, lengths, users, targets), self.keys[index])
+
+    def read(self, sentences: ItemSentences, training_targets: str = RANDOM) -> TokenBatch:
+        """The histories' sentences."""
+        packed = self.histories
+        return sentences.histories(
+            packed.newest_first(), packed.lengths, MAX_TOKENS, training_targets
+        )
 
     def sample(self, count: int) -> Examples:
         """So many examples, drawn without replacement, always the same ones."""
@@ -89,7 +97,7 @@ class Examples:
 
     def to(self, device: str) -> Examples:
         """The same examples on ``device``."""
-        return Examples(*(tensor.to(device) for tensor in vars(self).values()))
+        return Examples(self.histories.to(device), self.keys.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +206,7 @@ def joint_model(sentences: ItemSentences, encoder: SentenceEncoder) -> JointEmbe
     """The whole model around an encoder, with the paper's objective."""
     return JointEmbeddingModel(
         sentences=sentences,
-        context_encoder=encoder,
+        encoder=encoder,
         target_encoder=ExponentialMovingAverage(encoder, 0.99),
         predictor=Predictor(encoder.config.hidden_size),
         mlm_head=MLMHead(encoder.config),
@@ -219,10 +227,12 @@ def _examples(bought: pd.DataFrame, catalogue: list[str]) -> Examples:
         .apply(list)
     )
     parts = [part[:-2] for part in parts if len(part) >= 4]
-    histories = [part[:-1][-MAX_ITEMS:][::-1] for part in parts]
-    return Examples(
-        item_ids=torch.tensor([item for history in histories for item in history]),
+    histories = [part[:-1][-MAX_ITEMS:] for part in parts]
+    users = torch.arange(len(parts))
+    packed = PackedHistories(
+        items=torch.tensor([item for history in histories for item in history]),
         lengths=torch.tensor([len(history) for history in histories]),
-        next_items=torch.tensor([part[-1] for part in parts]),
-        keys=derive(SEED, torch.arange(len(parts))),
+        users=users,
+        targets=torch.tensor([part[-1] for part in parts]),
     )
+    return Examples(packed, derive(SEED, users))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from corpus import MAX_TOKENS, WINDOW, Corpus, add_data_option, minilm_encoder
+from corpus import WINDOW, Corpus, add_data_option, minilm_encoder
 from flop import PASSES, encoder_flop
 from measure import (
     PRECISIONS,
@@ -107,7 +107,7 @@ def main() -> None:
     rows, first = [], None
     for count in options.histories:
         examples = corpus.examples.sample(count)
-        batch = corpus.sentences.histories(examples.item_ids, examples.lengths, MAX_TOKENS)
+        batch = examples.read(corpus.sentences)
         batch = batch.to(device)
         candidates = build_candidates(modules, batch, device)
         runs = {name: candidate.run for name, candidate in candidates.items()}

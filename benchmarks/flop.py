@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.encoder import EncoderConfig
 
 PASSES = {"forward": 1, "forward+backward": 3}
 """Work of a pass, in forward passes."""

@@ -167,7 +167,7 @@ def child(seconds: str) -> None:
     """Pre-train on the data set in the working directory and print the figures."""
     sys.argv = sys.argv[:1]  # RecBole's Config reads it
     from recbole_jepa4rec.data import dataset
-    from recbole_jepa4rec.model import recformer, starting_point
+    from recbole_jepa4rec.model import jepa4rec, starting_point
     from recbole_jepa4rec.runner.quick_start import run
     from recbole_jepa4rec.text.sentences import ItemSentences
     from recbole_jepa4rec.training.trainer import TwoStageTrainer
@@ -180,10 +180,10 @@ def child(seconds: str) -> None:
         found.update(items=store.num_items - 1, tokens=len(store.input_ids) - 1)
         return store
 
-    recformer.ItemSentences = type("", (), {"build": staticmethod(remembered)})
+    jepa4rec.ItemSentences = type("", (), {"build": staticmethod(remembered)})
     stages.wrap(dataset, "read_item_text", "item text", "model")
     stages.wrap(starting_point, "train_wordpiece", "vocabulary", "model")
-    stages.wrap(recformer.ItemSentences, "build", "tokenise", "model")
+    stages.wrap(jepa4rec.ItemSentences, "build", "tokenise", "model")
     stages.wrap(TwoStageTrainer, "_train_phase_epoch", "pre-train", "model")
     stages.wrap(TwoStageTrainer, "_validate", "validate", "save and load weights")
     stages.wrap(TwoStageTrainer, "rank_targets", "test", "write result")

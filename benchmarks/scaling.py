@@ -17,7 +17,7 @@ is the most memory held beyond what was there before.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from torch import Tensor
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer
+from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.text.token_batch import TokenBatch
@@ -116,20 +117,15 @@ def catalogue_runs(
 ) -> dict[str, tuple[Sequence[int], Runs]]:
     """The item table and a finetuning step at each number of items."""
     items = random_items(min(sizes) + 1, STEP_HISTORIES * STEP_ITEMS)
-    batch = {
-        "item_ids": items,
-        "lengths": torch.full((STEP_HISTORIES,), STEP_ITEMS),
-        "next_items": items[:STEP_HISTORIES],
-        "key": derive(SEED, 0),
-    }
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    lengths, users = torch.full((STEP_HISTORIES,), STEP_ITEMS), torch.arange(STEP_HISTORIES)
+    histories = PackedHistories(items, lengths, users, items[:STEP_HISTORIES]).to(device)
     tables: Runs = {}
     steps: Runs = {}
     for size in sizes:
         sentences = corpus.catalogue(size)
         model = joint_model(sentences, small_encoder(sentences.vocab_size)).to(device)
         tables[f"table of {size} items"] = partial(make_table, model)
-        steps[f"softmax over {size} items"] = partial(finetuning_step, model, batch)
+        steps[f"softmax over {size} items"] = partial(finetuning_step, model, histories)
     return {"catalogue": (sizes, tables), "softmax": (sizes, steps)}
 
 
@@ -139,10 +135,10 @@ def make_table(model: JointEmbeddingModel) -> None:
     model.item_vectors()
 
 
-def finetuning_step(model: JointEmbeddingModel, batch: Mapping[str, Tensor]) -> None:
+def finetuning_step(model: JointEmbeddingModel, histories: PackedHistories) -> None:
     """L_FT against the table as it is, and its gradient."""
     model.zero_grad()
-    model.finetune_loss(**batch).backward()
+    model.finetune_loss(histories, derive(SEED, 0).to(histories.items.device)).backward()
 
 
 def user_runs(corpus: Corpus, counts: Sequence[int], folder: Path, device: str) -> Runs:

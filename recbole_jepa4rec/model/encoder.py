@@ -1,6 +1,15 @@
-"""The sentence encoder: four embeddings and a bidirectional Transformer (JEPA4Rec, section 3.2)."""
+"""The sentence encoder, four embeddings and a bidirectional Transformer, and what follows it.
+
+JEPA4Rec, section 3.2: the context encoder is a :class:`SentenceEncoder`, the target encoder an
+:class:`ExponentialMovingAverage` of it.
+"""
 
 from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +21,80 @@ from recbole_jepa4rec.model.attention_layout import (
     MIN_FILL_FOR_CLS,
     AttentionLayout,
 )
-from recbole_jepa4rec.model.encoder_config import ACTIVATIONS, EncoderConfig
-from recbole_jepa4rec.text.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, RANDOM, TRAINING_TARGETS, TokenBatch
+
+Followed = TypeVar("Followed", bound=nn.Module)
 
 TOKEN_TYPES = 3
 """[CLS], attribute name, attribute value."""
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda hidden: F.gelu(hidden, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of a sentence encoder.
+
+    Attributes:
+        vocab_size: tokens, ``V``.
+        hidden_size: ``D``.
+        num_layers: Transformer layers.
+        num_heads: attention heads; divides ``hidden_size``.
+        intermediate_size: width of the feed-forward networks.
+        max_token_positions: longest sequence, in tokens.
+        max_item_positions: items of a history plus one for [CLS].
+        attention_window: tokens seen locally (even: half on each side, while [CLS] sees and is
+            seen by all), or None for dense attention.
+        dropout: dropout of embeddings and layer outputs, in [0, 1).
+        attention_dropout: dropout of attention probabilities, in [0, 1); slow on a CPU.
+        layer_norm_eps: epsilon of every LayerNorm.
+        activation: of the feed-forward networks, a key of ``ACTIVATIONS``.
+        use_token_type: whether token types are embedded.
+        training_targets: how a history is read. ``random``: the paper's way, newest item first,
+            every token sees every other, one [CLS] in front, which predicts the one next item.
+            ``all_prefixes``: oldest item first, tokens see their own item and earlier ones, a
+            [CLS] behind each item, which predicts the item after it; attention is dense.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_token_positions: int = 1024
+    max_item_positions: int = 51
+    attention_window: int | None = 64
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    layer_norm_eps: float = 1e-12
+    activation: str = "gelu"
+    use_token_type: bool = True
+    training_targets: str = RANDOM
+
+    def __post_init__(self) -> None:
+        window = self.attention_window
+        if window is not None and (window < 2 or window % 2):
+            raise ValueError(f"attention_window {window} is not an even number above 0 (or null)")
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} {value!r} is not a whole number above 0")
+        if self.activation not in ACTIVATIONS:
+            allowed = ", ".join(ACTIVATIONS)
+            raise ValueError(f"unknown activation {self.activation!r} (allowed: {allowed})")
+        if self.training_targets not in TRAINING_TARGETS:
+            allowed = ", ".join(TRAINING_TARGETS)
+            raise ValueError(
+                f"unknown training_targets {self.training_targets!r} (allowed: {allowed})"
+            )
+        if self.training_targets == ALL_PREFIXES and window is not None:
+            raise ValueError(
+                f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
+            )
 
 
 class SentenceEncoder(nn.Module):
@@ -60,11 +138,10 @@ class SentenceEncoder(nn.Module):
 
     def _encode(self, batch: TokenBatch, tokens: Tensor | None, only_cls: bool = False) -> Tensor:
         """Hidden states at ``tokens``; ``only_cls`` says that these are [CLS] alone."""
-        if batch.item_causal != self.config.item_causal:
-            order = "item-causal" if batch.item_causal else "newest-first"
+        if batch.training_targets != self.config.training_targets:
             raise ValueError(
-                f"{order} sequences for an encoder with training_targets="
-                f"{self.config.training_targets!r}"
+                f"sequences for training_targets={batch.training_targets!r} in an encoder with "
+                f"training_targets={self.config.training_targets!r}"
             )
         hidden = self.embedding(batch)
         if batch.sequences == 0:
@@ -72,7 +149,7 @@ class SentenceEncoder(nn.Module):
         layout = AttentionLayout.of(
             batch.lengths,
             self.config.attention_window,
-            batch.item_positions if batch.item_causal else None,
+            batch.item_positions if batch.all_prefixes else None,
             MIN_FILL_FOR_CLS if only_cls and len(self.layers) == 1 else MIN_FILL,
         )
         for layer in self.layers[:-1]:
@@ -156,6 +233,91 @@ class MLMHead(nn.Module):
     def forward(self, hidden: Tensor, token_weight: Tensor) -> Tensor:
         """Hidden states ``[M, D]`` and token embeddings ``[V, D]`` to logits ``[M, V]``."""
         return F.linear(self.norm(F.gelu(self.transform(hidden))), token_weight, self.bias)
+
+
+class FixedCopy(nn.Module, Generic[Followed]):
+    """A copy of a module that keeps its weights until told; no gradient, always in eval mode.
+
+    Args:
+        source: the module to copy.
+    """
+
+    module: Followed
+
+    def __init__(self, source: Followed) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(source).requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FixedCopy[Followed]:
+        """Stay in eval mode whatever ``mode`` says."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def copy_from(self, source: Followed) -> None:
+        """Take over the weights of ``source`` as they are."""
+        self.module.load_state_dict(source.state_dict())
+
+    def begin(self, steps: int) -> None:
+        """A phase of so many steps begins."""
+
+    def update(self, source: Followed) -> None:
+        """The source has moved by a step, which leaves a fixed copy as it is."""
+
+
+class ExponentialMovingAverage(FixedCopy[Followed]):
+    """A copy of a module whose weights follow it slowly; no gradient, always in eval mode.
+
+    ``average <- m * average + (1 - m) * source``, with the momentum ``m`` rising from
+    ``momentum`` to ``final_momentum`` on a half cosine over ``steps`` updates (the schedule of
+    I-JEPA and BYOL; the paper names none).
+
+    Args:
+        source: the module to follow.
+        momentum: m at the first update, in ``[0, 1]``.
+        final_momentum: m from update ``steps`` on, in ``[0, 1]``.
+
+    Raises:
+        ValueError: if a momentum lies outside ``[0, 1]``.
+    """
+
+    step: Tensor
+
+    def __init__(self, source: Followed, momentum: float, final_momentum: float = 1.0) -> None:
+        super().__init__(source)
+        for name, value in (("ema_momentum", momentum), ("ema_final_momentum", final_momentum)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is {value}; allowed: 0 to 1")
+        self.momentum, self.final_momentum = momentum, final_momentum
+        self.steps = 1
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def begin(self, steps: int) -> None:
+        """Start a schedule of so many updates."""
+        self.steps = steps
+        self.step.zero_()
+
+    def current_momentum(self) -> float:
+        """The momentum of the next update."""
+        progress = min(int(self.step) / max(self.steps, 1), 1.0)
+        rise = (1.0 - math.cos(math.pi * progress)) / 2.0
+        return self.momentum + (self.final_momentum - self.momentum) * rise
+
+    @torch.no_grad()
+    def update(self, source: Followed) -> None:
+        """Move the average towards ``source`` by one step.
+
+        Raises:
+            ValueError: if the two modules do not have the same parameters and buffers.
+        """
+        momentum = self.current_momentum()
+        followed = source.state_dict()
+        mine = self.module.state_dict()
+        if followed.keys() != mine.keys():
+            raise ValueError(f"not in both modules: {sorted(followed.keys() ^ mine.keys())[:3]}")
+        names = [name for name, value in mine.items() if value.is_floating_point()]
+        torch._foreach_lerp_([mine[n] for n in names], [followed[n] for n in names], 1 - momentum)
+        self.step += 1
 
 
 def initialise(module: nn.Module) -> None:

@@ -1,12 +1,15 @@
-"""The item table: one vector for each distinct item sentence (paper 3.4, the matrix I)."""
+"""The item table, one vector for each distinct sentence (paper 3.4, the matrix I), and samples."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.allocator import give_back_freed_memory
+from recbole_jepa4rec.base.keyed_random import derive, uniform
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.text.sentences import ItemSentences
 
@@ -89,10 +92,40 @@ class ItemTable:
         own = [chunks[number] for number in processes.shard(torch.arange(len(chunks))).tolist()]
         for places in own:
             batch = self.sentences.single(
-                ids[places], self.max_sequence_tokens, encoder.config.item_causal
+                ids[places], self.max_sequence_tokens, encoder.config.training_targets
             )
             vectors[places] = encoder.cls(batch).float()
         encoder.train(was_training)
         if processes.world_size() > 1:
             vectors[order] = processes.all_gather(vectors[torch.cat([order[:0], *own])])
         return vectors
+
+
+def draw_candidates(
+    wanted: Tensor, sentences: range, size: int, key: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sentences a batch wants and a uniform sample of the others; a collective.
+
+    Args:
+        wanted: sentence that each [CLS] of this process must predict, ``[Q]``; one a sequence, or
+            several.
+        sentences: ids of all sentences that items have, ``S`` of them.
+        size: candidates to draw; at least one sentence is sampled where any is left.
+        key: random key of the batch, scalar.
+
+    Returns:
+        Sentence ids ``[C]``, the same in all processes; the index of each wanted one among them
+        ``[Q]``; and the logarithm of how many sentences each candidate stands for, ``[C]``: 0 for
+        those that any process wants, and for all where ``C = S``.
+    """
+    wanted = wanted - sentences.start
+    draw = uniform(derive(key, torch.arange(len(sentences), device=wanted.device)))
+    draw[processes.all_gather(wanted)] = -1.0
+    needed = int((draw < 0).sum())
+    size = min(max(size, needed + 1), len(sentences))
+    candidates = draw.topk(size, largest=False).indices
+    place = torch.empty_like(draw, dtype=torch.int64)
+    place[candidates] = torch.arange(size, device=wanted.device)
+    stands_for = (len(sentences) - needed) / max(size - needed, 1)
+    log_weights = (draw[candidates] >= 0) * math.log(max(stands_for, 1.0))
+    return candidates + sentences.start, place[wanted], log_weights

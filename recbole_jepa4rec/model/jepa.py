@@ -1,146 +1,422 @@
-"""The joint-embedding predictive model over item sentences, free of configs (paper 3.2 to 3.4)."""
+"""The joint-embedding predictive model over item sentences, free of configs (paper 3.3, 3.4).
+
+Histories pass through the encoder, masked and whole; the predictor guesses items from what comes
+out; three losses compare it with other items, with the masked tokens and with the target encoder.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive
-from recbole_jepa4rec.model.ema import ExponentialMovingAverage
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.loss import mapping_loss
-from recbole_jepa4rec.model.masked_pair import MaskedPair
-from recbole_jepa4rec.model.objective import JointEmbeddingObjective
-from recbole_jepa4rec.model.predictor import Predictor
-from recbole_jepa4rec.model.sentence_model import SentenceModel
-from recbole_jepa4rec.text.masking import draw_masked_item
+from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.model.encoder import FixedCopy, MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.item_table import ItemTable, draw_candidates
+from recbole_jepa4rec.model.loss import (
+    contrastive_loss,
+    cosine_similarity,
+    mapping_loss,
+    mlm_loss,
+)
+from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.text.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
 
 
-class JointEmbeddingModel(SentenceModel):
-    """A sentence model that also guesses items in embedding space.
+@dataclass(frozen=True)
+class Objective:
+    """What is masked and compared, and with which weight (paper 3.3, 3.4).
 
-    The context encoder is the sentence model's encoder; the target encoder is its moving average
-    and stands in for its fixed copy.
+    Attributes:
+        history_mask_ratio: share of history tokens selected for masking.
+        next_item_mask_ratio: share of the next item's tokens selected for masking.
+        temperature: tau of the contrastive losses.
+        mlm_weight: lambda_1; 0 leaves the masked-token loss out.
+        sequence_pass: whether L_S-I reads h_CLS from the masked history or from a clean pass.
+        items_per_step: item sentences that a finetuning step encodes anew, with gradient: all of
+            them if there are no more, else the batch's next items and a sample of the others,
+            weighted to stand for them all. 0: none, the table stays as the epoch began.
+        mapping_weight: lambda_2; 0 leaves the mapping loss out.
+        mapping_reduction: over D, in the mapping loss.
+        unmasked_target: history item to guess where none was masked.
+        positive_encoder: which encoder gives the next items' vectors in L_S-I.
+        item_encoder: which encoder makes the item table.
+
+    Raises:
+        ValueError: for a value outside its range; names it.
+    """
+
+    history_mask_ratio: float
+    next_item_mask_ratio: float
+    temperature: float
+    mlm_weight: float
+    sequence_pass: Literal["masked", "clean"]
+    items_per_step: int
+    mapping_weight: float = 0.0
+    mapping_reduction: Literal["sum", "mean"] = "sum"
+    unmasked_target: Literal["uniform", "newest"] = "uniform"
+    positive_encoder: Literal["context", "target"] = "context"
+    item_encoder: Literal["context", "target"] = "context"
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value, allowed = getattr(self, name), ""
+            if get_args(kind) and value not in get_args(kind):
+                allowed = ", ".join(get_args(kind))
+            elif name.endswith("_ratio") and not 0 <= value <= 1:
+                allowed = "0 to 1"
+            elif (name.endswith("_weight") or name == "items_per_step") and not value >= 0:
+                allowed = "0 or more"
+            elif name == "temperature" and not value > 0:
+                allowed = "> 0"
+            if allowed:
+                raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+        if self.item_encoder == "target" and self.items_per_step:
+            raise ValueError(
+                f"items_per_step is {self.items_per_step}; allowed with item_encoder='target', "
+                "which gets no gradient: 0"
+            )
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The terms of L_PT and their weights, without those of weight zero."""
+        weights = {
+            "sequence_item": 1.0,
+            "mlm": self.mlm_weight,
+            "mapping": self.mapping_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+
+class Predictor(nn.Module):
+    """FFN1 guesses a masked history item, FFN2 the half-hidden next item (paper 3.3.2).
+
+    Args:
+        hidden_size: D.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.history = _feed_forward(hidden_size)
+        self.next_item = _feed_forward(hidden_size)
+        self.unmasked = nn.Parameter(torch.zeros(hidden_size))
+
+    def predict_history(self, sequence: Tensor, position: Tensor, was_masked: Tensor) -> Tensor:
+        """FFN1(h_CLS + D_n), ``+`` for concatenation.
+
+        Args:
+            sequence: h_CLS, ``[B, D]``.
+            position: item position embedding D_n of the item to guess, ``[B, D]``.
+            was_masked: whether a token of that item was masked, bool ``[B]``; where none was,
+                the learnable vector that starts at zero stands in for D_n.
+
+        Returns:
+            ``[B, D]``.
+        """
+        place = torch.where(was_masked[:, None], position, self.unmasked.to(position.dtype))
+        return self.history(torch.cat([sequence, place], dim=1))
+
+    def predict_next(self, sequence: Tensor, masked_item: Tensor) -> Tensor:
+        """FFN2(h_CLS + h_{n+1,M}), both ``[B, D]``; returns ``[B, D]``."""
+        return self.next_item(torch.cat([sequence, masked_item], dim=1))
+
+
+class JointEmbeddingModel(nn.Module):
+    """An encoder of item sentences and histories, and what it learns by.
+
+    How histories are read is the encoder's matter (``EncoderConfig.training_targets``): with
+    ``random`` a history has one [CLS] and one target, the next item; with ``all_prefixes`` it has a
+    [CLS] behind each item, ``Q`` in all, each with the item after it as target.
+
+    Where a run has several processes each is given its own histories, maybe none. The losses are
+    its part of those of all (``processes.shard_of_mean``), compared with what all of them want.
 
     Args:
         sentences: the items' token store.
-        context_encoder: f_theta, trained by gradient.
-        target_encoder: its moving average.
-        predictor: FFN1 and FFN2.
+        encoder: the context encoder f_theta, of sentences and histories, trained by gradient.
+        target_encoder: its moving average; or, without mapping loss, a fixed copy. Makes the item
+            table while items are frozen, when it stands still.
         mlm_head: logits over the vocabulary.
+        predictor: FFN1 and FFN2; ``None`` without mapping loss.
         objective: masking, losses and their weights.
         max_sequence_tokens: tokens of a history or sentence, [CLS] counted; the rest is cut.
         tokens_per_batch: tokens encoded at once where no gradient is needed.
     """
 
-    objective: JointEmbeddingObjective
-    fixed_copy: ExponentialMovingAverage[SentenceEncoder]
+    items_frozen: Tensor
+    ordinary_ids: Tensor
 
     def __init__(
         self,
         sentences: ItemSentences,
-        context_encoder: SentenceEncoder,
-        target_encoder: ExponentialMovingAverage[SentenceEncoder],
-        predictor: Predictor,
+        encoder: SentenceEncoder,
+        target_encoder: FixedCopy[SentenceEncoder],
         mlm_head: MLMHead,
-        objective: JointEmbeddingObjective,
+        predictor: Predictor | None,
+        objective: Objective,
         max_sequence_tokens: int,
         tokens_per_batch: int,
     ) -> None:
-        super().__init__(
-            sentences,
-            context_encoder,
-            target_encoder,
-            mlm_head,
-            objective,
-            max_sequence_tokens,
-            tokens_per_batch,
-        )
+        super().__init__()
+        self.sentences, self.objective = sentences, objective
+        self.encoder, self.fixed_copy, self.mlm_head = encoder, target_encoder, mlm_head
         self.predictor = predictor
+        self.max_sequence_tokens, self.tokens_per_batch = max_sequence_tokens, tokens_per_batch
+        self.item_table = ItemTable(sentences, max_sequence_tokens, tokens_per_batch)
+        special = sentences.special
+        ordinary = [i for i in range(sentences.vocab_size) if i not in special.all]
+        self.register_buffer("ordinary_ids", torch.tensor(ordinary), persistent=False)
+        self.register_buffer("items_frozen", torch.zeros((), dtype=torch.bool))
+        self.tokens_seen = 0
+        self.register_load_state_dict_post_hook(_age_item_table)
 
     @property
-    def context_encoder(self) -> SentenceEncoder:
-        """f_theta."""
-        return self.encoder
-
-    @property
-    def target_encoder(self) -> ExponentialMovingAverage[SentenceEncoder]:
-        """The moving average of f_theta."""
+    def target_encoder(self) -> FixedCopy[SentenceEncoder]:
+        """The encoder without gradient, which weights on disk know as ``fixed_copy``."""
         return self.fixed_copy
 
+    def pretrain_losses(self, histories: PackedHistories, keys: Tensor) -> dict[str, Tensor]:
+        """The terms that ``Objective.loss_weights`` names, unweighted (paper 3.3).
+
+        Args:
+            histories: ``B`` of them, each with its next item as target.
+            keys: one random key for each, ``[B]``.
+        """
+        aim = self.objective
+        clean = self._read(histories)
+        next_clean = self._single(self.sentences.sentence_of_item[histories.targets])
+        masked, selected = self._mask(
+            clean, aim.history_mask_ratio, derive(keys, Draw.HISTORY_MASK)
+        )
+        next_masked, next_selected = self._mask(
+            next_clean, aim.next_item_mask_ratio, derive(keys, Draw.NEXT_ITEM_MASK)
+        )
+        wanted = self._wanted(histories, clean)
+        distinct = torch.unique(processes.all_gather(wanted))
+        positives = self._single(processes.shard(distinct))
+
+        passes = {"masked": masked, "next": next_masked}
+        if aim.positive_encoder == "context":
+            passes["positive"] = positives
+        if aim.sequence_pass == "clean":
+            passes["clean"] = clean
+        tokens = torch.cat([selected, next_selected]).nonzero()[:, 0]
+        vectors, hidden = self._encode_together(passes, tokens)
+        if aim.positive_encoder == "target":
+            vectors["positive"] = self._target_vectors(positives)
+
+        items, positive = (
+            processes.all_gather(vectors["positive"]),
+            torch.searchsorted(distinct, wanted),
+        )
+        loss = contrastive_loss(vectors[aim.sequence_pass], items, positive, aim.temperature)
+        losses = {"sequence_item": processes.shard_of_mean(loss, len(wanted))}
+        if aim.mlm_weight:
+            labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
+            logits = self.mlm_head(hidden, self.encoder.embedding.tokens.weight)
+            losses["mlm"] = processes.shard_of_mean(mlm_loss(logits, labels), len(labels))
+        if aim.mapping_weight:
+            key = derive(keys, Draw.MASKED_ITEM)
+            drawn = draw_masked_item(clean, selected, key, aim.unmasked_target)
+            losses["mapping"] = self._mapping_loss(histories, clean, *drawn, vectors)
+        return losses
+
+    def _mapping_loss(
+        self,
+        histories: PackedHistories,
+        clean: TokenBatch,
+        place: Tensor,
+        was_masked: Tensor,
+        vectors: dict[str, Tensor],
+    ) -> Tensor:
+        """L_map: a history item and the next item, guessed by the predictor (paper 3.3.2).
+
+        Args:
+            histories: ``B`` of them.
+            clean: their sentences.
+            place: item position of the history item to guess, 0 where no item has a token, ``[B]``.
+            was_masked: whether a token of it was masked, ``[B]``.
+            vectors: at the [CLS] of the masked histories and of the masked next items.
+
+        Returns:
+            The sum of two means, one for each kind of item.
+        """
+        assert self.predictor is not None
+        found = place > 0
+        items = histories.items[(histories.lengths.cumsum(0) - 1 - clean.items_back(place))[found]]
+        positions = self.encoder.embedding.item_positions(place[found])
+        h_cls = vectors["masked"][clean.cls_counts.cumsum(0) - 1]
+        predicted = (
+            self.predictor.predict_history(h_cls[found], positions, was_masked[found]),
+            self.predictor.predict_next(h_cls, vectors["next"]),
+        )
+        truth = self.sentences.sentence_of_item[torch.cat([items, histories.targets])]
+        distinct, which = torch.unique(truth, return_inverse=True)
+        targets = self._target_vectors(self._single(distinct))[which]
+        total = targets.new_zeros(())
+        for guess, target in zip(predicted, targets.split([*map(len, predicted)]), strict=True):
+            loss = mapping_loss(guess, target, self.objective.mapping_reduction)
+            total = total + processes.shard_of_mean(loss, len(guess))
+        return total
+
+    def finetune_loss(self, histories: PackedHistories, key: Tensor) -> Tensor:
+        """L_FT: softmax over all item sentences (paper 3.4).
+
+        The candidates are the distinct sentences: items with the same text are one item to a text
+        model. See ``Objective.items_per_step`` for how old their vectors are.
+
+        Args:
+            histories: each with its next item as target.
+            key: random key of the step, scalar.
+        """
+        aim = self.objective
+        batch = self._read(histories)
+        sequences = self._encode(batch)
+        wanted = self._wanted(histories, batch)
+        if self.reads_item_table:
+            first = self.sentences.used.start
+            table = self.item_vectors(refresh=False)[first:]
+            loss = contrastive_loss(sequences, table, wanted - first, aim.temperature)
+            return processes.shard_of_mean(loss, len(wanted))
+        candidates, positive, log_weights = draw_candidates(
+            wanted, self.sentences.used, aim.items_per_step, derive(key, Draw.CANDIDATES)
+        )
+        items = processes.all_gather(self._encode(self._single(processes.shard(candidates))))
+        loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
+        return processes.shard_of_mean(loss, len(wanted))
+
+    def scores(self, histories: PackedHistories) -> Tensor:
+        """Cosine of every history with every item, padding item included, ``[B, N]``.
+
+        Similarities are computed once for each sentence, so that items of one text tie exactly.
+        """
+        similarity = cosine_similarity(self.encode_histories(histories), self.item_vectors())
+        return similarity[:, self.sentences.sentence_of_item]
+
+    def encode_histories(self, histories: PackedHistories) -> Tensor:
+        """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once."""
+        batch = self._read(histories)
+        self.tokens_seen += batch.num_tokens
+        sizes = fill_batches(batch.lengths, self.tokens_per_batch, max(1, len(histories)))
+        parts = [self.encoder.whole(part) for part in batch.split(sizes)]
+        return torch.cat(parts) if parts else self.encoder.whole(batch)
+
+    def item_vectors(self, refresh: bool = True) -> Tensor:
+        """The item table ``[S, D]``; see ``ItemTable.read``."""
+        return self.item_table.read(self._item_encoder, refresh)
+
     @property
-    def loss_weights(self) -> dict[str, float]:
-        """The terms of L_PT and their weights, without those of weight zero (paper 3.3.2)."""
-        weight = self.objective.mapping_weight
-        return super().loss_weights | ({"mapping": weight} if weight else {})
+    def reads_item_table(self) -> bool:
+        """Whether finetuning compares with the item table and encodes no item anew."""
+        return bool(self.items_frozen) or not self.objective.items_per_step
+
+    def table_of_epoch(self) -> Tensor | None:
+        """The item table that steps read although the weights move, ``[S, D]``.
+
+        ``None`` where there is none, or where it can be made again from the weights.
+        """
+        return self.item_table.vectors if self.reads_item_table and not self.items_frozen else None
+
+    def add_items(self, item_text: pd.DataFrame) -> Tensor:
+        """Append items to the catalogue and their vectors to the table; returns their ids."""
+        item_ids = self.sentences.append(item_text)
+        self.item_table.extend(self._item_encoder)
+        return item_ids
+
+    def replace_items(self, item_ids: Tensor, item_text: pd.DataFrame) -> None:
+        """Give items other texts; no sentence that the table has already is encoded again."""
+        self.sentences.reassign(item_ids, self.add_items(item_text))
+
+    def drop_items(self, first: int) -> None:
+        """Forget the items from id ``first`` on, which were the last to be added."""
+        self.sentences.truncate(first)
+        self.item_table.truncate()
 
     def begin_phase(self, steps: int, items_frozen: bool) -> None:
-        """As the sentence model's; the momentum's schedule begins anew."""
+        """A phase of so many steps begins, with the item side fixed or free to move.
+
+        The target encoder's schedule begins anew. While items are frozen it stands still and makes
+        the table; it starts from the weights that made the table so far, so that the table can be
+        made again from weights, for new items too.
+        """
         self.target_encoder.begin(steps)
-        super().begin_phase(steps, items_frozen)
+        if items_frozen and not self.items_frozen:
+            self.target_encoder.copy_from(self._item_encoder)
+        self.item_table.is_old |= items_frozen != bool(self.items_frozen)
+        self.items_frozen.fill_(items_frozen)
 
     def weights_moved(self) -> None:
         """To be called after every optimizer step: moves the average, ages the item table."""
-        super().weights_moved()
         if not self.items_frozen:
-            self.target_encoder.update(self.context_encoder)
+            self.item_table.is_old = True
+            self.target_encoder.update(self.encoder)
 
+    @property
     def _item_encoder(self) -> SentenceEncoder:
-        if self.objective.item_encoder == "target":
+        """What makes the item table."""
+        if self.items_frozen or self.objective.item_encoder == "target":
             return self.target_encoder.module
-        return super()._item_encoder()
+        return self.encoder
 
-    def _passes(self, pair: MaskedPair, positives: TokenBatch) -> dict[str, TokenBatch]:
-        passes = super()._passes(pair, positives)
-        if self.objective.positive_encoder == "target":
-            del passes["positive"]
-        return passes
-
-    def _positive_vectors(self, vectors: dict[str, Tensor], positives: TokenBatch) -> Tensor:
-        if self.objective.positive_encoder == "target":
-            return self._target_vectors(positives)
-        return super()._positive_vectors(vectors, positives)
-
-    def _further_losses(self, pair: MaskedPair, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """L_map: a history item and the next item, guessed by the predictor (paper 3.3.2)."""
-        if not self.objective.mapping_weight:
-            return {}
-        place, was_masked = self._masked_item(pair)
-        found = place > 0
-        newest = pair.lengths.cumsum(0) - pair.lengths
-        items = pair.item_ids[(newest + pair.histories.items_back(place))[found]]
-        positions = self.context_encoder.embedding.item_positions(place[found])
-        whole = vectors["masked"][pair.histories.cls_counts.cumsum(0) - 1]
-        predicted = (
-            self.predictor.predict_history(whole[found], positions, was_masked[found]),
-            self.predictor.predict_next(whole, vectors["next"]),
+    def _read(self, histories: PackedHistories) -> TokenBatch:
+        return self.sentences.histories(
+            histories.newest_first(),
+            histories.lengths,
+            self.max_sequence_tokens,
+            self.encoder.config.training_targets,
         )
-        sentence_of_item = self.sentences.sentence_of_item
-        truth = sentence_of_item[items], sentence_of_item[pair.next_items]
-        return {"mapping": self._mapping_loss(predicted, truth)}
 
-    def _masked_item(self, pair: MaskedPair) -> tuple[Tensor, Tensor]:
-        """As ``draw_masked_item``, which wants a sequence at least."""
-        if not len(pair.lengths):
-            return pair.lengths, pair.lengths.bool()
-        keys = derive(pair.keys, Draw.MASKED_ITEM)
-        return draw_masked_item(pair.histories, pair.selected, keys, self.objective.unmasked_target)
+    def _single(self, sentence_ids: Tensor) -> TokenBatch:
+        return self.sentences.single(
+            sentence_ids, self.max_sequence_tokens, self.encoder.config.training_targets
+        )
 
-    def _mapping_loss(
-        self, predicted: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Sum over the two kinds of item; ``truth`` holds the sentences of what was predicted."""
-        distinct, which = torch.unique(torch.cat(truth), return_inverse=True)
-        targets = self._target_vectors(self._single(distinct))[which]
-        total = targets.new_zeros(())
-        for vectors, target in zip(predicted, targets.split([*map(len, truth)]), strict=True):
-            loss = mapping_loss(vectors, target, self.objective.mapping_reduction)
-            total = total + processes.shard_of_mean(loss, len(vectors))
-        return total
+    def _mask(self, batch: TokenBatch, rate: float, keys: Tensor) -> tuple[TokenBatch, Tensor]:
+        return mask_tokens(batch, rate, keys, self.sentences.special.mask, self.ordinary_ids)
+
+    def _wanted(self, histories: PackedHistories, batch: TokenBatch) -> Tensor:
+        """Sentence that each [CLS] must predict, ``[Q]``: of the next item, or of the one after."""
+        counts = batch.cls_counts
+        sequence = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        nth = torch.arange(len(sequence), device=counts.device) + 1
+        back = counts.cumsum(0)[sequence] - nth  # items between this [CLS] and the next item
+        place = histories.lengths.cumsum(0)[sequence] - back
+        inside = histories.items[place.clamp(max=len(histories.items) - 1)]
+        items = torch.where(back > 0, inside, histories.targets[sequence])
+        return self.sentences.sentence_of_item[items]
+
+    def _encode(self, batch: TokenBatch) -> Tensor:
+        self.tokens_seen += batch.num_tokens
+        return self.encoder.cls(batch)
+
+    def _encode_together(
+        self, passes: dict[str, TokenBatch], tokens: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Encode several batches in one forward: [CLS] vectors by name, hidden states at tokens."""
+        joint = TokenBatch.concat(list(passes.values()))
+        self.tokens_seen += joint.num_tokens
+        hidden = self.encoder(joint, torch.cat([joint.cls_index, tokens]))
+        counts = [len(batch.cls_index) for batch in passes.values()]
+        *parts, others = hidden.split([*counts, len(tokens)])
+        return dict(zip(passes, parts, strict=True)), others
 
     @torch.no_grad()
     def _target_vectors(self, batch: TokenBatch) -> Tensor:
         return self.target_encoder.module.cls(batch)
+
+
+def _feed_forward(hidden_size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(2 * hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+    )
+
+
+def _age_item_table(model: JointEmbeddingModel, _: object) -> None:
+    """Other weights were loaded: what they say of the items is not known yet."""
+    model.item_table.is_old = True

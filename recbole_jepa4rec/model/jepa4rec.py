@@ -2,42 +2,188 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from recbole_jepa4rec.model.ema import ExponentialMovingAverage
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.objective import JointEmbeddingObjective
-from recbole_jepa4rec.model.predictor import Predictor
-from recbole_jepa4rec.model.recformer import RecFormer, unpack
+import pandas as pd
+from torch import Tensor
+
+from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN, PhasedModel
+from recbole_jepa4rec.model.encoder import (
+    ExponentialMovingAverage,
+    FixedCopy,
+    MLMHead,
+    SentenceEncoder,
+)
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
+from recbole_jepa4rec.text.tensor_cache import default_cache_dir
+from recbole_jepa4rec.text.token_batch import ALL_PREFIXES
 
 
-class JEPA4Rec(RecFormer):
-    """RecFormer with a target encoder, a predictor and the mapping loss between them.
+class JEPA4Rec(PhasedModel):
+    """RecBole's shell: reads the settings, builds the parts, hands them to the core.
 
-    The core is a :class:`~recbole_jepa4rec.model.jepa.JointEmbeddingModel`; sentences, encoder,
-    finetuning and ranking are RecFormer's, as in the paper.
+    The core, a :class:`~recbole_jepa4rec.model.jepa.JointEmbeddingModel`, never sees a config. It
+    is pre-trained by L_PT = L_S-I + lambda_1 L_MLM + lambda_2 L_map (paper 3.3), then finetuned
+    (paper 3.4), at last with the item side frozen, as RecFormer does.
 
     Args:
         config: a RecBole config with the keys of ``properties/model/JEPA4Rec.yaml``.
         dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
     """
 
-    core: JointEmbeddingModel
+    has_item_vectors = True
 
-    def _build_core(
-        self, config: Any, sentences: ItemSentences, encoder: SentenceEncoder, mlm_head: MLMHead
-    ) -> JointEmbeddingModel:
-        return JointEmbeddingModel(
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.seed = config["seed"]
+        self.phase, self.epoch, self.step = FINETUNE, 0, 0
+        self._resumed_epoch: int | None = None
+        start = starting_point(config, dataset.item_text)
+        self.tokenizer, self.training_targets = start.tokenizer, start.encoder.training_targets
+        encoder, mlm_head = SentenceEncoder(start.encoder), MLMHead(start.encoder)
+        if start.encoder_weights is not None:
+            encoder.load_state_dict(start.encoder_weights)
+        if start.mlm_head_weights is not None:
+            mlm_head.load_state_dict(start.mlm_head_weights)
+        sentences = ItemSentences.build(
+            dataset.item_text,
+            start.tokenizer,
+            max_attribute_tokens=config["max_attribute_tokens"],
+            cache_dir=Path(config["cache_dir"] or default_cache_dir()),
+            address=config["address"],
+        )
+        target_encoder, predictor = self.target_parts(config, encoder)
+        self.core = JointEmbeddingModel(
             sentences=sentences,
-            context_encoder=encoder,
-            target_encoder=ExponentialMovingAverage(
-                encoder, config["ema_momentum"], config["ema_final_momentum"]
-            ),
-            predictor=Predictor(encoder.config.hidden_size),
+            encoder=encoder,
+            target_encoder=target_encoder,
             mlm_head=mlm_head,
-            objective=unpack(JointEmbeddingObjective, config),
+            predictor=predictor,
+            objective=objective(config),
             max_sequence_tokens=config["max_sequence_tokens"],
             tokens_per_batch=config["tokens_per_batch"],
         )
+
+    @staticmethod
+    def target_parts(
+        config: Any, encoder: SentenceEncoder
+    ) -> tuple[FixedCopy[SentenceEncoder], Predictor | None]:
+        """The target encoder, which follows the context encoder, and the predictor."""
+        momentum = config["ema_momentum"], config["ema_final_momentum"]
+        target_encoder = ExponentialMovingAverage(encoder, *momentum)
+        return target_encoder, Predictor(encoder.config.hidden_size)
+
+    @property
+    def label(self) -> str:
+        """What tables call the model, which name the targets of a pass (``training_targets``)."""
+        targets = "all prefixes" if self.trains_all_prefixes else "one random target"
+        return f"{type(self).__name__} ({targets})"
+
+    @property
+    def trains_all_prefixes(self) -> bool:
+        """Whether a history trains on the item after each item, not on the next item alone."""
+        return self.training_targets == ALL_PREFIXES
+
+    @property
+    def fits_any_catalogue(self) -> bool:
+        """Items are known by their text alone."""
+        return True
+
+    @property
+    def item_tokens(self) -> Tensor:
+        """Tokens that each item takes in a history, ``[N]`` on the CPU."""
+        sentences = self.core.sentences
+        tokens = sentences.sentence_lengths[sentences.sentence_of_item].cpu()
+        return tokens + 1 if self.trains_all_prefixes else tokens
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens the context encoder has read so far, but for those of the item table."""
+        return self.core.tokens_seen
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """The loss terms of the current phase, in the order of :meth:`losses`."""
+        pretrains = self.phase == PRETRAIN
+        return self.core.objective.loss_weights if pretrains else {"finetune": 1.0}
+
+    def begin_phase(self, phase: str, steps: int) -> None:
+        """Enter the phase of that name, of so many steps."""
+        self.phase = phase
+        self.core.begin_phase(steps, items_frozen=phase == FINETUNE_FROZEN_ITEMS)
+
+    def begin_epoch(self, key: int) -> None:
+        """Begin an epoch, whose random draws this keys, and make the item table it reads."""
+        goes_on, self._resumed_epoch = key == self._resumed_epoch, None
+        self.epoch = key
+        if self.phase != PRETRAIN and self.core.reads_item_table and not goes_on:
+            self.core.item_vectors()
+
+    def begin_step(self, step: int) -> None:
+        """Number the step within its epoch; the sampled items of finetuning depend on it."""
+        self.step = step
+
+    def weights_moved(self) -> None:
+        """The optimizer has made a step."""
+        self.core.weights_moved()
+
+    def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
+        """Weighted terms of L_PT or L_FT, named by :attr:`loss_weights`."""
+        if self.phase != PRETRAIN:
+            key = derive(self.seed, self.epoch, self.step).to(histories.items.device)
+            return (self.core.finetune_loss(histories, key),)
+        keys = derive(self.seed, self.epoch, histories.users, histories.targets)
+        losses = self.core.pretrain_losses(histories, keys)
+        return tuple(weight * losses[name] for name, weight in self.loss_weights.items())
+
+    def scores(self, histories: PackedHistories) -> Tensor:
+        """Cosine with every item, padding item included, ``[B, N]``."""
+        return self.core.scores(histories)
+
+    def item_vectors(self) -> Tensor:
+        """Vectors of all distinct item sentences, ``[S, D]``."""
+        return self.core.item_vectors()[self.core.sentences.used.start :]
+
+    def add_items(self, item_text: pd.DataFrame) -> Tensor:
+        """Append items, one row of attributes each; returns their internal ids."""
+        item_ids = self.core.add_items(item_text)
+        self.n_items = self.core.sentences.num_items
+        return item_ids
+
+    def replace_items(self, item_ids: Tensor, item_text: pd.DataFrame) -> None:
+        """Give items other texts, one row of attributes each."""
+        self.core.replace_items(item_ids, item_text)
+
+    def drop_items(self, first: int) -> None:
+        """Forget the items from internal id ``first`` on, which were the last to be added."""
+        self.core.drop_items(first)
+        self.n_items = self.core.sentences.num_items
+
+    def resumable_state(self) -> dict[str, Any]:
+        """What training goes on from: the weights, and the table that the epoch began with."""
+        weights, table = self.state_dict(), self.core.table_of_epoch()
+        return {"weights": weights, "item_table": table, "epoch": self.epoch}
+
+    def load_resumable_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``resumable_state`` returned, in the same phase."""
+        self.load_state_dict(state["weights"])
+        if state["item_table"] is not None:
+            self.core.item_table.hold(state["item_table"])
+            self._resumed_epoch = state["epoch"]
+
+    def prepare_run_folder(self, folder: Path) -> None:
+        """Keep tokenizer and architecture beside the weights: together they encode any text."""
+        save_starting_point(folder, self.tokenizer, self.core.encoder.config)
+
+
+def objective(config: Any) -> Objective:
+    """The objective, its fields read from the keys of the same names that the model has."""
+    names = [field.name for field in fields(Objective) if field.name in config]
+    return Objective(**{name: config[name] for name in names})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.base.weight_files import read_description
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.encoder import EncoderConfig
 from recbole_jepa4rec.model.weights import load_pretrained
 from recbole_jepa4rec.text.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 

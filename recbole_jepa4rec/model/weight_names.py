@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.encoder import EncoderConfig
 
 _WRAPPERS = re.compile(
     r"^(?:_forward_module\.|module\.|model\.)*(?:(?:bert|longformer|roberta)\.)?"

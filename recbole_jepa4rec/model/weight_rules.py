@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.model.encoder import TOKEN_TYPES
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.encoder import TOKEN_TYPES, EncoderConfig
+from recbole_jepa4rec.text.token_batch import ALL_PREFIXES
 
 _POSITIONS = "embeddings.position_embeddings.weight"
 _TYPES = "embeddings.token_type_embeddings.weight"
@@ -54,7 +54,7 @@ def fit_embedding(
     items = positions.new_zeros(config.max_item_positions, positions.shape[1])
     held = 0
     if _ITEM_POSITIONS in tensors:
-        if config.item_causal:
+        if config.training_targets == ALL_PREFIXES:
             raise ValueError(
                 f"the weights hold {_ITEM_POSITIONS}, learned on histories read newest first; "
                 "allowed with them: training_targets='random'"

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base.weight_files import locate, read_description, read_tensors
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.encoder_config import EncoderConfig
+from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.weight_names import encoder_names, mlm_head_names, plain_name
 from recbole_jepa4rec.model.weight_rules import fit_attention, fit_embedding
 

@@ -52,14 +52,16 @@ def draw_masked_item(
         Item positions in the order of the batch, ``[B]`` (0 where no item has a token), and
         whether the item has a selected token, bool ``[B]``.
     """
+    if not batch.sequences:
+        return batch.lengths, batch.lengths.bool()
     width = int(batch.item_positions.max()) + 1
     present = _items_where(batch, batch.token_types != 0, width)
     masked = _items_where(batch, selected, width)
     was_masked = masked.any(dim=1)
     if unmasked_target == "newest":
-        newest_first = present.flip(1) if batch.item_causal else present
+        newest_first = present.flip(1) if batch.all_prefixes else present
         newest = newest_first & (newest_first.cumsum(dim=1) == 1)
-        present = newest.flip(1) if batch.item_causal else newest
+        present = newest.flip(1) if batch.all_prefixes else newest
     candidates = torch.where(was_masked[:, None], masked, present)
     count = candidates.sum(dim=1)
     nth = below(keys, count.clamp(min=1)) + 1

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.text.catalogue_encoding import encoded_rows
 from recbole_jepa4rec.text.growing_tensor import GrowingTensor
-from recbole_jepa4rec.text.packing import newest_first, oldest_first
 from recbole_jepa4rec.text.row_encoder import CLS, ROWS_AT_ONCE, EncodedRows, RowEncoder
 from recbole_jepa4rec.text.sentence_cache import SentenceCache, content_key
 from recbole_jepa4rec.text.sentence_index import SentenceIndex
-from recbole_jepa4rec.text.token_batch import TokenBatch
+from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch, pack
 from recbole_jepa4rec.text.tokenizer import SpecialIds, encode_texts, unlimited
 
 
@@ -128,19 +127,20 @@ class ItemSentences(nn.Module):
         return range(int(items.min()) if len(items) else 0, self.num_sentences)
 
     def single(
-        self, sentence_ids: Tensor, max_tokens: int | None = None, item_causal: bool = False
+        self, sentence_ids: Tensor, max_tokens: int | None = None, training_targets: str = RANDOM
     ) -> TokenBatch:
-        """``[CLS] S_i`` for each sentence, or ``S_i [CLS]`` in item-causal order.
+        """``[CLS] S_i`` for each sentence, or ``S_i [CLS]`` with ``all_prefixes``.
 
         Args:
             sentence_ids: ids of sentences (``sentence_of_item[item_ids]``), ``[M]``.
             max_tokens: tokens a sequence may have, ``[CLS]`` included; the last ones are cut.
-            item_causal: which order is wanted, see ``packing.py``.
+            training_targets: see ``TokenBatch``.
         """
-        return self._pack(sentence_ids, torch.ones_like(sentence_ids), max_tokens, item_causal)
+        one_each = torch.ones_like(sentence_ids)
+        return pack(self, sentence_ids, one_each, max_tokens, training_targets)
 
     def histories(
-        self, item_ids: Tensor, lengths: Tensor, max_tokens: int, item_causal: bool = False
+        self, item_ids: Tensor, lengths: Tensor, max_tokens: int, training_targets: str = RANDOM
     ) -> TokenBatch:
         """``[CLS] S_n ... S_1`` for each history, or ``S_1 [CLS] ... S_n [CLS]``.
 
@@ -148,10 +148,10 @@ class ItemSentences(nn.Module):
             item_ids: items of all histories end to end, newest first in each, ``[M]``.
             lengths: items of each history, 0 allowed, ``[B]``, sum ``M``.
             max_tokens: tokens a sequence may have, ``[CLS]`` included; the oldest tokens are cut,
-                or the oldest items where ``item_causal``.
-            item_causal: which order is wanted, see ``packing.py``.
+                or the oldest items with ``all_prefixes``.
+            training_targets: see ``TokenBatch``.
         """
-        return self._pack(self.sentence_of_item[item_ids], lengths, max_tokens, item_causal)
+        return pack(self, self.sentence_of_item[item_ids], lengths, max_tokens, training_targets)
 
     def append(self, item_text: pd.DataFrame) -> Tensor:
         """Add items at the end of the catalogue, reusing the sentences it has already.
@@ -194,14 +194,6 @@ class ItemSentences(nn.Module):
         is_mapped = self._extend(encoded_rows(self._encoder, item_text, address), folder)
         del self._index  # seldom needed again
         return is_mapped
-
-    def _pack(
-        self, sentences: Tensor, lengths: Tensor, max_tokens: int | None, item_causal: bool
-    ) -> TokenBatch:
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}; at least 1 ([CLS]) is needed")
-        arrange = oldest_first if item_causal else newest_first
-        return arrange(self, sentences, lengths, max_tokens)
 
     def _name_tokens(self, attribute: str) -> list[int]:
         tokens = encode_texts(self.tokenizer, [attribute.replace("_", " ")])[0]

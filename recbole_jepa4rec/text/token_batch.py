@@ -1,35 +1,39 @@
-"""Token sequences packed without padding: what the encoder reads (JEPA4Rec, section 3.2)."""
+"""Sentences as token sequences packed without padding, in two orders (JEPA4Rec, section 3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+RANDOM, ALL_PREFIXES = "random", "all_prefixes"
+TRAINING_TARGETS = (RANDOM, ALL_PREFIXES)
+"""What a history is trained to predict: its one next item, or the item after each of its items."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Token sequences laid end to end without padding, in one of two orders.
+    """Token sequences laid end to end without padding; the order depends on what they train.
 
-    Newest item first: ``[CLS] S_n ... S_1``, everything sees everything. Item-causal, oldest item
-    first: ``S_1 [CLS] ... S_n [CLS]``, where nothing sees a later item and each ``[CLS]`` belongs
-    to the item before it.
+    ``random``, newest item first: ``[CLS] S_n ... S_1``, everything sees everything.
+    ``all_prefixes``, oldest item first: ``S_1 [CLS] ... S_n [CLS]``, where nothing sees a later
+    item and each ``[CLS]`` belongs to the item before it.
 
     Attributes:
         input_ids: vocabulary ids, int64 ``[T]``.
         token_types: 0 ``[CLS]``, 1 attribute name, 2 attribute value, int64 ``[T]``.
-        token_positions: position of the token in its sequence, from 0; in item-causal order they
+        token_positions: position of the token in its sequence, from 0; with ``all_prefixes`` they
             start anew with each item, so that an item reads the same wherever it stands;
             int64 ``[T]``.
         item_positions: item of the token, 1 for the first that stands there; a ``[CLS]`` has 0, or
-            in item-causal order that of its item; int64 ``[T]``.
+            with ``all_prefixes`` that of its item; int64 ``[T]``.
         offsets: sequence ``b`` holds the tokens ``offsets[b]:offsets[b + 1]``, int64 ``[B + 1]``.
         cls_index: places of the ``[CLS]`` among the packed tokens, ascending, ``[Q]``.
-        item_causal: which order this is.
+        training_targets: one of ``TRAINING_TARGETS``.
     """
 
     input_ids: Tensor
@@ -38,7 +42,12 @@ class TokenBatch:
     item_positions: Tensor
     offsets: Tensor
     cls_index: Tensor
-    item_causal: bool = False
+    training_targets: str = RANDOM
+
+    @property
+    def all_prefixes(self) -> bool:
+        """Whether items stand oldest first, and nothing sees a later one."""
+        return self.training_targets == ALL_PREFIXES
 
     @property
     def sequences(self) -> int:
@@ -62,12 +71,12 @@ class TokenBatch:
 
     def items_back(self, item_positions: Tensor) -> Tensor:
         """How many items one position of each sequence lies before its newest, ``[B]``."""
-        return self.cls_counts - item_positions if self.item_causal else item_positions - 1
+        return self.cls_counts - item_positions if self.all_prefixes else item_positions - 1
 
     @property
     def whole_cls_index(self) -> Tensor:
         """Place of the one ``[CLS]`` in each sequence that has seen all of it, ``[B]``."""
-        return self.offsets[1:] - 1 if self.item_causal else self.offsets[:-1]
+        return self.offsets[1:] - 1 if self.all_prefixes else self.offsets[:-1]
 
     @property
     def sequence_of_token(self) -> Tensor:
@@ -89,7 +98,7 @@ class TokenBatch:
             **tensors,
             offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
             cls_index=torch.cat(cls_index),
-            item_causal=batches[0].item_causal,
+            training_targets=batches[0].training_targets,
         )
 
     def split(self, sizes: Sequence[int]) -> Iterator[TokenBatch]:
@@ -119,6 +128,136 @@ class TokenBatch:
             if isinstance(value, Tensor)
         }
         return replace(self, **tensors)
+
+
+class TokenStore(Protocol):
+    """One ``[CLS]`` and then all sentences end to end, as ``ItemSentences`` holds them."""
+
+    input_ids: Tensor
+    token_types: Tensor
+    offsets: Tensor
+
+
+def pack(
+    store: TokenStore,
+    sentences: Tensor,
+    lengths: Tensor,
+    max_tokens: int | None,
+    training_targets: str,
+) -> TokenBatch:
+    """Sequences of sentences as what they train asks for.
+
+    Args:
+        store: the sentences' tokens, the empty sentence first.
+        sentences: ids of all sequences' sentences end to end, newest first in each, ``[M]``.
+        lengths: sentences of each sequence, 0 allowed, ``[B]``, sum ``M``.
+        max_tokens: tokens a sequence may have, ``[CLS]`` included; None: any number.
+        training_targets: one of ``TRAINING_TARGETS``.
+
+    Raises:
+        ValueError: if ``max_tokens`` leaves no room for ``[CLS]``.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}; at least 1 ([CLS]) is needed")
+    arrange = oldest_first if training_targets == ALL_PREFIXES else newest_first
+    return arrange(store, sentences, lengths, max_tokens)
+
+
+def newest_first(
+    store: TokenStore, sentences: Tensor, lengths: Tensor, max_tokens: int | None
+) -> TokenBatch:
+    """``[CLS] S_n ... S_1``, the paper's order; tokens past ``max_tokens``, the oldest, are cut.
+
+    A segment is a ``[CLS]`` or a sentence; the arrays over segments are ``[B + M]``. See ``pack``
+    for the arguments.
+    """
+    count = lengths.numel() + sentences.numel()
+    sequence = torch.arange(lengths.numel(), device=lengths.device)
+    last = (lengths + 1).cumsum(0) - 1
+    cls = last - lengths
+    sequence_of_segment = sequence.repeat_interleave(lengths + 1, output_size=count)
+    item_positions = torch.arange(count, device=lengths.device) - cls[sequence_of_segment]
+
+    is_item = item_positions.nonzero().squeeze(1)
+    starts = torch.zeros_like(item_positions)  # where [CLS] is stored
+    sizes = torch.ones_like(item_positions)
+    starts[is_item] = store.offsets[sentences]
+    sizes[is_item] = store.offsets[sentences + 1] - store.offsets[sentences]
+
+    ends = sizes.cumsum(0)
+    positions = ends - sizes - (ends[cls] - 1)[sequence_of_segment]
+    sequence_lengths = ends[last] - ends[cls] + 1
+    if max_tokens is not None:
+        sizes = sizes.minimum((max_tokens - positions).clamp(min=0))
+        sequence_lengths = sequence_lengths.clamp(max=max_tokens)
+    offsets = torch.cat([sequence_lengths.new_zeros(1), sequence_lengths.cumsum(0)])
+    return TokenBatch(
+        **_gather(store, starts, sizes, item_positions, int(offsets[-1])),
+        token_positions=_count_from_zero(offsets.diff(), int(offsets[-1])),
+        offsets=offsets,
+        cls_index=offsets[:-1],
+    )
+
+
+def oldest_first(
+    store: TokenStore, sentences: Tensor, lengths: Tensor, max_tokens: int | None
+) -> TokenBatch:
+    """``S_1 [CLS] S_2 [CLS] ... S_n [CLS]``; the oldest items that do not fit are left out whole.
+
+    Item positions count from the oldest item that stands there, token positions from the first
+    token of each item: from nothing on ml-100k that gave validation ndcg@10 .067 after six epochs
+    and .069 after twelve, positions that run on .063 and .067. A sequence of nothing is read as one
+    item without text. A newest item too long by itself loses its last tokens. See ``pack`` for the
+    arguments.
+    """
+    empty, lengths = lengths == 0, lengths.clamp(min=1)
+    if empty.any():
+        filled = sentences.new_zeros(int(lengths.sum()))
+        filled[~empty.repeat_interleave(lengths)] = sentences
+        sentences = filled
+    sizes = store.offsets[sentences + 1] - store.offsets[sentences]
+    first = lengths.cumsum(0) - lengths  # the newest of each sequence
+    kept = lengths
+    if max_tokens is not None:
+        sizes[first] = sizes[first].clamp(max=max_tokens - 1)
+        read = (sizes + 1).cumsum(0)
+        before = (read - sizes - 1)[first].repeat_interleave(lengths, output_size=len(sizes))
+        fits = (read - before <= max_tokens).long().cumsum(0)
+        kept = fits[first + lengths - 1] - fits[first] + 1
+
+    sequence = torch.arange(len(kept), device=kept.device).repeat_interleave(kept)
+    item_positions = torch.arange(len(sequence), device=kept.device) + 1
+    item_positions = item_positions - (kept.cumsum(0) - kept)[sequence]
+    place = (first + kept)[sequence] - item_positions
+    starts, sizes = store.offsets[sentences[place]], sizes[place]
+    starts = torch.stack([starts, torch.zeros_like(starts)], 1).flatten()  # [CLS] is stored at 0
+    sizes = torch.stack([sizes, torch.ones_like(sizes)], 1).flatten()
+    ends = sizes.cumsum(0)
+    offsets = torch.cat([ends.new_zeros(1), ends[2 * kept.cumsum(0) - 1]])
+    total = int(offsets[-1])
+    return TokenBatch(
+        **_gather(store, starts, sizes, item_positions.repeat_interleave(2), total),
+        token_positions=_count_from_zero(sizes[::2] + 1, total),
+        offsets=offsets,
+        cls_index=ends[1::2] - 1,
+        training_targets=ALL_PREFIXES,
+    )
+
+
+def _gather(
+    store: TokenStore, starts: Tensor, sizes: Tensor, item_positions: Tensor, total: int
+) -> dict[str, Any]:
+    """Copy segments, ``sizes`` tokens each from ``starts``, out of the store, one after another."""
+    stored = ragged_range(starts, sizes, total)
+    return {
+        "input_ids": store.input_ids[stored].long(),
+        "token_types": store.token_types[stored].long(),
+        "item_positions": item_positions.repeat_interleave(sizes, output_size=total),
+    }
+
+
+def _count_from_zero(lengths: Tensor, total: int) -> Tensor:
+    return ragged_range(torch.zeros_like(lengths), lengths, total)
 
 
 def ragged_range(starts: Tensor, sizes: Tensor, total: int | None = None) -> Tensor:
