@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from recbole_jepa4rec.base.stopping import ending_on_sigterm
+from recbole_jepa4rec.base.command import run_command
 from recbole_jepa4rec.convert.checks import problems
-from recbole_jepa4rec.convert.conversion import convert
-from recbole_jepa4rec.convert.folder import check_target
+from recbole_jepa4rec.convert.conversion import check_target, convert
 from recbole_jepa4rec.convert.settings import PRESETS, Preset, Reading, Rule, Split, whole
 from recbole_jepa4rec.convert.source import Source
 from recbole_jepa4rec.convert.sources import (
@@ -27,7 +26,7 @@ from recbole_jepa4rec.convert.sources import (
     open_tables,
 )
 from recbole_jepa4rec.convert.split import EXPLANATION
-from recbole_jepa4rec.convert.summary import summary
+from recbole_jepa4rec.convert.statistics import summary
 from recbole_jepa4rec.convert.tables import BadLines
 
 PROGRAM = "python -m recbole_jepa4rec.convert"
@@ -105,16 +104,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit status; see ``--help``.
     """
-    try:
-        with ending_on_sigterm():
-            return _run(words)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+    return run_command(lambda: _run(words))
 
 
 def _run(words: Sequence[str]) -> int:
@@ -122,7 +112,7 @@ def _run(words: Sequence[str]) -> int:
     name = given["source"]
     if name == "check":
         return _check(given["folder"])
-    check_target(given["out"], given["force"])
+    target = check_target(given["out"], given["force"])
     preset = PRESETS.get(name, {}).get(given.get("preset", ""), Preset(""))
     reading = _changed(preset.reading, given)
     core = {field: given["core"] for field in ("core_users", "core_items") if "core" in given}
@@ -136,7 +126,7 @@ def _run(words: Sequence[str]) -> int:
         "rule": vars(rule),
         "command": shlex.join([*PROGRAM.split(), *words]),
     }
-    content = convert(source, rule, given["out"], given["force"], about, split)
+    content = convert(source, rule, target, given["force"], about, split)
     print(summary(content), file=sys.stderr)
     print(given["out"])
     return 0

@@ -1,24 +1,33 @@
-"""From a source to a data set's folder."""
+"""From a source to a data set's folder, which takes its name once everything in it is on disk."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Mapping
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+import pandas as pd
 
+from recbole_jepa4rec.base.files import CAN_HOLD, atomic_write, hold, sync
 from recbole_jepa4rec.convert import statistics
-from recbole_jepa4rec.convert.filters import apply
-from recbole_jepa4rec.convert.folder import check_target, whole_folder, writing
-from recbole_jepa4rec.convert.interactions import Interactions
+from recbole_jepa4rec.convert.filters import apply, codes, in_order, read_interactions
 from recbole_jepa4rec.convert.settings import Rule, Split
 from recbole_jepa4rec.convert.source import Source
-from recbole_jepa4rec.convert.split import split_rows
-from recbole_jepa4rec.convert.writer import write_interactions, write_items
-from recbole_jepa4rec.data.fingerprint import fingerprint
+from recbole_jepa4rec.convert.split import fingerprint_of, split_files, split_rows, split_summary
+from recbole_jepa4rec.convert.tables import MAX_LINE_BYTES
 from recbole_jepa4rec.data.published import beside_published
+
+_UNFIT = set(",+:\t\n\r\0\"'")
+_HEADER = ("user_id:token", "item_id:token", "timestamp:float")
 
 
 def convert(
@@ -36,7 +45,8 @@ def convert(
     Args:
         source: of the interactions and the item text.
         rule: which interactions stay.
-        target: the folder; its name is that of the data set. It appears whole or not at all.
+        target: what ``check_target`` gave; the data set's name is its. It appears whole or not at
+            all.
         force: whether it may replace a data set of that name.
         about: written first into ``NAME.stats.json``.
         split: to be written, if any.
@@ -48,56 +58,187 @@ def convert(
         ValueError: for input that cannot be used; names file, line and what was expected.
         OSError: if a file cannot be written.
     """
-    target = check_target(target, force)
     if rule.without_text != "keep" and not source.attributes:
         raise ValueError("the rule drops items without text: expected a file with item text")
     next(iter(source.texts()), None)  # a file in the wrong place ends the run at once
-    rows = Interactions.read(source.interactions())
-    has_text = _has_text(source, rows) if rule.without_text != "keep" else None
-    kept, steps = apply(rule, rows, has_text)
-    del rows
-    kept = kept.in_order().renumbered()
-    keys = kept.item_ids
-    ids = source.item_ids(keys, np.bincount(kept.items, minlength=len(keys)))
-    kept = Interactions(kept.user_ids, ids, kept.users, kept.items, kept.times)
-    parts = split_rows(split, rule.seed, kept) if split else None
+    rows = read_interactions(source.interactions())
+    with_text: set[str] = set()
+    if rule.without_text != "keep":
+        bought = {*rows["item"].cat.categories}
+        with_text = {key for key, values in source.texts() if any(values) and key in bought}
+    kept, steps = apply(rule, rows, with_text)
+    del rows, with_text
+    kept = in_order(kept)
+    keys = list(kept["item"].cat.categories)
+    ids = source.item_ids(keys, np.bincount(codes(kept["item"])))
+    kept["item"] = kept["item"].cat.rename_categories(ids)
+    parts = None if split is None else split_rows(split, rule.seed, kept)
+    name = target.name
     with whole_folder(target, force) as folder:
-        write_interactions(folder / f"{target.name}.inter", kept, ids)
-        for name, part in parts.files().items() if parts else ():
-            write_interactions(folder / f"{target.name}.{name}.inter", part, ids)
+        _write_interactions(folder / f"{name}.inter", kept)
+        for part, its_rows in {} if parts is None else split_files(parts).items():
+            _write_interactions(folder / f"{name}.{part}.inter", its_rows)
         text = {}
         if source.attributes:
-            of_text = statistics.TextStatistics(source.attributes, len(ids))
-            path = folder / f"{target.name}.item"
-            for number, values in write_items(path, source.attributes, source.texts(), keys, ids):
-                of_text.add(number, values)
-            text = of_text.summary()
-        counts = statistics.counts(kept)
+            written = _write_items(folder / f"{name}.item", source, keys, ids)
+            text = statistics.text_statistics(source.attributes, len(ids), written)
+        numbers = statistics.counts(kept)
         content = {
-            "name": target.name,
+            "name": name,
             **(about or {}),
             "bad_lines": len(source.bad),
-            "fingerprint": fingerprint(
-                np.array(kept.user_ids, object), np.array(ids, object), kept.users, kept.items
-            ),
-            "statistics": counts,
+            "fingerprint": fingerprint_of(kept),
+            "statistics": numbers,
             **statistics.order_and_targets(kept),
             **text,
-            "split": parts.summary() if parts else None,
+            "split": split and split_summary(split, rule.seed, parts, kept),
             "steps": steps,
-            "published": beside_published(target.name, counts),
+            "published": beside_published(name, numbers),
         }
-        with writing(folder / f"{target.name}.stats.json") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        with atomic_write(folder / f"{name}.stats.json") as file:
+            file.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
     return content
 
 
-def _has_text(source: Source, rows: Interactions) -> np.ndarray:
-    """Whether each item number has text, bool ``[I]``."""
-    number_of = {key: number for number, key in enumerate(rows.item_ids)}
-    has_text = np.zeros(len(number_of), dtype=bool)
-    for key, values in source.texts():
-        if any(values) and (number := number_of.get(key)) is not None:
-            has_text[number] = True
-    return has_text
+def _write_interactions(path: Path, rows: pd.DataFrame) -> None:
+    """Write ``user_id``, ``item_id`` and ``timestamp`` of each; times in all their digits."""
+    times = rows["time"].tolist()
+    if rows["time"].dtype == float:
+        times = [int(time) if time.is_integer() else time for time in times]
+    columns = rows["user"], rows["item"], pd.Series(times, rows.index, dtype=object)
+    table = pd.DataFrame(dict(zip(_HEADER, columns, strict=True)))
+    with atomic_write(path) as file:
+        table.to_csv(
+            file, mode="wb", sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n"
+        )
+
+
+def _write_items(
+    path: Path, source: Source, keys: Sequence[str], ids: Sequence[str]
+) -> Iterator[tuple[int, Sequence[str]]]:
+    """Write one row for each item: the first text of its key, or empty fields.
+
+    Args:
+        path: the file.
+        source: of the texts, those of items that are not written as well.
+        keys: of the items to write.
+        ids: of the items to write.
+
+    Yields:
+        The number of each item and its values, as it is written.
+
+    Raises:
+        ValueError: if a row is longer than can be read again.
+    """
+    number_of = {key: number for number, key in enumerate(keys)}
+
+    def row(number: int, values: Sequence[str]) -> bytes:
+        line = "\t".join([ids[number], *values]).encode() + b"\n"
+        if len(line) > MAX_LINE_BYTES - 1:
+            raise ValueError(f"item {ids[number]!r}: expected less text than 16 MiB")
+        return line
+
+    with atomic_write(path) as file:
+        header = ["item_id:token", *(f"{name}:token_seq" for name in source.attributes)]
+        file.write("\t".join(header).encode() + b"\n")
+        for key, values in source.texts():
+            if key in number_of and any(values):
+                number = number_of.pop(key)
+                file.write(row(number, values))
+                yield number, values
+        empty = [""] * len(source.attributes)
+        for number in number_of.values():
+            file.write(row(number, empty))
+            yield number, empty
+
+
+def check_target(target: Path, force: bool) -> Path:
+    """Refuse a place that cannot become the folder.
+
+    Args:
+        target: the folder to be.
+        force: whether an existing data set of that name may be replaced.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ValueError: if there is something already, or the name cannot be one of a data set.
+    """
+    path = Path(os.path.abspath(target))
+    if not path.name or _UNFIT & set(path.name) or path.name.startswith("."):
+        raise ValueError(f"--out {target}: expected a folder whose name can name a data set")
+    if not os.path.lexists(path):
+        return path
+    if not force:
+        raise ValueError(f"--out {target}: it is there already (--force replaces it)")
+    if not path.is_dir() or path.is_symlink():
+        raise ValueError(f"--out {target}: expected a folder")
+    for other in path.iterdir():
+        if not other.name.startswith(f"{path.name}.") or not other.is_file():
+            raise ValueError(f"--out {target}: it holds {other.name!r}, which --force would delete")
+    return path
+
+
+@contextmanager
+def whole_folder(target: Path, force: bool = False) -> Iterator[Path]:
+    """Give a folder to write into; it is renamed to ``target`` when the block ends well.
+
+    Files of the block must be on the disk by then. What killed processes left of earlier folders of
+    that name is deleted.
+
+    Args:
+        target: the folder to be; see ``check_target``.
+        force: whether a folder that stands there is replaced.
+
+    Yields:
+        The temporary folder, a sibling of the target.
+
+    Raises:
+        ValueError: if something has come to stand at the target that may not be replaced.
+        OSError: if it cannot be made or renamed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _delete_abandoned(target)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    old = temporary.with_name(f"{temporary.name}.old")
+    temporary.mkdir()
+    with _held(temporary):  # until this process is gone, however it goes
+        try:
+            yield temporary
+            check_target(target, force)
+            if target.exists():
+                target.rename(old)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+            sync(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _delete_abandoned(target: Path) -> None:
+    """Delete temporary folders of the target that no living process holds."""
+    for path in target.parent.glob(f".{escape(target.name)}.*"):
+        if re.fullmatch("[0-9a-f]{32}", path.name.removeprefix(f".{target.name}.")):
+            with _held(path) as is_abandoned:
+                if is_abandoned:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder alone during the block; say whether nobody else is known to hold it."""
+    if not CAN_HOLD:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield hold(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from recbole_jepa4rec.convert.interactions import Row
 from recbole_jepa4rec.convert.settings import Reading
 from recbole_jepa4rec.convert.tables import BadLines, Names, Table
 from recbole_jepa4rec.data.atomic_files import is_number
+
+Row = tuple[str, str, float]
+"""User, item and time of an interaction."""
 
 Text = tuple[str, Sequence[str]]
 """Key of an item, and its attributes' values in order; "" where it lacks one."""
 
 _UNFIT = re.compile(r"[\t\n\r\0\ud800-\udfff]")
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*>")
-_LARGEST_TIME = 2.0**63
+_LARGEST_TIME = 2**63
+_DIGITS = 20  # of the largest, with its sign
 
 
 class FaultError(ValueError):
@@ -187,10 +190,11 @@ def number(value: Any, name: str) -> float:
         FaultError: for anything else.
     """
     if isinstance(value, str) and is_number(value):
-        value = float(value) if len(value) > 15 or not value.isdecimal() else int(value)
+        is_whole = value.removeprefix("-").isdecimal() and len(value) <= _DIGITS
+        value = int(value) if is_whole else float(value)
     if type(value) not in (int, float) or not abs(value) < _LARGEST_TIME:  # NaN is not, either
         raise FaultError(f"expected {name} to be a number, found {shown(value)}")
-    return value
+    return int(value) if value == int(value) else value
 
 
 def moment_of(value: Any, name: str, form: str | None = None) -> float:

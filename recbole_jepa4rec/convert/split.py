@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from recbole_jepa4rec.convert.draw import draw
-from recbole_jepa4rec.convert.interactions import Interactions
+from recbole_jepa4rec.convert.filters import codes, counts, draw
 from recbole_jepa4rec.convert.settings import Split
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.split_files import (
@@ -36,70 +35,16 @@ target is left out of that file. Run with --benchmark_filename=train,valid,test.
 """
 
 
-@dataclass(frozen=True, eq=False)
-class SplitRows:
-    """Interactions and the part of each.
-
-    Attributes:
-        split: how the parts were made.
-        seed: of the draw of items.
-        rows: sorted by user, time and part.
-        part: number of the part of each, ``[M]``.
-        left_out: interactions of users who have no training row before their target.
-    """
-
-    split: Split
-    seed: int
-    rows: Interactions
-    part: np.ndarray
-    left_out: int
-
-    def files(self) -> dict[str, Interactions]:
-        """The interactions of each file by its name."""
-        return {name: self.rows.where(self.part == n) for n, name in enumerate(NAMES)}
-
-    def summary(self) -> dict[str, Any]:
-        """What ``NAME.stats.json`` says: the settings, each part's counts, cold targets.
-
-        ``cold_targets``: share of a part's targets whose item is in no training row.
-        """
-        split = self.split
-        settings: dict[str, Any] = {"kind": split.split}
-        if split.split != "loo":
-            settings |= {"valid_share": split.valid_share, "test_share": split.test_share}
-        if split.split == "cold_items":
-            settings["seed"] = self.seed
-        rows, part = self.rows, self.part
-        warm = np.zeros(len(rows.item_ids), dtype=bool)
-        warm[rows.items[part == 0]] = True
-        parts: dict[str, dict[str, float]] = {}
-        for number, (name, its_rows) in enumerate(self.files().items()):
-            parts[name] = {
-                **its_rows.counts(),
-                "first_time": float(its_rows.times.min()),
-                "last_time": float(its_rows.times.max()),
-            }
-            if number:
-                targets = last_of_part(rows.users, part, number)
-                cold = ~warm[rows.items[targets]]
-                parts[name] |= {"targets": len(targets), "cold_targets": float(cold.mean())}
-        ids = np.array(rows.user_ids, object), np.array(rows.item_ids, object)
-        return {
-            **settings,
-            "files": list(NAMES),
-            "fingerprint": fingerprint(*ids, rows.users, rows.items, part),
-            "parts": parts,
-            "left_out": self.left_out,
-        }
-
-
-def split_rows(split: Split, seed: int, rows: Interactions) -> SplitRows:
-    """Give every interaction its part.
+def split_rows(split: Split, seed: int, rows: pd.DataFrame) -> pd.DataFrame:
+    """Give every interaction its part; those of users without training before a target leave.
 
     Args:
-        split: how.
+        split: how; see ``EXPLANATION``.
         seed: of the draw of items.
-        rows: sorted by user and time.
+        rows: as ``filters.in_order`` gives them.
+
+    Returns:
+        The rows that stay, sorted by user, time and part; ``part`` is the place in ``NAMES``.
 
     Raises:
         ValueError: if a part is empty, or the files could not tell two of them apart.
@@ -108,46 +53,96 @@ def split_rows(split: Split, seed: int, rows: Interactions) -> SplitRows:
         part = _cold_items(split, seed, rows)
     else:
         part = _loo(rows) if split.split == "loo" else _temporal(split, rows)
-    order = np.lexsort((part, rows.times, rows.users))
-    rows, part = rows.where(order), part[order]
-    targets = without_history(rows.users, part)
-    alone = np.zeros((len(rows.user_ids), len(PARTS)), dtype=bool)
-    alone[rows.users[targets], part[targets]] = True
-    stays = ~alone[rows.users, part]
-    made = SplitRows(split, seed, rows.where(stays), part[stays], int((~stays).sum()))
-    for number, name in enumerate(PARTS):
-        if not (made.part == number).any():
-            raise ValueError(f"--split {split.split}: no interaction is left for {name}")
-    later, _ = repeated_across_parts(made.rows.users, made.rows.items, made.rows.times, made.part)
+    rows = rows.assign(part=part)
+    rows = rows.iloc[np.lexsort((part, rows["time"], codes(rows["user"])))]
+    part, users = rows["part"].to_numpy(), codes(rows["user"])
+    alone = np.zeros((len(rows["user"].cat.categories), len(PARTS)), dtype=bool)
+    targets = without_history(users, part)
+    alone[users[targets], part[targets]] = True
+    rows = rows[~alone[users, part]]
+    for name, of_part in split_files(rows).items():
+        if of_part.empty:
+            purpose = PARTS[NAMES.index(name)]
+            raise ValueError(f"--split {split.split}: no interaction is left for {purpose}")
+    columns = (codes(rows["user"]), codes(rows["item"]), rows["time"].to_numpy())
+    later, _ = repeated_across_parts(*columns, rows["part"].to_numpy())
     if len(later):
-        user, item = made.rows.users[later[0]], made.rows.items[later[0]]
+        first = rows.iloc[later[0]]
         raise ValueError(
-            f"--split {split.split}: user {rows.user_ids[user]!r} has item {rows.item_ids[item]!r} "
-            f"twice at one time, in two parts ({len(later)} such; --duplicates exact keeps one)"
+            f"--split {split.split}: user {first['user']!r} has item {first['item']!r} twice at "
+            f"one time, in two parts ({len(later)} such; --duplicates exact keeps one)"
         )
-    return made
+    return rows
 
 
-def _loo(rows: Interactions) -> np.ndarray:
-    lengths = np.bincount(rows.users)
+def split_files(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The interactions of each file by its name."""
+    return {name: rows[rows["part"] == number] for number, name in enumerate(NAMES)}
+
+
+def split_summary(
+    split: Split, seed: int, rows: pd.DataFrame, whole: pd.DataFrame
+) -> dict[str, Any]:
+    """What ``NAME.stats.json`` says: the settings, each part's counts, cold targets.
+
+    ``cold_targets``: share of a part's targets whose item is in no training row.
+
+    Args:
+        split: how the parts were made.
+        seed: of the draw of items.
+        rows: what ``split_rows`` gave.
+        whole: what it was given.
+    """
+    settings: dict[str, Any] = {"kind": split.split}
+    if split.split != "loo":
+        settings |= {"valid_share": split.valid_share, "test_share": split.test_share}
+    if split.split == "cold_items":
+        settings["seed"] = seed
+    users, part = codes(rows["user"]), rows["part"].to_numpy()
+    is_warm = rows["item"].isin(rows["item"][part == 0].unique()).to_numpy()
+    parts: dict[str, dict[str, float]] = {}
+    for number, (name, of_part) in enumerate(split_files(rows).items()):
+        first, last = float(of_part["time"].min()), float(of_part["time"].max())
+        parts[name] = {**counts(of_part), "first_time": first, "last_time": last}
+        if number:
+            targets = last_of_part(users, part, number)
+            cold = float((~is_warm[targets]).mean())
+            parts[name] |= {"targets": len(targets), "cold_targets": cold}
+    return {
+        **settings,
+        "files": list(NAMES),
+        "fingerprint": fingerprint_of(rows, part),
+        "parts": parts,
+        "left_out": len(whole) - len(rows),
+    }
+
+
+def fingerprint_of(rows: pd.DataFrame, part: np.ndarray | None = None) -> str:
+    """What rows in order hold, as a data set that is loaded says it; see ``fingerprint``."""
+    user_ids, item_ids = (rows[name].cat.categories.to_numpy() for name in ("user", "item"))
+    return fingerprint(user_ids, item_ids, codes(rows["user"]), codes(rows["item"]), part)
+
+
+def _loo(rows: pd.DataFrame) -> np.ndarray:
+    lengths = np.bincount(codes(rows["user"]))
     last = lengths.cumsum()[lengths >= 3] - 1
     part = np.zeros(len(rows), dtype=np.int8)
     part[last], part[last - 1] = 2, 1
     return part
 
 
-def _temporal(split: Split, rows: Interactions) -> np.ndarray:
-    in_time = np.sort(rows.times)
+def _temporal(split: Split, rows: pd.DataFrame) -> np.ndarray:
+    in_time = np.sort(rows["time"].to_numpy())
     shares = (split.valid_share + split.test_share, split.test_share)
     cuts = [in_time[min(len(rows) - 1, round((1 - share) * len(rows)))] for share in shares]
-    return np.searchsorted(cuts, rows.times, side="right").astype(np.int8)
+    return np.searchsorted(cuts, rows["time"].to_numpy(), side="right").astype(np.int8)
 
 
-def _cold_items(split: Split, seed: int, rows: Interactions) -> np.ndarray:
-    numbers = draw(rows.item_ids, seed, b"cold_items")
+def _cold_items(split: Split, seed: int, rows: pd.DataFrame) -> np.ndarray:
+    numbers = draw(rows["item"].cat.categories, seed, b"cold_items")
     test, held_out = (
         np.uint64(int(share * 2**64))
         for share in (split.test_share, split.valid_share + split.test_share)
     )
     part_of_item = np.where(numbers < test, 2, np.where(numbers < held_out, 1, 0))
-    return part_of_item[rows.items].astype(np.int8)
+    return part_of_item[codes(rows["item"])].astype(np.int8)

@@ -46,7 +46,7 @@ def test_everything_at_once_in_order_of_the_lines(check):
         "x.inter, line 4: warning: same user, item and time as line 2",
         "x.inter, line 5: warning: pandas takes user_id 'NA' for a missing value",
         "x.inter, line 6: error: expected a user_id, found none",
-        "x.inter, line 7: error: expected UTF-8 text, found invalid continuation byte",
+        "x.inter, line 7: error: expected utf-8 text",
         "x.inter, line 8: error: expected 3 columns (user_id, item_id, timestamp), found 2",
         "x.inter, line 9: error: expected a number for 'timestamp', found 'x'",
         "x.inter, line 10: error: expected a finite timestamp, found 'nan'",

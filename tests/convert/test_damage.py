@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import pytest
 
 from recbole_jepa4rec.convert import command_line
-from recbole_jepa4rec.convert.folder import whole_folder
+from recbole_jepa4rec.convert.conversion import whole_folder
 from recbole_jepa4rec.convert.source import Source
 from recbole_jepa4rec.convert.tables import numbered_lines
 from tests.convert.conftest import reviews, write_json_lines
@@ -290,7 +290,7 @@ def test_a_killed_conversion_leaves_nothing_under_the_name(tmp_path, monkeypatch
     child.start()
     try:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".made.*/made.item")):
+        while not list(tmp_path.glob(".made.*/made.inter")):
             assert child.is_alive() and time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(child.pid, number)

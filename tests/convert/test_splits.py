@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.convert.command_line import main
-from recbole_jepa4rec.convert.interactions import Interactions
+from recbole_jepa4rec.convert.filters import in_order, read_interactions
 from recbole_jepa4rec.convert.settings import Split
-from recbole_jepa4rec.convert.split import NAMES, split_rows
+from recbole_jepa4rec.convert.split import NAMES, split_files, split_rows
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from tests.conftest import ROOT
@@ -22,21 +22,13 @@ from tests.convert.conftest import REAL_DATA, reviews, write_json_lines
 HEAD = "user_id:token\titem_id:token\ttimestamp:float\n"
 
 
-def raw(rows):
-    """(user, item, time) of each interaction."""
-    columns = (rows.users, rows.items, rows.times)
-    return [
-        (rows.user_ids[user], rows.item_ids[item], time)
-        for user, item, time in zip(*(column.tolist() for column in columns), strict=True)
-    ]
-
-
 def split(rows, kind, seed=2020, **shares):
     """Rows of (user, item, time) of each file."""
-    made = split_rows(
-        Split(kind, **shares), seed, Interactions.read(rows).in_order().renumbered()
-    ).files()
-    return {name: raw(part) for name, part in made.items()}
+    made = split_rows(Split(kind, **shares), seed, in_order(read_interactions(rows)))
+    return {
+        name: list(part[["user", "item", "time"]].itertuples(index=False, name=None))
+        for name, part in split_files(made).items()
+    }
 
 
 def with_history(parts):

@@ -6,9 +6,13 @@ from hypothesis import strategies as st
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.command_line import main
-from recbole_jepa4rec.convert.interactions import Interactions
-from recbole_jepa4rec.convert.statistics import TextStatistics, counts, order_and_targets
-from recbole_jepa4rec.convert.summary import summary
+from recbole_jepa4rec.convert.filters import in_order, read_interactions
+from recbole_jepa4rec.convert.statistics import (
+    counts,
+    order_and_targets,
+    summary,
+    text_statistics,
+)
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from tests.convert.conftest import reviews, tables, write_json_lines
 
@@ -42,7 +46,7 @@ def test_ties_and_cold_targets(rows):
     ties = [any(is_tied(h, n) for n in range(1, len(h))) for h in histories.values()]
     targets = [is_tied(h, len(h) - 1) or is_tied(h, len(h) - 2) for h in long]
     cold = [history[-1][0] not in trained for history in long]
-    found = order_and_targets(Interactions.read(rows).in_order().renumbered())
+    found = order_and_targets(in_order(read_interactions(rows)))
     assert found["evaluated_users"] == len(long)
     assert found["users_with_equal_times"] == pytest.approx(sum(ties) / len(ties))
     assert found["targets_with_equal_times"] == pytest.approx(sum(targets) / max(1, len(long)))
@@ -64,11 +68,8 @@ def test_fingerprint_and_counts_are_those_of_the_loaded_set(tmp_path_factory, ro
 
 
 def test_text():
-    text = TextStatistics(["title", "brand"], 3)
-    text.add(0, ["one two three", ""])
-    text.add(2, ["one two " * 40, "two"])
-    text.add(1, ["", ""])
-    found = text.summary()
+    rows = [(0, ["one two three", ""]), (2, ["one two " * 40, "two"]), (1, ["", ""])]
+    found = text_statistics(["title", "brand"], 3, rows)
     assert found["text_coverage"] == {"title": 2 / 3, "brand": 1 / 3}
     assert found["items_without_text"] == 1
     tokens = found["tokens_per_item"]
@@ -91,7 +92,7 @@ def test_the_papers_row_stands_beside(tmp_path, made, capsys):
 
 
 def test_counts():
-    rows = Interactions.read([("u", "i", 1), ("u", "i", 2), ("v", "j", 1)])
+    rows = read_interactions([("u", "i", 1), ("u", "i", 2), ("v", "j", 1)])
     assert counts(rows) == {
         "users": 2, "items": 2, "interactions": 3, "average_length": 1.5, "density": 0.75,
     }  # fmt: skip
