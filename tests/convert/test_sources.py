@@ -1,11 +1,13 @@
 """MovieLens, Yelp, Steam, people's own tables, and atomic files that others made."""
 
 import gzip
+from typing import ClassVar
 
 import pandas as pd
 import pytest
 
 from tests.convert.conftest import write_json_lines
+from tests.convert.contract import SourceContract
 
 INTER = [["u1", "i1", "10"], ["u1", "i2", "20"]]
 FLAGS = "|".join("1" if n in (3, 4) else "0" for n in range(19))
@@ -42,36 +44,28 @@ def test_movielens(made, tmp_path, ratings, movies):
     assert made(*words, out="liked")[0] == [["1", "2", "20"]]
 
 
-def test_yelp(made, tmp_path):
-    inter, item, _ = made(
-        "yelp",
-        write_json_lines(
-            tmp_path / "review.json",
-            [{"user_id": "u", "business_id": "b", "stars": 4.0, "date": "2018-07-07 22:09:11"}],
-        ),
-        write_json_lines(
-            tmp_path / "business.json",
-            [{"business_id": "b", "name": "Bar", "categories": "Bars, Pubs", "city": "Reno"}],
-        ),
-    )
-    assert inter == [["u", "b", "1531001351"]]
-    assert item == [["b", "Bar", "Bars, Pubs", "Reno"]]
+class TestYelp(SourceContract):
+    source = "yelp"
+    inter: ClassVar = [["u", "b", "1531001351"]]
+    item: ClassVar = [["b", "Bar", "Bars, Pubs", "Reno"]]
+
+    def write(self, folder):
+        review = {"user_id": "u", "business_id": "b", "stars": 4.0, "date": "2018-07-07 22:09:11"}
+        bar = {"business_id": "b", "name": "Bar", "categories": "Bars, Pubs", "city": "Reno"}
+        files = {"review.json": [review], "business.json": [bar]}
+        return [write_json_lines(folder / name, lines) for name, lines in files.items()]
 
 
-def test_steam(made, tmp_path):
-    inter, item, _ = made(
-        "steam",
-        write_json_lines(
-            tmp_path / "reviews.json.gz",
-            ["{u'username': u'a b', u'product_id': u'7', u'date': u'2017-12-17', u'text': u'\"'}"],
-        ),
-        write_json_lines(
-            tmp_path / "games.json.gz",
-            ["{u'id': u'7', u'app_name': u'Go', u'genres': [u'Indie', u'Casual']}"],
-        ),
-    )
-    assert inter == [["a b", "7", "1513468800"]]
-    assert item == [["7", "Go", "Indie, Casual", "", ""]]
+class TestSteam(SourceContract):
+    source = "steam"
+    inter: ClassVar = [["a b", "7", "1513468800"]]
+    item: ClassVar = [["7", "Go", "Indie, Casual", "", ""]]
+
+    def write(self, folder):
+        review = "{u'username': u'a b', u'product_id': u'7', u'date': u'2017-12-17'}"
+        game = "{u'id': u'7', u'app_name': u'Go', u'genres': [u'Indie', u'Casual']}"
+        files = {"reviews.json.gz": [review], "games.json.gz": [game]}
+        return [write_json_lines(folder / name, lines) for name, lines in files.items()]
 
 
 class TestGeneric:
