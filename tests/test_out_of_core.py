@@ -16,12 +16,11 @@ import torch
 
 from recbole_jepa4rec.data import item_text as item_text_module
 from recbole_jepa4rec.data.item_text import TEXT, read_item_text
-from recbole_jepa4rec.text import growing_tensor, row_encoder, sentence_cache, tensor_cache
+from recbole_jepa4rec.text import row_encoder, tensor_cache
 from recbole_jepa4rec.text import sentences as sentences_module
-from recbole_jepa4rec.text.growing_tensor import GrowingTensor
-from recbole_jepa4rec.text.row_encoder import DIGEST, EncodedRows
-from recbole_jepa4rec.text.sentence_index import SentenceIndex
+from recbole_jepa4rec.text.row_encoder import DIGEST, EncodedRows, SentenceIndex
 from recbole_jepa4rec.text.sentences import ItemSentences
+from recbole_jepa4rec.text.tensor_cache import GrowingTensor
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
 from tests.conftest import ROOT
 
@@ -139,9 +138,9 @@ class TestStore:
                 room[0] -= len(part)
                 return self.file.write(part)
 
-        make = growing_tensor.tempfile.TemporaryFile
+        make = tensor_cache.tempfile.TemporaryFile
         monkeypatch.setattr(
-            growing_tensor.tempfile, "TemporaryFile", lambda **words: Full(make(**words))
+            tensor_cache.tempfile, "TemporaryFile", lambda **words: Full(make(**words))
         )
         store = ItemSentences.build(made_up(300), tokenizer, cache_dir=tmp_path)
         assert_same(store, ItemSentences.build(made_up(300), tokenizer))
@@ -221,11 +220,11 @@ class TestCacheKey:
 
     def test_strings_of_arrow_and_of_python_have_the_same(self, tokenizer, monkeypatch):
         frame = made_up(30)
-        key = sentence_cache.content_key(frame, tokenizer, 32)
+        key = sentences_module.content_key(frame, tokenizer, 32)
         arrow = frame.astype(pd.ArrowDtype(TEXT))
-        assert sentence_cache.content_key(arrow, tokenizer, 32) == key
-        monkeypatch.setattr(sentence_cache, "ROWS_AT_ONCE", 4)
-        assert sentence_cache.content_key(arrow, tokenizer, 32) == key
+        assert sentences_module.content_key(arrow, tokenizer, 32) == key
+        monkeypatch.setattr(sentences_module, "ROWS_AT_ONCE", 4)
+        assert sentences_module.content_key(arrow, tokenizer, 32) == key
 
 
 def test_a_growing_tensor_is_all_its_parts(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from recbole_jepa4rec.base.stopping import ending_on_sigterm
 
@@ -60,6 +62,12 @@ def run_command(
         message = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"error: {message}{f' ({note})' if note else ''}", file=sys.stderr)
         return FAILED
+
+
+def python_path() -> str:
+    """``PYTHONPATH`` with which another process finds this package, installed or not."""
+    package = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def add_note(error: BaseException, note: str) -> None:

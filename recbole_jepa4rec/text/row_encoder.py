@@ -1,11 +1,17 @@
-"""Rows of item text as sentences: their tokens end to end, and a digest that tells them apart."""
+"""Rows of item text as sentences: their tokens end to end, and a digest that tells them apart.
+
+A whole catalogue is tokenised some rows at a time, here by the tokenizer's own threads
+(``RAYON_NUM_THREADS``), or by a Ray cluster.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +26,9 @@ DIGEST = np.dtype("S16")
 
 ROWS_AT_ONCE = 16_384
 """Rows that are tokenised together; while they are, each of their tokens is a Python number."""
+
+TASKS_A_CPU = 2
+"""Under way at once for each processor of a cluster: one runs, the next one's rows are there."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,96 @@ class RowEncoder:
         return ids, types, starts[numbers], sizes[numbers]
 
 
-def chunks(item_text: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The rows in order, ``ROWS_AT_ONCE`` at a time."""
-    for first in range(0, len(item_text), ROWS_AT_ONCE):
-        yield item_text.iloc[first : first + ROWS_AT_ONCE]
+class SentenceIndex:
+    """Numbers sentences from 0 in the order in which their digests are first seen.
+
+    It takes 24 bytes for each, where a dictionary takes over 200. Two sentences of one digest would
+    become one; see ``DIGEST`` for how likely that is.
+    """
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, DIGEST)
+        self._numbers = np.empty(0, np.int64)  # in the order of the sorted digests
+
+    def intern(self, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look up digests; those not seen before get the next numbers.
+
+        Args:
+            digests: ``DIGEST`` ``[R]``.
+
+        Returns:
+            The number of each, int64 ``[R]``, and the rows that brought a new one, in order.
+        """
+        distinct, first, which = np.unique(digests, return_index=True, return_inverse=True)
+        place = np.asarray(np.searchsorted(self._sorted, distinct))
+        known = np.zeros(len(distinct), dtype=bool)
+        inside = place < len(self._sorted)
+        known[inside] = self._sorted[place[inside]] == distinct[inside]
+
+        numbers = np.empty(len(distinct), np.int64)
+        numbers[known] = self._numbers[place[known]]
+        new_rows = np.sort(first[~known])
+        numbers[~known] = len(self._sorted) + np.searchsorted(new_rows, first[~known])
+        self._numbers = np.insert(self._numbers, place[~known], numbers[~known])
+        self._sorted = np.insert(self._sorted, place[~known], distinct[~known])
+        return numbers[which.ravel()], new_rows
+
+    def truncate(self, count: int) -> None:
+        """Forget the sentences from this number on."""
+        kept = self._numbers < count
+        self._sorted, self._numbers = self._sorted[kept], self._numbers[kept]
+
+
+def encoded_rows(
+    encoder: RowEncoder, item_text: pd.DataFrame, address: str | None = None
+) -> Iterator[EncodedRows]:
+    """Sentences of all rows, in order, the same wherever they are made.
+
+    Args:
+        encoder: of rows.
+        item_text: one row an item.
+        address: of a Ray cluster; ``None`` uses none.
+
+    Raises:
+        ValueError: if there is no such cluster, or a text holds a lone surrogate.
+    """
+    firsts = range(0, len(item_text), ROWS_AT_ONCE)
+    chunks = (item_text.iloc[first : first + ROWS_AT_ONCE] for first in firsts)
+    return map(encoder, chunks) if address is None else _on_ray(encoder, chunks, address)
+
+
+def _on_ray(
+    encoder: RowEncoder, chunks: Iterator[pd.DataFrame], address: str
+) -> Iterator[EncodedRows]:
+    """The same by a cluster, a task for each chunk; one whose machine is lost is run again.
+
+    Ray's tasks and not Ray Data: that of Ray 2.6.3, which RecBole pins, imports a part of
+    setuptools that is there no more, and hands over the whole catalogue before the first row is
+    tokenised.
+    """
+    import ray
+
+    from recbole_jepa4rec.base.ray_cluster import connected
+
+    def result(task: Any) -> EncodedRows:
+        try:
+            return ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise error.cause from None
+            raise
+
+    with connected(address, threads=1):
+        encode: Any = ray.remote(RowEncoder.__call__)
+        shared = ray.put(encoder)
+        most = TASKS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        under_way: deque[Any] = deque()
+        for rows in chunks:
+            under_way.append(encode.remote(shared, rows))
+            if len(under_way) >= most:
+                yield result(under_way.popleft())
+        while under_way:
+            yield result(under_way.popleft())
 
 
 def ragged(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import tokenizers
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recbole_jepa4rec.text.catalogue_encoding import encoded_rows
-from recbole_jepa4rec.text.growing_tensor import GrowingTensor
-from recbole_jepa4rec.text.row_encoder import CLS, ROWS_AT_ONCE, EncodedRows, RowEncoder
-from recbole_jepa4rec.text.sentence_cache import SentenceCache, content_key
-from recbole_jepa4rec.text.sentence_index import SentenceIndex
+from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.text import tensor_cache
+from recbole_jepa4rec.text.row_encoder import (
+    CLS,
+    ROWS_AT_ONCE,
+    EncodedRows,
+    RowEncoder,
+    SentenceIndex,
+    encoded_rows,
+)
+from recbole_jepa4rec.text.tensor_cache import GrowingTensor, TensorCache
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch, pack
 from recbole_jepa4rec.text.tokenizer import SpecialIds, encode_texts, unlimited
+
+_FORMAT = "recbole_jepa4rec item sentences 2"
 
 
 class ItemSentences(nn.Module):
@@ -95,7 +103,7 @@ class ItemSentences(nn.Module):
             sentences._fill(item_text, None, address)
             return sentences
         key = content_key(item_text, sentences.tokenizer, max_attribute_tokens)
-        cache = SentenceCache(cache_dir, key)
+        cache = TensorCache(cache_dir, "sentences", key)
         stored = cache.read()
         if stored is None:
             is_mapped = sentences._fill(item_text, cache_dir, address)
@@ -166,8 +174,7 @@ class ItemSentences(nn.Module):
             ValueError: if a column is none of the catalogue's.
         """
         for column in item_text.columns.difference(list(self.names)):
-            near = difflib.get_close_matches(str(column), self.names, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else f"; have {', '.join(self.names)}"
+            hint = did_you_mean(str(column), self.names) or f"; have {', '.join(self.names)}"
             raise ValueError(f"unknown item attribute {column!r}{hint}")
         first = self.num_items
         self._extend([self._encoder(item_text)])
@@ -245,3 +252,25 @@ class ItemSentences(nn.Module):
             ids, types = (t[stored].cpu().numpy() for t in (self.input_ids, self.token_types))
             index.intern(EncodedRows.of(ids, types, bounds.diff().numpy()).digests)
         return index
+
+
+def content_key(
+    item_text: pd.DataFrame, tokenizer: tokenizers.Tokenizer, max_attribute_tokens: int
+) -> str:
+    """sha256 over everything the item sentences depend on, as 64 hex digits."""
+    settings = [_FORMAT, tokenizers.__version__, str(max_attribute_tokens), tokenizer.to_str()]
+    return tensor_cache.content_key(
+        settings, *(_NamedColumn(item_text[name]) for name in item_text.columns)
+    )
+
+
+class _NamedColumn:
+    """A column's name and then its values, some of which are Python strings at a time."""
+
+    def __init__(self, column: pd.Series) -> None:
+        self._column = column
+
+    def __iter__(self) -> Iterator[str]:
+        yield str(self._column.name)
+        for first in range(0, len(self._column), ROWS_AT_ONCE):
+            yield from self._column.iloc[first : first + ROWS_AT_ONCE].to_numpy(dtype=object)
