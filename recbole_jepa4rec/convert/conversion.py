@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
@@ -153,7 +155,7 @@ def _write_items(
 
 
 def check_target(target: Path, force: bool) -> Path:
-    """Refuse a place that cannot become the folder.
+    """Refuse a place that cannot become the folder, once what killed processes left is mended.
 
     Args:
         target: the folder to be.
@@ -168,6 +170,7 @@ def check_target(target: Path, force: bool) -> Path:
     path = Path(os.path.abspath(target))
     if not path.name or _UNFIT & set(path.name) or path.name.startswith("."):
         raise ValueError(f"--out {target}: expected a folder whose name can name a data set")
+    _mend(path)
     if not os.path.lexists(path):
         return path
     if not force:
@@ -182,10 +185,10 @@ def check_target(target: Path, force: bool) -> Path:
 
 @contextmanager
 def whole_folder(target: Path, force: bool = False) -> Iterator[Path]:
-    """Give a folder to write into; it is renamed to ``target`` when the block ends well.
+    """Give a folder to write into, which takes the name of the target when the block ends well.
 
-    Files of the block must be on the disk by then. What killed processes left of earlier folders of
-    that name is deleted.
+    Files of the block must be on the disk by then. At any moment a process may be killed and the
+    target is as it was or as it is to be; see ``_mend`` for systems that cannot do that.
 
     Args:
         target: the folder to be; see ``check_target``.
@@ -199,36 +202,55 @@ def whole_folder(target: Path, force: bool = False) -> Iterator[Path]:
         OSError: if it cannot be made or renamed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _delete_abandoned(target)
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")
-    old = temporary.with_name(f"{temporary.name}.old")
     temporary.mkdir()
     with _held(temporary):  # until this process is gone, however it goes
         try:
             yield temporary
             check_target(target, force)
-            if target.exists():
-                target.rename(old)
-            try:
+            if not target.exists():
                 temporary.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
+            elif not _exchanged(temporary, target):
+                target.rename(_aside(temporary))
+                temporary.rename(target)
             sync(target.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-    shutil.rmtree(old, ignore_errors=True)
+        finally:
+            _settle(temporary, target)
 
 
-def _delete_abandoned(target: Path) -> None:
-    """Delete temporary folders of the target that no living process holds."""
-    for path in target.parent.glob(f".{escape(target.name)}.*"):
-        if re.fullmatch("[0-9a-f]{32}", path.name.removeprefix(f".{target.name}.")):
-            with _held(path) as is_abandoned:
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two folders change names at one moment, where the system can (Linux)."""
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _aside(temporary: Path) -> Path:
+    """Where the data set to be replaced stands between two renames."""
+    return temporary.with_name(f"{temporary.name}.old")
+
+
+def _settle(temporary: Path, target: Path) -> None:
+    """Delete what is left beside the target; a data set set aside takes its name if nothing has."""
+    if _aside(temporary).is_dir() and not os.path.lexists(target):
+        _aside(temporary).rename(target)
+    for left in (temporary, _aside(temporary)):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _mend(target: Path) -> None:
+    """Settle what processes have left that live no more."""
+    beside = f".{target.name}."
+    for path in target.parent.glob(f"{escape(beside)}*"):
+        if re.fullmatch("[0-9a-f]{32}(.old)?", path.name.removeprefix(beside)):
+            temporary = path.with_name(path.name.removesuffix(".old"))
+            if not temporary.is_dir():
+                _settle(temporary, target)
+                continue
+            with _held(temporary) as is_abandoned:
                 if is_abandoned:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _settle(temporary, target)
 
 
 @contextmanager

@@ -6,14 +6,15 @@ import resource
 import signal
 import time
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
-from recbole_jepa4rec.convert import command_line
-from recbole_jepa4rec.convert.conversion import whole_folder
+from recbole_jepa4rec.convert import command_line, conversion
+from recbole_jepa4rec.convert.conversion import check_target, whole_folder
 from recbole_jepa4rec.convert.source import Source
 from recbole_jepa4rec.convert.tables import numbered_lines
-from tests.convert.conftest import reviews, write_json_lines
+from tests.convert.conftest import reviews, tables, write_json_lines
 
 GOOD = reviews([("u", "i", 1), ("u", "j", 2), ("v", "i", 3)])
 TEXT = [{"asin": "i", "title": "one"}, {"asin": "j", "title": "two"}]
@@ -302,8 +303,61 @@ def test_a_killed_conversion_leaves_nothing_under_the_name(tmp_path, monkeypatch
     assert not (tmp_path / "made").exists()
     assert len(list(tmp_path.glob(".made.*"))) == (number == signal.SIGKILL)
     with whole_folder(tmp_path / "made"), whole_folder(tmp_path / "other"):
+        check_target(tmp_path / "made", False)
         assert len(list(tmp_path.glob(".made.*"))) == 1  # the one that is being written
     assert sorted(os.listdir(tmp_path)) == ["m.json", "made", "other", "r.json.gz"]
+
+
+class TestKilledWhileReplacing:
+    """Kills a conversion with ``--force`` right before or after the folders change names."""
+
+    def kill(self, monkeypatch, words, place):
+        """Convert in a child that dies at the first, second, ... change of a name."""
+        changes = []
+
+        def dying(change):
+            def changed(*args):
+                for moment in ("before", "after"):
+                    if len(changes) == place:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    changes.append(moment)
+                    if moment == "before":
+                        result = change(*args)
+                return result
+
+            return changed
+
+        def work():
+            monkeypatch.setattr(conversion, "_exchanged", dying(conversion._exchanged))
+            monkeypatch.setattr(Path, "rename", dying(Path.rename))
+            command_line.main(words)
+
+        child = get_context("fork").Process(target=work)
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+
+    @pytest.mark.parametrize(
+        ("exchanges", "place"), [(True, 0), (True, 1), *((False, n) for n in range(6))]
+    )
+    def test_a_data_set_is_there_and_the_same_command_ends_well(
+        self, tmp_path, monkeypatch, made, exchanges, place
+    ):
+        old, _, _ = made("amazon2018", write(tmp_path, GOOD))
+        words = ["amazon2018", str(write(tmp_path, GOOD[:2])), "--force"]
+        words += ["--out", str(tmp_path / "made")]
+        if not exchanges:
+            monkeypatch.setattr(conversion, "_exchanged", lambda *_: False)
+        with monkeypatch.context() as patch:
+            self.kill(patch, words, place)
+        with pytest.raises(ValueError, match="it is there already"):
+            check_target(tmp_path / "made", False)
+        inter, _, _ = tables(tmp_path / "made")
+        assert inter == (old[:2] if place == (1 if exchanges else 5) else old)
+        assert sorted(os.listdir(tmp_path)) == ["made", "r.json.gz"]
+        assert command_line.main(words) == 0
+        assert tables(tmp_path / "made")[0] == old[:2]
+        assert sorted(os.listdir(tmp_path)) == ["made", "r.json.gz"]
 
 
 def test_two_at_once_leave_each_other_alone(tmp_path):
