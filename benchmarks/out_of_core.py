@@ -170,7 +170,7 @@ def child(seconds: str) -> None:
     from recbole_jepa4rec.model import jepa4rec, starting_point
     from recbole_jepa4rec.runner.quick_start import run
     from recbole_jepa4rec.text.sentences import ItemSentences
-    from recbole_jepa4rec.training.trainer import TwoStageTrainer
+    from recbole_jepa4rec.training.phase_trainer import PhaseTrainer
 
     stages, found = Stages(), {}
     build = ItemSentences.build
@@ -184,9 +184,9 @@ def child(seconds: str) -> None:
     stages.wrap(dataset, "read_item_text", "item text", "model")
     stages.wrap(starting_point, "train_wordpiece", "vocabulary", "model")
     stages.wrap(jepa4rec.ItemSentences, "build", "tokenise", "model")
-    stages.wrap(TwoStageTrainer, "_train_phase_epoch", "pre-train", "model")
-    stages.wrap(TwoStageTrainer, "_validate", "validate", "save and load weights")
-    stages.wrap(TwoStageTrainer, "rank_targets", "test", "write result")
+    stages.wrap(PhaseTrainer, "_run_epoch", "pre-train", "model")
+    stages.wrap(PhaseTrainer, "_validate", "validate", "save and load weights")
+    stages.wrap(PhaseTrainer, "rank", "test", "write result")
     stages.enter("load")
     figures = run(
         "JEPA4Rec",

@@ -23,7 +23,7 @@ from recbole_jepa4rec.text.masking import draw_masked_item
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import fill_batches
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
-from recbole_jepa4rec.training.training_rows import history_tokens, window_ends
+from recbole_jepa4rec.training.phases import history_tokens, window_ends
 from tests.test_claims import KEYS, PAPER, STEP, of_eight_users
 
 ITEMS, MAX_TOKENS = 60, 256

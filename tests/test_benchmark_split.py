@@ -16,8 +16,7 @@ from recbole_jepa4rec.model.counting import Markov, Popularity
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.runner.recommender import load as load_run
 from recbole_jepa4rec.runner.result import per_user
-from recbole_jepa4rec.training.epoch_plan import target_positions
-from recbole_jepa4rec.training.training_rows import trainable_users, window_ends
+from recbole_jepa4rec.training.phases import target_positions, trainable_users, window_ends
 from tests.conftest import ROOT, TINY
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"

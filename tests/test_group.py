@@ -19,7 +19,7 @@ from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.study import grid, group
 from recbole_jepa4rec.study.cells import finished_runs
 from recbole_jepa4rec.study.group import main, read_request
-from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
+from recbole_jepa4rec.training.checkpoints import CheckpointFolder
 from tests.conftest import ROOT, TINY
 
 BASE = ["--dataset=toy", f"--data_path={ROOT / 'dataset'}", "--show_progress=False"]

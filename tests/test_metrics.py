@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_jepa4rec.data.histories import Histories, HistoryRows
 from recbole_jepa4rec.evaluation import metrics
 from recbole_jepa4rec.evaluation.metrics import (
     RANK_METRICS,
@@ -16,6 +17,7 @@ from recbole_jepa4rec.evaluation.metrics import (
     metric_values,
     target_ranks,
 )
+from recbole_jepa4rec.evaluation.ranking import rank_targets
 
 few_scores = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 0.5000001, 2.0, math.inf])
 
@@ -152,3 +154,73 @@ def test_full_mrr_refuses_rows_with_several_targets():
     collected = {"rec.meanrank": torch.tensor([[3.0, 10.0, 2.0]])}
     with pytest.raises(ValueError, match="exactly one target"):
         FullMRR({"metric_decimal_place": 4}).calculate_metric(collected)
+
+
+class TestLists:
+    """Users 1 to 4 over items 1 to 5; item 5 is not trained on."""
+
+    HISTORIES = Histories.of(
+        torch.tensor([1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4]),
+        torch.tensor([1, 5, 5, 1, 1, 5, 5, 2, 5, 5, 3]),
+        num_users=5,
+    )
+    BEST = torch.tensor([[1, 2], [1, 5], [1, 2]])
+
+    def test_counts_are_those_of_the_training_part(self):
+        counts = metrics.TrainingCounts.of(self.HISTORIES, 6)
+        assert counts.interactions.tolist() == [0, 3, 1, 1, 0, 0]
+        assert counts.users.tolist() == [0, 2, 1, 1, 0, 0]
+        assert counts.num_users == 4
+
+    def test_values_by_hand(self):
+        counts = metrics.TrainingCounts.of(self.HISTORIES, 6)
+        names = ["Recall", "Coverage", "Novelty", "Average_Popularity"]
+        values = metrics.list_metrics(self.BEST, names, [1, 2], counts)
+        assert values == pytest.approx(
+            {
+                "coverage@1": 1 / 5,
+                "coverage@2": 3 / 5,
+                "novelty@1": 1.0,  # two of four users had item 1
+                "novelty@2": (3 * 1.0 + 2 * 2.0 + 2.0) / 6,  # item 5 counts as one user's
+                "average_popularity@1": 3.0,
+                "average_popularity@2": (3 * 3 + 2 * 1 + 0) / 6,
+            }
+        )
+
+    def test_the_best_are_looked_for_where_a_metric_asks(self):
+        assert metrics.depth_of(["Recall", "novelty"], [5, 10]) == 10
+        assert metrics.depth_of(["Recall", "NDCG"], [5, 10]) == 0
+
+    def test_ranks_do_not_tell_them(self):
+        assert set(metric_values(np.ones(2), ["coverage", "recall"], [3])) == {"recall@3", "mrr"}
+
+
+class TestRankingLoop:
+    def rank(self, scores, size, **settings):
+        """Rank the last items of two users whose scores are given."""
+        histories = Histories.of(
+            torch.tensor([1, 1, 1, 2, 2]), torch.tensor([1, 2, 3, 4, 1]), num_users=3
+        )
+        rows = HistoryRows(histories, {}, torch.tensor([2, 4]), {}, "length", 10)
+        batches = [torch.arange(2)[first : first + size] for first in range(0, 2, size)]
+        given = {"filter_history": False, "depth": 2, **settings}
+        return rank_targets(rows, batches, lambda batch: scores[batch].clone(), **given)
+
+    SCORES = torch.tensor([[9.0, 5, 4, 3, 2], [9.0, 1, 2, 3, 4]])
+
+    @pytest.mark.parametrize("size", [1, 2])
+    def test_ranks_and_the_best_whatever_the_batches(self, size):
+        ranking = self.rank(self.SCORES, size)
+        assert ranking.ranks.tolist() == [3, 4]
+        assert ranking.best.tolist() == [[1, 2], [4, 3]]
+
+    def test_the_history_leaves_the_ranking_where_asked(self):
+        ranking = self.rank(self.SCORES, 2, filter_history=True)
+        assert ranking.ranks.tolist() == [1, 3]
+        assert ranking.best.tolist() == [[3, 4], [3, 2]]
+
+    def test_scores_that_are_no_numbers_are_refused(self):
+        scores = self.SCORES.clone()
+        scores[1, 2] = math.nan
+        with pytest.raises(metrics.NotNumbersError, match="NaN in 1 of 2 rows"):
+            self.rank(scores, 2)

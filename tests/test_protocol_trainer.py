@@ -13,9 +13,10 @@ from recbole.utils import InputType, init_seed
 from recbole_jepa4rec.base.checkpoint import item_ids_digest, load_state, read_weights
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
-from recbole_jepa4rec.training import checkpointed_trainer
-from recbole_jepa4rec.training.epoch_trainer import with_protocol
-from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.model.base import RecBoleModel
+from recbole_jepa4rec.training import protocol
+from recbole_jepa4rec.training.protocol import ProtocolTrainer
+from recbole_jepa4rec.training.recbole_loop import with_protocol
 from tests.conftest import TINY
 
 
@@ -86,7 +87,7 @@ def slow_ranks(scores, rows, filter_history):
 class TestEvaluation:
     def test_a_constant_model_never_beats_chance(self, prepare):
         trainer, (_, _, test) = prepare()
-        ranks = trainer.rank_targets(test)
+        ranks = trainer.rank(test).ranks
         assert ranks.dtype == torch.float64
         assert set(ranks.tolist()) == {test._dataset.item_num / 2}
         result = trainer.evaluate(test, load_best_model=False)
@@ -101,7 +102,7 @@ class TestEvaluation:
         for loader in (valid, test):
             rows = loader._dataset.inter_feat
             expected = list(slow_ranks(scores.tolist(), rows, filter_history))
-            assert trainer.rank_targets(loader).tolist() == expected
+            assert trainer.rank(loader).ranks.tolist() == expected
 
     def test_the_size_of_a_batch_changes_nothing(self, prepare):
         results = []
@@ -121,14 +122,14 @@ class TestEvaluation:
         trainer.model.score.data[3] = math.nan
         with pytest.raises(ValueError, match="Fixed's scores are not numbers before any training"):
             trainer.evaluate(valid, load_best_model=False)
-        trainer.epochs_run = 3
+        trainer.state.epochs_run = 3
         with pytest.raises(ValueError, match=r"numbers after epoch 2: .* learning_rate below"):
             trainer.evaluate(valid, load_best_model=False)
 
     def test_sampled_candidates_are_refused(self, prepare):
         trainer, (train, _, _) = prepare()
         with pytest.raises(ValueError, match="mode must be 'full'"):
-            trainer.rank_targets(train)
+            trainer.rank(train)
 
     def test_no_user_to_evaluate_is_none(self, prepare):
         trainer, _ = prepare()
@@ -147,7 +148,7 @@ class TestFit:
 
         trainer.evaluate = score
         best, _ = trainer.fit(train, valid)
-        assert (best, trainer.best_epoch, trainer.epochs_run) == (0.5, 1, 3)
+        assert (best, trainer.state.best_epoch, trainer.state.epochs_run) == (0.5, 1, 3)
         assert not torch.equal(trainer.model.score, kept[1])
         trainer.load_best()
         assert torch.equal(trainer.model.score, kept[1])
@@ -163,10 +164,10 @@ class TestFit:
         assert len(train) > 4
         trainer.fit(train, valid)
         assert 1 <= trainer.model.steps <= 3
-        assert trainer.epochs_run == 1
-        assert trainer.best_epoch == 0
+        assert trainer.state.epochs_run == 1
+        assert trainer.state.best_epoch == 0
         assert set(trainer.best_valid_result) == {"recall@10", "ndcg@10", "mrr@10", "mrr"}
-        assert trainer.stage_seconds["finetune"] >= 0.1
+        assert trainer.state.stage_seconds["finetune"] >= 0.1
 
     def test_every_validation_is_a_point_of_the_curve(self, prepare):
         trainer, (train, valid, _) = prepare(epochs=4, eval_step=2)
@@ -174,7 +175,7 @@ class TestFit:
         trainer.evaluate = lambda *_, **__: {"ndcg@10": next(scores)}
         before = time.monotonic()
         trainer.fit(train, valid)
-        points = trainer.learning_curve
+        points = trainer.state.learning_curve
         seconds = [point.pop("seconds") for point in points]
         assert points == [
             {"stage": "train", "epoch": 1, "valid": 0.25},
@@ -207,7 +208,7 @@ class TestFit:
     def test_no_epoch_still_saves(self, prepare):
         trainer, (train, valid, _) = prepare(epochs=0)
         trainer.fit(train, valid)
-        assert (trainer.epochs_run, trainer.best_epoch) == (0, None)
+        assert (trainer.state.epochs_run, trainer.state.best_epoch) == (0, None)
         trainer.load_best()
 
     def test_it_starts_from_a_checkpoint(self, prepare, workplace):
@@ -216,7 +217,7 @@ class TestFit:
         other, _ = prepare(epochs=0, checkpoint=str(workplace / "run"))
         other.fit(train, valid)
         assert torch.equal(other.model.score, trainer.model.score)
-        assert other.checkpoint_from == str(workplace / "run" / "model.safetensors")
+        assert other.state.checkpoint_from == str(workplace / "run" / "model.safetensors")
 
 
 class TestFiles:
@@ -257,7 +258,7 @@ class TestFiles:
         momenta = other.optimizer.state_dict()["state"][0]["exp_avg"]
         assert torch.equal(momenta, trainer.optimizer.state_dict()["state"][0]["exp_avg"])
         other.fit(train, valid)
-        assert other.epochs_run == 3
+        assert other.state.epochs_run == 3
 
     def test_state_and_weights_of_different_saves_do_not_resume(self, prepare, workplace):
         trainer, (train, _, _) = prepare(epochs=1)
@@ -278,7 +279,7 @@ class TestFiles:
         def fail(*_):
             raise OSError("disk full")
 
-        monkeypatch.setattr(checkpointed_trainer, "save_weights", fail)
+        monkeypatch.setattr(protocol, "save_weights", fail)
         with pytest.raises(OSError, match="disk full"):
             trainer._save_checkpoint(1)
         assert weights.read_bytes() == old
@@ -287,12 +288,14 @@ class TestFiles:
 
     def test_a_data_set_is_named_once(self, prepare):
         trainer, _ = prepare()
-        trainer.pretrain_datasets = ["b", "a", "b"]
+        trainer.state.pretrain_datasets = ["b", "a", "b"]
         trainer._save_checkpoint(0)
-        assert trainer.pretrain_datasets == ["b", "a"]
+        assert trainer.state.pretrain_datasets == ["b", "a"]
         assert read_weights(trainer.saved_model_file)[1]["pretrain_datasets"] == '["b", "a"]'
 
-    def test_weights_do_not_start_or_resume_for_items_in_another_order(self, prepare, workplace):
+    def test_weights_do_not_start_or_resume_for_items_in_another_order(
+        self, prepare, workplace, monkeypatch
+    ):
         trainer, (train, _, _) = prepare(epochs=1)
         trainer.fit(train)
         for start in ("checkpoint", "resume"):
@@ -304,9 +307,10 @@ class TestFiles:
             names[[1, 2]] = names[[2, 1]]
             with pytest.raises(ValueError, match="other items or another order"):
                 other.fit(train)
-            other.model.add_items = None  # of a model that reads text
             if start == "checkpoint":
-                other.fit(train, saved=False)
+                with monkeypatch.context() as patch:
+                    patch.setattr(RecBoleModel, "fits_any_catalogue", True)
+                    other.fit(train, saved=False)
 
     def test_s3recs_two_stages_pass_weights_on(self, prepare, workplace):
         from recbole.model.sequential_recommender import S3Rec
@@ -322,7 +326,7 @@ class TestFiles:
         settings.pop("train_batch_size")
         trainer, (train, valid, _) = prepare(S3RecTrainer, S3Rec, **settings)
         trainer.fit(train, valid)
-        assert trainer.stage_seconds["pretrain"] > 0
+        assert trainer.state.stage_seconds["pretrain"] > 0
         file = workplace / "run" / "S3Rec-toy-1.pth"
         assert "state_dict" in load_state(file)
         settings |= {"train_stage": "finetune", "pre_model_path": str(file)}

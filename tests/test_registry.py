@@ -25,7 +25,7 @@ from recbole.utils import ModelType, get_model, get_trainer
 import recbole_jepa4rec
 from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.config import registry
-from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.training.protocol import ProtocolTrainer
 from tests.conftest import ROOT
 
 SIGNATURES = {

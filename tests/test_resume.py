@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,12 @@ import torch
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.checkpoint import read_weights
-from recbole_jepa4rec.base.command import RESUMABLE
 from recbole_jepa4rec.base.files import hold
 from recbole_jepa4rec.base.random_state import random_state, restore_random_state
-from recbole_jepa4rec.runner.quick_start import main, run
-from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
+from recbole_jepa4rec.runner.quick_start import RESUMABLE, main, run
+from recbole_jepa4rec.runner.resume import asked_config
+from recbole_jepa4rec.runner.run_folder import RunFolder
+from recbole_jepa4rec.training.checkpoints import CheckpointFolder
 from tests.conftest import ROOT, TINY
 
 TEXT = {
@@ -259,7 +261,7 @@ def test_each_process_goes_on_with_random_numbers_of_its_own(monkeypatch):
     state["torch"] = torch.cat([state["torch"], random_state()["torch"]])
     state["cuda"] = state["cuda"].expand(2, -1)
     wanted = torch.rand(3)
-    monkeypatch.setattr(processes, "number", lambda: 1)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
     restore_random_state(state)
     assert torch.equal(torch.rand(3), wanted)
 
@@ -288,3 +290,23 @@ def children_of(pid):
     """Processes of a run, as its parent spawned them."""
     found = psutil.Process(pid).children()
     return [child.pid for child in found if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_run_that_ended_meanwhile_is_not_written_over(workplace, toy):
+    settings = {**TINY, **toy, "epochs": 1, "run_dir": "run"}
+    late = RunFolder.of(asked_config("SASRec", config_dict=settings))  # the other has not begun yet
+    result = Path(run("SASRec", config_dict=settings)["path"])
+    written = {path: path.read_bytes() for path in workplace.glob("run/*.*")}
+    for resume, message in ((False, "already holds result.json"), (True, "the run is finished")):
+        with pytest.raises(ValueError, match=message), late.writing("info", resume):
+            result.write_text("lost")
+    assert {path: path.read_bytes() for path in workplace.glob("run/*.*")} == written
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.json"])
+def test_a_folder_with_somebody_s_files_is_refused(name, workplace, toy):
+    (workplace / "mine").mkdir()
+    (workplace / "mine" / name).write_text("precious")
+    with pytest.raises(ValueError, match=f"holds {name}, which no run of ours has written"):
+        run("SASRec", config_dict={**TINY, **toy, "epochs": 1, "run_dir": "mine"})
+    assert [path.read_text() for path in (workplace / "mine").iterdir()] == ["precious"]

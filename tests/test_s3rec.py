@@ -5,7 +5,7 @@ import torch
 
 from recbole_jepa4rec.base.checkpoint import load_state, read_weights
 from recbole_jepa4rec.runner.quick_start import main, run
-from recbole_jepa4rec.training.protocol_trainer import ProtocolTrainer
+from recbole_jepa4rec.training.protocol import ProtocolTrainer
 from tests.conftest import TINY
 
 METRICS = ("valid", "test")
@@ -75,8 +75,8 @@ class TestTime:
         seen, train = [], ProtocolTrainer._train_epoch
 
         def record(trainer, loader, *arguments, **options):
-            allowed = round(trainer.deadline - trainer.began, 3)
-            seen.append((trainer.stage, allowed, loader.batch_size, trainer.began))
+            allowed = round(trainer.timer.deadline - trainer.timer.began, 3)
+            seen.append((trainer.state.stage, allowed, loader.batch_size, trainer.timer.began))
             return train(trainer, loader, *arguments, **options)
 
         monkeypatch.setattr(ProtocolTrainer, "_train_epoch", record)

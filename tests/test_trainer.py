@@ -13,12 +13,12 @@ import recbole_jepa4rec
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.data.histories import Histories
+from recbole_jepa4rec.model.jepa4rec import JEPA4Rec
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
-from recbole_jepa4rec.training.phase import warmup_then_decay
-from recbole_jepa4rec.training.phase_passes import PhasePasses
-from recbole_jepa4rec.training.trainer import TwoStageTrainer
-from recbole_jepa4rec.training.training_rows import (
+from recbole_jepa4rec.training.optimisation import Optimisation, warmup_then_decay
+from recbole_jepa4rec.training.phase_trainer import PhaseTrainer
+from recbole_jepa4rec.training.phases import (
     held_out_users,
     target_positions,
     trainable_users,
@@ -154,17 +154,13 @@ def test_a_checkpoint_of_the_other_mode_is_refused(train, mode):
 
 def test_batches_hold_no_more_tokens_than_the_budget(train, monkeypatch):
     seen = []
-    plan = PhasePasses._plan
+    losses = JEPA4Rec.losses
 
-    def spy(self, epoch):
-        batches = plan(self, epoch)
-        for targets in batches:
-            rows = self.rows.with_targets(targets)[:]
-            histories = self.model.packed(rows)
-            seen.append((len(targets), self.model.core._read(histories).num_tokens))
-        return batches
+    def spy(self, histories):
+        seen.append((len(histories), self.core._read(histories).num_tokens))
+        return losses(self, histories)
 
-    monkeypatch.setattr(PhasePasses, "_plan", spy)
+    monkeypatch.setattr(JEPA4Rec, "losses", spy)
     train(tokens_per_batch=200, train_batch_size=100, pretrain_batch_size=100)
     assert max(tokens for _, tokens in seen) <= 200
     assert sum(tokens for _, tokens in seen) / len(seen) > 120
@@ -180,20 +176,20 @@ def test_validation_of_pretraining_is_that_of_the_protocol(train):
 @pytest.mark.parametrize("mode", ["random", "all_prefixes"])
 def test_held_out_users_validate_pretraining_and_never_train_in_it(train, monkeypatch, mode):
     trained, validated, everybody = set(), set(), set()
-    backward, rank_targets_at = PhasePasses._backward, TwoStageTrainer._rank_targets_at
+    step, validate = Optimisation.step, PhaseTrainer._validate_held_out
 
-    def watch_training(self, positions, *rest):
-        histories = self.rows.histories
-        everybody.update(trainable_users(histories).tolist())
-        trained.update(histories.users[positions].tolist())
-        return backward(self, positions, *rest)
+    def watch_training(self, batches):
+        everybody.update(trainable_users(self.histories).tolist())
+        for positions in batches:
+            trained.update(self.histories.users[positions].tolist())
+        return step(self, batches)
 
     def watch_validation(self, positions):
         validated.update(self.rows.histories.users[positions].tolist())
-        return rank_targets_at(self, positions)
+        return validate(self, positions)
 
-    monkeypatch.setattr(PhasePasses, "_backward", watch_training)
-    monkeypatch.setattr(TwoStageTrainer, "_rank_targets_at", watch_validation)
+    monkeypatch.setattr(Optimisation, "step", watch_training)
+    monkeypatch.setattr(PhaseTrainer, "_validate_held_out", watch_validation)
     train(train_stage="pretrain", training_targets=mode)
     assert trained and validated and not trained & validated
     assert trained | validated == everybody
@@ -269,7 +265,7 @@ def test_no_validation_rows_keep_the_last_weights(tmp_path):
 
     given = {**SMALL, "cache_dir": str(tmp_path), "checkpoint_dir": str(tmp_path)}
     config = Config("JEPA4Rec", "toy", config_dict=given)
-    train_rows, _, test_rows = loaders(config, SequentialTextDataset(config))
+    config, train_rows, _, test_rows = loaders(config, SequentialTextDataset(config))
     model = config.model_class(config, train_rows._dataset)
     trainer = find_trainer(config.model_class, config)(config, model)
     assert trainer.fit(train_rows)[1] is None

@@ -1,4 +1,4 @@
-"""Ends before the last epoch: a deadline, after the step under way, and SIGTERM."""
+"""SIGTERM: an end that waits for the step under way."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ TERMINATED = 128 + signal.SIGTERM
 
 WORKER_SECONDS = 60
 """After SIGTERM a loader's worker that nobody ends is ended by the system."""
-
-
-class TimeSpentError(Exception):
-    """Leaves RecBole's loop over epochs, which offers no other way out."""
 
 
 @dataclass

@@ -37,7 +37,7 @@ MODELS = {
 
 TRAINERS = dict.fromkeys(
     ("JEPA4Rec", "RecFormer", "UniSRec", "VQRec", "LlamaRec"),
-    "recbole_jepa4rec.training.trainer:TwoStageTrainer",
+    "recbole_jepa4rec.training.phase_trainer:PhaseTrainer",
 )
 """Trainers of their own; every other model has RecBole's, with our protocol mixed in."""
 
@@ -115,7 +115,7 @@ def find_trainer(model_class: type, config: Any) -> type:
     """The trainer of a model: ours, or RecBole's with our protocol mixed in."""
     from recbole.utils import get_trainer
 
-    from recbole_jepa4rec.training.epoch_trainer import with_protocol
+    from recbole_jepa4rec.training.recbole_loop import with_protocol
 
     name = model_class.__name__
     if name in TRAINERS:
@@ -165,7 +165,7 @@ def _resolve(target: str) -> type:
 def _own_trainer(name: str) -> type:
     from recbole.trainer import Trainer
 
-    from recbole_jepa4rec.training.epoch_trainer import with_protocol
+    from recbole_jepa4rec.training.recbole_loop import with_protocol
 
     return _resolve(TRAINERS[name]) if name in TRAINERS else with_protocol(Trainer)
 

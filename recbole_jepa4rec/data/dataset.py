@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -117,6 +118,12 @@ class SequentialTextDataset(RawSequentialDataset):
             "average_length": interactions / users,
             "density": interactions / (users * items),
         }
+
+    def with_config(self, config: Any) -> SequentialTextDataset:
+        """The same data under other settings, none of which says what is loaded."""
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def build(self) -> list[SequentialTextDataset]:
         """Split by leaving one out, in time order, or as the files say.

@@ -218,6 +218,11 @@ class HistoryRows(Interaction):
         rows.interaction.names = list(self.interaction.names)
         return rows
 
+    def in_batches(self, size: int, device: torch.device | str) -> Iterator[PackedHistories]:
+        """The histories before the targets, so many rows at a time, in order."""
+        for targets in self.target.split(size):
+            yield self.histories.packed(targets, self._max_length).to(device)
+
     def by_part(self) -> list[HistoryRows]:
         """Rows of each part of a given split; see ``split_files``.
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.data.filter_history import drop_history
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.evaluation.metrics import target_ranks
+from recbole_jepa4rec.evaluation.ranking import drop_history
 from recbole_jepa4rec.model.base import Model
 
 SCORES_AT_ONCE = 2**22

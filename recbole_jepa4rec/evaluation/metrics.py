@@ -1,12 +1,14 @@
-"""Ranks of targets among all items, and metrics that are functions of such a rank.
+"""Ranks of targets among all items; metrics of such a rank, and metrics of what is recommended.
 
 The rank is ``1 + #greater + #ties / 2``, a float, so that a model that scores every item alike
-never beats chance. With one target per user every metric here is a function of that rank alone.
+never beats chance. With one target per user a metric of accuracy is a function of that rank alone.
+What a list of k items is like beyond it, the metrics of ``LIST_METRICS`` say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,16 @@ from recbole.evaluator.base_metric import AbstractMetric
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
+from recbole_jepa4rec.data.histories import Histories
+
 SCORES_AT_ONCE = 1 << 20
 """Scores that are compared at once while counting: 4 MiB of outcomes, which a cache can hold."""
 
 RankMetric = Callable[[np.ndarray, int], np.ndarray]
+
+
+class NotNumbersError(ValueError):
+    """Scores that hold NaN, which has no rank."""
 
 
 def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
@@ -33,7 +41,8 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
         Ranks, ``[B]`` float64 on the CPU, each in ``1 .. N - 1``.
 
     Raises:
-        ValueError: if a score is not a number or a target is not an item.
+        NotNumbersError: if a score is not a number.
+        ValueError: if a target is not an item.
     """
     items, position = scores.detach()[:, 1:], target[:, None] - 1
     if bool(((position < 0) | (position >= items.shape[1])).any()):
@@ -50,7 +59,7 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
         beaten_by += torch.gt(chunk, target_score, out=out).sum(dim=1)
         beaten_by += torch.ge(chunk, target_score, out=out).sum(dim=1)
     if rows := int(not_a_number.sum()):
-        raise ValueError(f"scores hold NaN in {rows} of {len(items)} rows")
+        raise NotNumbersError(f"scores hold NaN in {rows} of {len(items)} rows")
     return (beaten_by.cpu() + 1) / 2
 
 
@@ -61,24 +70,22 @@ def metric_values(
 
     Args:
         ranks: ranks of the targets, ``[B]``, each at least 1.
-        metrics: names from ``RANK_METRICS`` in any case; ``FullMRR`` stands for
-            ``mrr``, which is always there.
+        metrics: names in any case; ``FullMRR`` stands for ``mrr``, which is always there. Those
+            of ``LIST_METRICS`` are passed over: the rank does not tell them.
         topk: cut-offs, in items.
 
     Returns:
         ``{"recall@10": [B], ..., "mrr": [B]}``, float64.
 
     Raises:
-        ValueError: for a metric that is no function of the rank, or a cut-off below 1.
+        ValueError: for an unknown metric, or a cut-off below 1.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     names = [name.lower() for name in metrics]
+    known = [*RANK_METRICS, "fullmrr", *LIST_METRICS]
     for name in names:
-        if name not in RANK_METRICS and name != "fullmrr":
-            allowed = ", ".join([*RANK_METRICS, "fullmrr"])
-            raise ValueError(
-                f"metric {name!r} is no function of the target's rank (allowed: {allowed})"
-            )
+        if name not in known:
+            raise ValueError(f"metric {name!r} is unknown (allowed: {', '.join(known)})")
     for k in topk:
         if k < 1:
             raise ValueError(f"topk {k} is below 1")
@@ -102,6 +109,56 @@ def mean_metrics(
     if len(ranks) == 0:
         raise ValueError("no targets to average over: no user has at least three interactions")
     return {key: float(value.mean()) for key, value in metric_values(ranks, metrics, topk).items()}
+
+
+@dataclass(frozen=True)
+class TrainingCounts:
+    """How often items occur in the training part.
+
+    Attributes:
+        interactions: of each item, ``[N]``; the padding item has none.
+        users: who had each item, ``[N]``.
+        num_users: who had any.
+    """
+
+    interactions: Tensor
+    users: Tensor
+    num_users: int
+
+    @classmethod
+    def of(cls, histories: Histories, num_items: int) -> TrainingCounts:
+        """Count; ``num_items`` is ``N``, padding included."""
+        trained = histories.in_training
+        items, users = histories.items[trained], histories.users[trained]
+        pairs = torch.unique(users * num_items + items)
+        return cls(
+            torch.bincount(items, minlength=num_items),
+            torch.bincount(pairs % num_items, minlength=num_items),
+            len(torch.unique(users)),
+        )
+
+
+def depth_of(metrics: Sequence[str], topk: Sequence[int]) -> int:
+    """How many of the best items the metrics look at: 0 where ranks tell them all."""
+    return max(topk) if any(name.lower() in LIST_METRICS for name in metrics) else 0
+
+
+def list_metrics(
+    best: Tensor, metrics: Sequence[str], topk: Sequence[int], counts: TrainingCounts
+) -> dict[str, float]:
+    """What the lists of recommended items are like, at every cut-off.
+
+    Args:
+        best: the items that stand first, ``[R, k]`` with ``k`` as ``depth_of`` says.
+        metrics: names in any case; those of ``RANK_METRICS`` are passed over.
+        topk: cut-offs, in items.
+        counts: of the training part.
+
+    Returns:
+        ``{"coverage@10": value, ...}``.
+    """
+    names = [name.lower() for name in metrics if name.lower() in LIST_METRICS]
+    return {f"{name}@{k}": LIST_METRICS[name](best[:, :k], counts) for name in names for k in topk}
 
 
 class FullMRR(AbstractMetric):
@@ -154,3 +211,30 @@ RANK_METRICS: dict[str, RankMetric] = {
     "map": _reciprocal_rank,
 }
 """Metrics of one target per user, by RecBole's names: ``fn(ranks [B], k) -> [B]``."""
+
+
+def _coverage(best: Tensor, counts: TrainingCounts) -> float:
+    """Share of the catalogue that is recommended to anybody."""
+    return len(torch.unique(best)) / (len(counts.interactions) - 1)
+
+
+def _novelty(best: Tensor, counts: TrainingCounts) -> float:
+    """Mean self-information log2(U / u_i) of what is recommended, in bits (Zhou et al. 2010).
+
+    An item that nobody had in training counts as one that a single user had.
+    """
+    share = counts.users.clamp(min=1).double() / counts.num_users
+    return float(-share.log2()[best].mean())
+
+
+def _average_popularity(best: Tensor, counts: TrainingCounts) -> float:
+    """Mean number of training interactions of what is recommended."""
+    return float(counts.interactions[best].double().mean())
+
+
+LIST_METRICS: dict[str, Callable[[Tensor, TrainingCounts], float]] = {
+    "coverage": _coverage,
+    "novelty": _novelty,
+    "average_popularity": _average_popularity,
+}
+"""Metrics of what is recommended to all users together: ``fn(best [R, k], counts) -> float``."""

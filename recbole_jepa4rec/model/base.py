@@ -83,6 +83,21 @@ class Offer:
     def prepare_run_folder(self, folder: Path) -> None:
         """Write beside the weights what is needed to load them again; the first process calls."""
 
+    def kept_from_start(
+        self, weights: Mapping[str, Tensor], same_items: bool
+    ) -> tuple[str, ...] | None:
+        """Names (shell patterns) of weights that a checkpoint to start from does not replace.
+
+        Args:
+            weights: what the checkpoint holds.
+            same_items: whether it is for the items of this catalogue, in this order.
+
+        Returns:
+            ``None`` where all are replaced, and items must be the same if the weights know them by
+            number.
+        """
+        return None
+
     def resumable_state(self) -> dict[str, Any]:
         """What training goes on from, as plain values and tensors."""
         return dict(self.net.state_dict())
@@ -192,21 +207,6 @@ class PhasedModel(Model):
     def loss_weights(self) -> Mapping[str, float]:
         """The loss terms of the current phase, in the order of ``losses``."""
         raise NotImplementedError
-
-    def kept_from_start(
-        self, weights: Mapping[str, Tensor], same_items: bool
-    ) -> tuple[str, ...] | None:
-        """Names (shell patterns) of weights that a checkpoint to start from does not replace.
-
-        Args:
-            weights: what the checkpoint holds.
-            same_items: whether it is for the items of this catalogue, in this order.
-
-        Returns:
-            ``None`` where all are replaced, and items must be the same if the weights know them by
-            number.
-        """
-        return None
 
     def begin_phase(self, phase: str, steps: int) -> None:
         """Enter the phase of that name, of so many steps."""

@@ -123,7 +123,6 @@ class ItemVectorModel(PhasedModel):
     has_item_vectors = True
     training_targets = "all_prefixes"
     trains_all_prefixes = True
-    item_tokens, tokens_seen = None, 0  # text is read before training
     pretrain_weights: dict[str, float]
     _table: Tensor | None
     _rows: Tensor | None

@@ -14,7 +14,8 @@ from recbole.data.interaction import Interaction
 from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import MODELS, find_dataset
+from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.training.pretrained_chain import is_chained
 
 Item = str | Mapping[str, str]
@@ -40,13 +41,14 @@ def load(run_dir: str | Path, **settings: Any) -> Recommender:
         config_file_list=[folder / "config.yaml"],
         config_dict={"checkpoint": str(folder), "encoder_checkpoint": None, **settings},
     )
-    if is_chained(config):
-        config["train_stage"] = "pretrain"  # the other stage would read the file of the first
+    if is_chained(config):  # the other stage would read the file of the first
+        config = config.with_settings({"train_stage": "pretrain"})
     dataset = find_dataset(config.model_class)(config)
     train = dataset.build()[0]
     model = config.model_class(config, train).to(config["device"])
-    item_ids = item_ids_digest(train, fits_any_catalogue=_fits_any_catalogue(model))
-    load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids)
+    fits_any = offered_by(model, config["model"]).fits_any_catalogue
+    items = item_ids_digest(train, fits_any)
+    load_weights(model, folder / WEIGHTS_NAME, item_ids=items)
     return Recommender(model, train)
 
 
@@ -60,12 +62,13 @@ class Recommender:
 
     def __init__(self, model: Any, dataset: Any) -> None:
         self.model = model.eval()
+        self.offer = offered_by(model, type(model).__name__)
         self.fields = model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.USER_ID
         self.max_length = model.max_seq_length
         self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
         self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
-        reads_text = _fits_any_catalogue(model)
-        self.item_text: Any = dataset.item_text.astype(object) if reads_text else None
+        known_by_text = self.offer.fits_any_catalogue
+        self.item_text: Any = dataset.item_text.astype(object) if known_by_text else None
 
     def recommend(
         self, histories: Sequence[Sequence[Item]], k: int = 10, filter_history: bool = False
@@ -97,7 +100,7 @@ class Recommender:
             scores = self._scores(rows)[:, :known] if rows else torch.empty(0, known)
         finally:
             if texts and self.item_text is not None:
-                self.model.drop_items(known)
+                self.offer.drop_items(known)
         scores[:, 0] = -torch.inf
         if filter_history:
             for row, history in enumerate(rows):
@@ -156,9 +159,9 @@ class Recommender:
         kept = self.item_text.iloc[rows].reset_index(drop=True)
         text = changes.combine_first(kept)
         try:
-            self.model.replace_items(torch.tensor(rows, dtype=torch.int64), text)
+            self.offer.replace_items(torch.tensor(rows, dtype=torch.int64), text)
         except BaseException:
-            self.model.drop_items(len(self.item_ids))
+            self.offer.drop_items(len(self.item_ids))
             raise
         self.item_text.iloc[rows] = text[self.item_text.columns].to_numpy()
 
@@ -180,7 +183,7 @@ class Recommender:
                     texts.append(item)
                 else:
                     row.append(self._row(item))
-            if not row and type(self.model).__name__ not in MODELS:
+            if not row and not isinstance(self.offer, Model):
                 raise ValueError(
                     f"history {number} is empty; {type(self.model).__name__} needs an item at least"
                 )
@@ -204,9 +207,9 @@ class Recommender:
         """
         text = self._normalised(items).fillna("")
         try:
-            rows = self.model.add_items(text).tolist()
+            rows = self.offer.add_items(text).tolist()
         except BaseException:
-            self.model.drop_items(len(self.item_ids))
+            self.offer.drop_items(len(self.item_ids))
             raise
         return text.reindex(columns=self.item_text.columns, fill_value=""), rows
 
@@ -232,16 +235,12 @@ class Recommender:
     @torch.no_grad()
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:
         """Scores of all items for histories of internal ids, ``[B, N]`` on the CPU."""
-        recent = [history[-self.max_length :] for history in rows]
-        item_seq = torch.zeros(len(rows), self.max_length, dtype=torch.int64)
-        for number, history in enumerate(recent):
-            item_seq[number, : len(history)] = torch.tensor(history, dtype=torch.int64)
+        recent = [torch.tensor(row[-self.max_length :], dtype=torch.int64) for row in rows]
         lengths = torch.tensor([len(history) for history in recent])
-        values = item_seq, lengths, torch.zeros(len(rows), dtype=torch.int64)
+        item_seq = torch.zeros(len(rows), self.max_length, dtype=torch.int64)
+        for window, history in zip(item_seq, recent, strict=True):
+            window[: len(history)] = history
+        values = item_seq, lengths, torch.zeros_like(lengths)
         interaction = Interaction(dict(zip(self.fields, values, strict=True)))
         scores = self.model.full_sort_predict(interaction.to(self.model.device))
         return scores.reshape(len(rows), -1).float().cpu()
-
-
-def _fits_any_catalogue(model: Any) -> bool:
-    return getattr(model, "fits_any_catalogue", hasattr(model, "add_items"))

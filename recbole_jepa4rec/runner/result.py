@@ -13,15 +13,16 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import row_label
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.data.item_files import reads_text
 from recbole_jepa4rec.data.split_files import split_title
+from recbole_jepa4rec.model.base import Offer
 from recbole_jepa4rec.runner.doctor import hardware, versions
+from recbole_jepa4rec.training.state import TrainingState, Validation
 
 
 class Statistics(TypedDict):
@@ -45,22 +46,6 @@ class Protocol(TypedDict):
     candidates: str
     ties: str
     users: str
-
-
-class Validation(TypedDict):
-    """A point of a learning curve.
-
-    Attributes:
-        stage: what was trained.
-        seconds: since training began.
-        valid: the valid metric.
-        epoch: from 0, over all stages.
-    """
-
-    stage: str
-    seconds: float
-    valid: float
-    epoch: int
 
 
 class Seconds(TypedDict):
@@ -170,7 +155,9 @@ def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:
 def describe(
     config: Config,
     data: Any,
-    trainer: Any,
+    offer: Offer,
+    state: TrainingState,
+    stage: str,
     valid: dict[str, float],
     test: dict[str, float],
     clock: Clock,
@@ -181,36 +168,38 @@ def describe(
     Args:
         config: settings of the run.
         data: the whole data set.
-        trainer: after training.
+        offer: what the trained model offers.
+        state: of the training.
+        stage: that the run has been.
         valid: metrics of the best epoch.
         test: its metrics on the test split.
         clock: that has counted the run's seconds.
         identity: the command that began the run, and its starts.
     """
     return {
-        "label": label(config, trainer.model),
+        "label": offer.label,
         "model": config["model"],
         "dataset": config["dataset"],
         "seed": config["seed"],
-        "stage": trainer.stage,
+        "stage": stage,
         "status": "finished",
         "protocol": _protocol(config, data),
         "data_fingerprint": data.fingerprint,
         "text_fingerprint": data.text_fingerprint if reads_text(config) else None,
-        "checkpoint_from": trainer.checkpoint_from,
-        "pretrain_datasets": trainer.pretrain_datasets,
+        "checkpoint_from": state.checkpoint_from,
+        "pretrain_datasets": state.pretrain_datasets,
         "statistics": data.statistics(),
-        "epochs": trainer.epochs_run,
-        "best_epoch": trainer.best_epoch,
-        "learning_curve": trainer.learning_curve,
-        "tokens_per_second": trainer.tokens_per_second,
+        "epochs": state.epochs_run,
+        "best_epoch": state.best_epoch,
+        "learning_curve": state.learning_curve,
+        "tokens_per_second": state.tokens_per_second,
         "peak_memory_gib": _peak_memory_gib(config["device"]),
-        "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in offer.net.parameters() if p.requires_grad),
         "hardware": hardware(config["device"]),
         "versions": versions(),
         "valid": valid,
         "test": test,
-        "seconds": clock.seconds(trainer.stage_seconds),
+        "seconds": clock.seconds(state.stage_seconds),
         "starts": identity["starts"],
         "command": identity["command"],
     }
@@ -234,11 +223,6 @@ def _protocol(config: Config, data: Any) -> Protocol:
         protocol["split"] = split_title(config["benchmark_filename"], stats_file, data.fingerprint)
         protocol["users"] = "last row of each in the part's file"
     return protocol
-
-
-def label(config: Config, model: nn.Module) -> str:
-    """What the row is called: the model's own ``label``, else ``row_label``."""
-    return getattr(model, "label", None) or row_label(config["model"], config["loss_type"])
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -37,10 +37,7 @@ def asked_config(
             raise ValueError("resume in a file would go on for ever (write --resume=RUN_DIR)")
         return config
     folder = RunFolder(resume)
-    if folder.result_file.exists():
-        raise ValueError(
-            f"resume {str(resume)!r}: the run is finished (--checkpoint starts from its weights)"
-        )
+    folder.refuse_taken(resume=True)
     if not folder.config_file.is_file():
         raise ValueError(f"resume {str(resume)!r}: no run began there (it has no config.yaml)")
     there = Config(config_file_list=[folder.config_file])
@@ -48,11 +45,10 @@ def asked_config(
     if config["run_dir"] and Path(config["run_dir"]).resolve() != folder.path.resolve():
         raise ValueError(f"resume {str(resume)!r} and run_dir {config['run_dir']!r} differ")
     _refuse_other(folder.config_file, deciding(there.external()), deciding(config.external()))
-    config["run_dir"] = str(folder.path)
-    return config
+    return config.with_settings({"run_dir": str(folder.path)})
 
 
-def identity(config: Config, data: Any, command: str) -> dict[str, Any]:
+def identity_of(config: Config, data: Any, command: str) -> dict[str, Any]:
     """What a checkpoint says of its run: the command, the data, the processes.
 
     Args:

@@ -8,17 +8,23 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME
+from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
 from recbole_jepa4rec.base.command import add_note
 from recbole_jepa4rec.base.files import atomic_write, hold, remove_abandoned
-from recbole_jepa4rec.training.checkpoint_folder import CheckpointFolder
+from recbole_jepa4rec.training.checkpoints import CheckpointFolder
+
+WRITTEN = (
+    *("config.yaml", WEIGHTS_NAME, STATE_NAME, "per_user.parquet", "checkpoints", "retriever"),
+    *("tokenizer.json", "encoder.json", "pretrained.pt"),
+)
+"""What runs write beside their log and their result."""
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -52,14 +58,43 @@ class RunFolder:
         folder = cls(config["run_dir"])
         if folder.path.exists() and not folder.path.is_dir():
             raise ValueError(f"run_dir {config['run_dir']!r} is not a folder")
-        if folder.result_file.exists():
-            raise ValueError(f"run_dir {config['run_dir']!r} already holds result.json")
-        if folder.checkpoints.path.exists() and not config["resume"]:
+        folder.refuse_taken(resume=bool(config["resume"]))
+        if foreign := folder.foreign_file():
             raise ValueError(
-                f"run_dir {config['run_dir']!r} holds an unfinished run (write "
-                f"--resume={config['run_dir']} to go on with it, or another --run_dir)"
+                f"run_dir {config['run_dir']!r} holds {foreign}, which no run of ours has written "
+                "there; allowed: a new or empty folder"
             )
         return folder
+
+    def refuse_taken(self, resume: bool) -> None:
+        """Refuse a folder that holds another run, or a finished one.
+
+        To be asked early, and again under the lock: the other run may have ended meanwhile.
+
+        Args:
+            resume: whether an unfinished run is to go on here.
+
+        Raises:
+            ValueError: if so; says what works instead.
+        """
+        name = str(self.path)
+        if self.result_file.exists() and resume:
+            raise ValueError(
+                f"resume {name!r}: the run is finished (--checkpoint starts from its weights)"
+            )
+        if self.result_file.exists():
+            raise ValueError(f"run_dir {name!r} already holds result.json")
+        if self.checkpoints.path.exists() and not resume:
+            raise ValueError(
+                f"run_dir {name!r} holds an unfinished run (write --resume={name} to go on with "
+                "it, or another --run_dir)"
+            )
+
+    def foreign_file(self) -> str | None:
+        """A file that a run would write over although none has begun here, if there is one."""
+        if self.log_file.exists():
+            return None
+        return next((name for name in WRITTEN if (self.path / name).exists()), None)
 
     @property
     def is_unfinished(self) -> bool:
@@ -79,24 +114,32 @@ class RunFolder:
             raise ValueError(f"run_dir {str(self.path)!r} cannot be made: {reason}") from error
 
     @contextmanager
-    def logging(self, level: str) -> Iterator[None]:
+    def writing(self, level: str, resume: bool) -> Iterator[None]:
         """Send the log to standard error and to ``run.log`` meanwhile; an error leaves its trace.
 
         An exception that passes gets a note: what goes on with the run, or where its trace is.
 
         Args:
             level: RecBole's ``state``, such as ``"info"``.
+            resume: whether an unfinished run goes on.
 
         Raises:
-            ValueError: if another run holds the folder.
+            ValueError: if another run holds the folder, or has ended in it meanwhile.
         """
         file = logging.FileHandler(self.log_file, encoding="utf-8")
         file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
-        screen = logging.StreamHandler(sys.stderr)
-        screen.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
         if not hold(file.stream):
             file.close()
             raise ValueError(f"run_dir {str(self.path)!r} is in use by another run")
+        with closing(file):
+            self.refuse_taken(resume)
+            with self._logged(file, level):
+                yield
+
+    @contextmanager
+    def _logged(self, file: logging.FileHandler, level: str) -> Iterator[None]:
+        screen = logging.StreamHandler(sys.stderr)
+        screen.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
         for folder in (self.path, self.checkpoints.path):
             remove_abandoned(folder)
         root = logging.getLogger()
@@ -114,7 +157,6 @@ class RunFolder:
         finally:
             root.handlers = handlers
             root.setLevel(level_before)
-            file.close()
 
     def _next(self) -> str:
         return f"--resume={self.path} goes on" if self.is_unfinished else f"see {self.path}"

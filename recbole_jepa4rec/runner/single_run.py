@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
@@ -21,18 +21,14 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer
 from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
-from recbole_jepa4rec.evaluation.metrics import mean_metrics
-from recbole_jepa4rec.runner.build_model import build_model
 from recbole_jepa4rec.runner.result import Clock, Result, describe, per_user
-from recbole_jepa4rec.runner.resume import identity, refuse_other_run
+from recbole_jepa4rec.runner.resume import identity_of, refuse_other_run
 from recbole_jepa4rec.runner.run_folder import RunFolder, without_logging
-from recbole_jepa4rec.training.phase import PRETRAIN
 from recbole_jepa4rec.training.pretrained_chain import PretrainedChain, asked_stage, is_chained
+from recbole_jepa4rec.training.state import Listener, Session
 
 SCORE_BYTES = 4 * 2
 """Of one score in an evaluation batch: its float, and another where a model makes two matrices."""
-
-Listener = Callable[[Mapping[str, Any]], None]
 
 
 def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
@@ -53,6 +49,7 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
     """
     clock = Clock()
     reuse_freed_memory()
+    config = _in_folder(config, folder)
     if config["checkpoint"] and not config["resume"]:
         weights_file(config["checkpoint"])
     refuse_without_text(config)
@@ -60,22 +57,32 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
         asked_stage(config)
     with _quietly_seeded(config):
         data = find_dataset(config.model_class)(config)
-        now = identity(config, data, command)  # reads the item text, which the parts then share
-        train, valid, test = loaders(config, data)
+        identity = identity_of(config, data, command)  # reads the text, which the parts then share
+        config, train, valid, test = loaders(config, data)
         give_back_freed_memory()
         with _open(folder, config):
-            this = _Run(config, folder, data, clock, now)
-            this.go_on_from_checkpoint()
-            trainer, valid_result = this.train(train, valid)
-            ranks = trainer.rank_targets(test, config["show_progress"])
-            test_result = mean_metrics(ranks, config["metrics"], config["topk"])
+            session = _session(config, folder, identity)
+            if session.resumed:
+                clock.add(session.resumed["seconds"])
+            trained = _train(config, folder, train, valid, session, clock)
+            trainer = trained.trainer
+            ranking = trainer.rank(test, config["show_progress"])
+            test_result = trainer.metrics_of(ranking, test._dataset.inter_feat)
             getLogger().info(f"test: {test_result}")
             clock.lap("evaluate")
             result = describe(
-                config, data, trainer, valid_result, test_result, clock, this.identity
+                config,
+                data,
+                trainer.offer,
+                trainer.state,
+                stage=trained.stage,
+                valid=trained.valid or {},
+                test=test_result,
+                clock=clock,
+                identity=session.identity,
             )
             if processes.is_main():
-                folder.write_per_user(per_user(test._dataset, ranks))
+                folder.write_per_user(per_user(test._dataset, ranking.ranks))
                 folder.write_result(result)
                 folder.checkpoints.remove()
     return result
@@ -87,8 +94,7 @@ def validate(config: Config, data: Any, on_validation: Listener) -> dict[str, An
     Args:
         config: settings, ``run_dir`` among them.
         data: the data set, not split yet.
-        on_validation: told each point of the learning curve as it is measured, those of a
-            pre-training that finetuning follows left out. What it raises ends the training.
+        on_validation: see ``Session``.
 
     Returns:
         ``valid`` (metrics of the best epoch), ``epochs``, ``best_epoch``, ``learning_curve`` and
@@ -99,20 +105,26 @@ def validate(config: Config, data: Any, on_validation: Listener) -> dict[str, An
     """
     clock, folder = Clock(), RunFolder.of(config)
     reuse_freed_memory()
+    config = _in_folder(config, folder)
     with _quietly_seeded(config):
-        data.config = config
-        train, valid, _ = loaders(config, data)
+        config, train, valid, _ = loaders(config, data.with_config(config))
         with _open(folder, config):
-            this = _Run(config, folder, data, clock, on_validation=on_validation)
-            trainer, result = this.train(train, valid)
-            getLogger().info(f"validation: {result}")
+            session = Session(on_validation=on_validation)
+            trained = _train(config, folder, train, valid, session, clock)
+            getLogger().info(f"validation: {trained.valid}")
+    state = trained.trainer.state
     return {
-        "valid": result,
-        "epochs": trainer.epochs_run,
-        "best_epoch": trainer.best_epoch,
-        "learning_curve": trainer.learning_curve,
+        "valid": trained.valid,
+        "epochs": state.epochs_run,
+        "best_epoch": state.best_epoch,
+        "learning_curve": state.learning_curve,
         "seconds": clock.total(),
     }
+
+
+def _in_folder(config: Config, folder: RunFolder) -> Config:
+    """The settings by which everything is written into the run's folder."""
+    return config.with_settings({key: str(folder.path) for key in ("run_dir", "checkpoint_dir")})
 
 
 @contextmanager
@@ -127,26 +139,29 @@ def _quietly_seeded(config: Config) -> Iterator[None]:
 @contextmanager
 def _open(folder: RunFolder, config: Config) -> Iterator[None]:
     """Make the run's folder and log into it; of several processes the first does."""
-    config["run_dir"] = config["checkpoint_dir"] = str(folder.path)
     if not processes.is_main():
         with without_logging():
             yield
         return
     folder.create()
-    with folder.logging(config["state"]):
+    with folder.writing(config["state"], resume=bool(config["resume"])):
         yield
 
 
-def loaders(config: Config, data: Any) -> tuple[Any, Any, Any]:
+def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
     """Loaders of the training, validation and test rows.
 
     RecBole's ``data_preparation`` would unpickle loaders that it finds in ``checkpoint_dir``.
+
+    Returns:
+        The settings with the ``eval_batch_size`` that memory allows, and the three loaders.
 
     Raises:
         ValueError: if nobody can be tested or, where epochs are asked for, trained on.
     """
     limit = config["score_memory_mib"] * 2**20 / (SCORE_BYTES * data.item_num)
-    config["eval_batch_size"] = max(1, min(config["eval_batch_size"], int(limit)))
+    rows = max(1, min(config["eval_batch_size"], int(limit)))
+    config = config.with_settings({"eval_batch_size": rows})
     parts = data.build()
     if not len(parts[2]):
         raise ValueError(f"data set {config['dataset']!r}: no user has at least 3 interactions")
@@ -160,117 +175,115 @@ def loaders(config: Config, data: Any) -> tuple[Any, Any, Any]:
     )
     for loader in (train, valid, test):
         loader.worker_init_fn = leave_sigterm_to_trainer
-    return train, valid, test
+    return config, train, valid, test
 
 
-@dataclass
-class _Run:
-    """What a run trains with.
+def _session(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> Session:
+    """Where checkpoints go and, with ``resume``, the newest one; without one the run starts over.
 
-    Attributes:
-        config: its settings.
-        folder: of the run.
-        data: the data set.
-        clock: counts its seconds.
-        identity: goes into every checkpoint; empty where none is written.
-        on_validation: see ``validate``.
-        state: the checkpoint to go on from, if there is one.
+    Raises:
+        ValueError: if none is whole, or it is of other data or another number of processes.
     """
-
-    config: Config
-    folder: RunFolder
-    data: Any
-    clock: Clock
-    identity: dict[str, Any] = field(default_factory=dict)
-    on_validation: Listener | None = None
-    state: dict[str, Any] | None = None
-
-    def go_on_from_checkpoint(self) -> None:
-        """With ``resume``, read the newest checkpoint; the run starts over where none was written.
-
-        Raises:
-            ValueError: if none is whole, or it is of other data or another number of processes.
-        """
-        if not self.config["resume"]:
-            return
-        self.state = self.folder.checkpoints.newest()
-        if self.state is None:
+    checkpoints = folder.checkpoints
+    newest = checkpoints.newest() if config["resume"] else None
+    if newest is None:
+        if config["resume"]:
             getLogger().info("no checkpoint was written: the run starts over")
-            return
-        found = self.state["identity"]
-        refuse_other_run(self.folder, found, self.identity)
-        self.identity |= {"command": found["command"], "starts": found["starts"] + 1}
-        self.clock.add(self.state["seconds"])
-
-    def train(self, train: Any, valid: Any) -> tuple[Any, dict[str, float]]:
-        """Train and go back to the best epoch.
-
-        Args:
-            train: loader of the training rows.
-            valid: loader of the validation rows.
-
-        Returns:
-            The trainer, and the validation of that epoch.
-        """
-        config, logger, show_progress = self.config, getLogger(), self.config["show_progress"]
-        if processes.is_main() and not self.state:
-            config.save(self.folder.config_file)
-        logger.info(f"{config['dataset']}: {self.data.statistics()}")
-        for key in ATTRIBUTE_KEYS:
-            if key in config.internal_config_dict:
-                logger.info(f"{key}: {config[key]}")
-        for key in config.unread_keys():
-            logger.warning(f"{config['model']} does not read {key!r}")
-        if is_chained(config):
-            self.clock.lap("load")
-            stage = self.state["stage"] if self.state else None
-            chain = PretrainedChain(config, self.folder.path, lambda: self._trainer(train), stage)
-            trainer, valid_result = chain.fit(train, valid, show_progress)
-        else:
-            trainer = self._trainer(train)
-            self.clock.lap("load")
-            _, valid_result = trainer.fit(train, valid, show_progress=show_progress)
-        trainer.tensorboard.close()
-        self.clock.lap("train")
-
-        trainer.load_best()
-        if valid_result is None:
-            valid_result = trainer.evaluate(
-                valid, load_best_model=False, show_progress=show_progress
-            )
-        return trainer, valid_result
-
-    def _trainer(self, train: Any) -> Any:
-        """The trainer, and in it the model on its device."""
-        config = self.config
-        init_seed(config["seed"], config["reproducibility"])
-        with processes.main_first():
-            model = build_model(config, train._dataset)
-        give_back_freed_memory()  # what reading and tokenising text needed
-        if processes.rank():  # dropout, unlike the weights, differs between processes
-            torch.manual_seed(config["seed"] + processes.rank())
-        if hasattr(model, "prepare_run_folder") and processes.is_main():
-            model.prepare_run_folder(self.folder.path)
-        trainer = find_trainer(config.model_class, config)(config, model)
-        if self.identity:
-            trainer.checkpoints, trainer.identity = self.folder.checkpoints, self.identity
-        if self.state and self.state["stage"] == trainer.stage:
-            trainer.resumed = self.state
-        if self.on_validation:
-            _tell_validations(trainer, self.on_validation)
-        return trainer
+        return Session(checkpoints, identity)
+    found = newest["identity"]
+    refuse_other_run(folder, found, identity)
+    counted = {"command": found["command"], "starts": found["starts"] + 1}
+    return Session(checkpoints, {**identity, **counted}, resumed=newest)
 
 
-def _tell_validations(trainer: Any, on_validation: Callable[[Mapping[str, Any]], None]) -> None:
-    """Have a trainer pass on each point that it adds to its learning curve.
+@dataclass(frozen=True)
+class _Trained:
+    """What training leaves: its trainer with the best weights, the stage, their validation."""
 
-    RecBole's ``callback_fn`` would not do: a model trained in two runs has no way to hand it on.
+    trainer: Any
+    stage: str
+    valid: dict[str, float] | None
+
+
+def _train(
+    config: Config, folder: RunFolder, train: Any, valid: Any, session: Session, clock: Clock
+) -> _Trained:
+    """Train and go back to the best epoch."""
+    logger, show_progress = getLogger(), config["show_progress"]
+    data = train._dataset
+    if processes.is_main() and not session.resumed:
+        config.save(folder.config_file)
+    logger.info(f"{config['dataset']}: {data.statistics()}")
+    for key in ATTRIBUTE_KEYS:
+        if key in config.internal_config_dict:
+            logger.info(f"{key}: {config[key]}")
+    for key in config.unread_keys():
+        logger.warning(f"{config['model']} does not read {key!r}")
+
+    def make_trainer(config: Config) -> Any:
+        return _make_trainer(config, folder, data)
+
+    if is_chained(config):
+        clock.lap("load")
+        chain = PretrainedChain(config, folder.path, make_trainer, session)
+        trainer, stage = chain.fit(train, valid, show_progress)
+    else:
+        trainer = make_trainer(config)
+        clock.lap("load")
+        trainer.fit(train, valid, show_progress=show_progress, session=session)
+        stage = trainer.state.stage
+    trainer.tensorboard.close()
+    clock.lap("train")
+    trainer.load_best()
+    result = trainer.state.best_valid_result
+    if result is None:
+        result = trainer.evaluate(valid, load_best_model=False, show_progress=show_progress)
+    return _Trained(trainer, stage, result)
+
+
+def _make_trainer(config: Config, folder: RunFolder, data: Any) -> Any:
+    """A trainer, and in it a new model on its device."""
+    init_seed(config["seed"], config["reproducibility"])
+    with processes.main_first():
+        model = build_model(config, data)
+    give_back_freed_memory()  # what reading and tokenising text needed
+    if processes.rank():  # dropout, unlike the weights, differs between processes
+        torch.manual_seed(config["seed"] + processes.rank())
+    trainer = find_trainer(config.model_class, config)(config, model)
+    if processes.is_main():
+        trainer.offer.prepare_run_folder(folder.path)
+    return trainer
+
+
+def build_model(config: Config, dataset: Any) -> Any:
+    """The model on its device.
+
+    Raises:
+        ValueError: if RecBole's model looks for a column that is not loaded, or does not know the
+            value of a setting.
     """
-    record = trainer.record_validation
+    try:
+        return config.model_class(config, dataset).to(config["device"])
+    except KeyError as error:
+        _explain(error, config)
+        raise
+    except (NotImplementedError, SystemExit) as error:  # RecBole's models on a loss they lack
+        if isinstance(error, SystemExit) and error.code:  # told to end
+            raise
+        raise ValueError(
+            f"loss_type {config['loss_type']!r} is unknown to model {config['model']!r}"
+        ) from error
 
-    def record_and_tell(stage: str, valid: float) -> None:
-        record(stage, valid)
-        if stage != PRETRAIN or trainer.stage == PRETRAIN:
-            on_validation(trainer.learning_curve[-1])
 
-    trainer.record_validation = record_and_tell
+def _explain(error: KeyError, config: Config) -> None:
+    """Say which column or which setting a model looked up in vain, where that can be known."""
+    settings, name = config.final_config_dict, error.args[0]
+    columns = [value for key, value in settings.items() if key.endswith("_FIELD")]
+    if name in {x for c in columns if c for x in ([c] if isinstance(c, str) else c)}:
+        raise ValueError(
+            f"model {config['model']!r} needs {error}, which data set {config['dataset']!r} lacks "
+            "(load_col names the columns that are loaded)"
+        ) from error
+    keys = [key for key, value in settings.items() if isinstance(value, str) and value == name]
+    if keys:
+        raise ValueError(f"{keys[0]} {error} is unknown to model {config['model']!r}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,41 +11,71 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_jepa4rec.base import processes
-from recbole_jepa4rec.training.phase import warmup_then_decay
+from recbole_jepa4rec.data.histories import Histories
+from recbole_jepa4rec.model.base import PhasedModel
+from recbole_jepa4rec.training.phases import PRECISIONS, count_targets
+
+
+def warmup_then_decay(optimizer: Any, steps: int, warmup_ratio: float) -> Any:
+    """Learning rate rises linearly over ``warmup_ratio`` of the steps, then falls linearly to 0."""
+    warmup = max(1, round(steps * warmup_ratio))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, (steps - step) / max(1, steps - warmup))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 class Optimisation:
-    """What moves a model's weights through one phase.
+    """What moves a model's weights through one phase, one step of some batches after another.
+
+    All processes of a run take the same steps. Each reads its own part of a batch and gives its
+    part of the loss, whose denominators count the whole batch.
 
     Args:
-        model: its ``weights_moved`` is called after every step that the optimizer makes.
+        model: whose weights move.
         optimizer: of the model's parameters.
-        scaler: of the loss, for float16.
+        histories: that batches of targets point into.
         steps: of the phase, for the schedule.
-        warmup_ratio: see ``warmup_then_decay``.
-        clipping: arguments of ``clip_grad_norm_``; ``None`` for no clipping.
+        config: settings of the run.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: PhasedModel,
         optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
+        histories: Histories,
         steps: int,
-        warmup_ratio: float,
-        clipping: dict[str, Any] | None,
+        config: Any,
     ) -> None:
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.schedule = warmup_then_decay(optimizer, steps, warmup_ratio)
-        self.clipping = clipping
+        self.model, self.optimizer, self.histories = model, optimizer, histories
+        self.device, self.amp_dtype = config["device"], PRECISIONS[config["precision"]]
+        self.window, self.clipping = config["MAX_ITEM_LIST_LENGTH"], config["clip_grad_norm"]
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.amp_dtype is torch.float16
+        )
+        self.schedule = warmup_then_decay(optimizer, steps, config["warmup_ratio"])
         optimizer.register_step_post_hook(lambda *_: model.weights_moved())
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a part of the step's loss."""
-        self.scaler.scale(loss).backward()
+    def step(self, batches: Sequence[Tensor]) -> list[dict[str, float]]:
+        """Move the weights by the gradients of some batches.
 
-    def step(self) -> None:
-        """Move the weights by the gradients of all processes, and forget these."""
+        Args:
+            batches: positions of their targets, ``[B]`` each.
+
+        Returns:
+            The weighted loss terms of each batch, by name.
+
+        Raises:
+            ValueError: if a term is not finite.
+        """
+        counts = [count_targets(self.histories, b, self.model, self.window) for b in batches]
+        terms = [
+            self._backward(positions, count / sum(counts))
+            for positions, count in zip(batches, counts, strict=True)
+        ]
         processes.all_reduce_gradients(self.model.parameters())
         if self.clipping:
             self.scaler.unscale_(self.optimizer)
@@ -52,6 +84,20 @@ class Optimisation:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
+        return terms
+
+    def _backward(self, positions: Tensor, share: float) -> dict[str, float]:
+        """Add the gradient of one batch, which is ``share`` of its step."""
+        own = self.histories.packed(processes.shard(positions), self.window).to(self.device)
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            losses = self.model.losses(own)
+        values = processes.all_reduce(torch.stack([loss.detach() for loss in losses])).tolist()
+        terms = dict(zip(self.model.loss_weights, values, strict=True))
+        if not all(map(math.isfinite, values)):
+            advice = "try a lower learning_rate, clip_grad_norm or precision=fp32"
+            raise ValueError(f"loss is not finite: {terms}; {advice}")
+        self.scaler.scale(sum(losses, start=losses[0].new_zeros(())) * share).backward()
+        return terms
 
     def state_dict(self) -> dict[str, Any]:
         """Of optimizer, schedule and scaler."""

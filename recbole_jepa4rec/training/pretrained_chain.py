@@ -8,6 +8,7 @@ Here the same model and the same mechanism serve both, with a file of plain tens
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from recbole_jepa4rec.base.checkpoint import (
     save_state,
     weights_file,
 )
-
-STAGES = ("pretrain", "finetune", "both")
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.training.phases import STAGES
+from recbole_jepa4rec.training.recbole_loop import EpochTrainer
+from recbole_jepa4rec.training.state import Session
 
 PRETRAINED_NAME = "pretrained.pt"
 """File of the run folder that the finetuned model starts from."""
@@ -62,28 +65,28 @@ def asked_stage(config: Any) -> str:
     return "finetune" if stage == "both" and given else stage
 
 
+@dataclass(frozen=True)
 class PretrainedChain:
     """Trains the stages that ``train_stage`` asks for.
 
-    Args:
-        config: of the run; ``train_stage`` and ``pre_model_path`` are set for RecBole's model.
+    Attributes:
+        config: of the run.
         folder: of the run.
-        make_trainer: gives a trainer, a new model in it, by the settings of that moment.
-        resumed: the stage that a resumed run is in.
+        make_trainer: gives a trainer, a new model in it, by settings.
+        session: of the run; each stage has its own part of it.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        folder: Path,
-        make_trainer: Callable[[], Any],
-        resumed: str | None = None,
-    ) -> None:
-        self.config, self.make_trainer, self.resumed = config, make_trainer, resumed
-        self.file = folder / PRETRAINED_NAME
-        self.stage = asked_stage(config)
+    config: Config
+    folder: Path
+    make_trainer: Callable[[Config], EpochTrainer]
+    session: Session
 
-    def fit(self, train: Any, valid: Any, show_progress: bool) -> tuple[Any, Any]:
+    @property
+    def file(self) -> Path:
+        """What the finetuned model starts from."""
+        return self.folder / PRETRAINED_NAME
+
+    def fit(self, train: Any, valid: Any, show_progress: bool) -> tuple[EpochTrainer, str]:
         """Train.
 
         Args:
@@ -92,38 +95,43 @@ class PretrainedChain:
             show_progress: as for RecBole's ``Trainer.fit``.
 
         Returns:
-            The trainer of the last stage, and the validation of its best epoch, if there was one.
+            The trainer of the last stage, and the stage that the run as a whole has been.
         """
-        if self.stage == "pretrain":
-            trainer = self._make("pretrain")
-            _, result = trainer.fit(self._pretraining_loader(train), show_progress=show_progress)
-            return trainer, result
+        stage, resumed = asked_stage(self.config), self.session.resumed
+        if stage == "pretrain":
+            return self._pretrain(train, show_progress, time_share=1.0), stage
         before = None
-        if self.resumed == "finetune":
+        if resumed and resumed["stage"] == "finetune":
             pass  # the file is written
-        elif self.stage == "both":
-            before = self._pretrain(train, show_progress)
+        elif stage == "both":
+            share = self.config["pretrain_time_ratio"]
+            before = self._pretrain(train, show_progress, time_share=share)
+            before.tensorboard.close()
+            before.save_pretrained_model(before.state.epochs_run - 1, str(self.file))
         else:
             self._take_over(train._dataset)
-        self.config["pre_model_path"] = str(self.file)
-        trainer = self._make("finetune")
+        trainer = self._make("finetune", pre_model_path=str(self.file))
         if before:
-            trainer.continue_from(before)
-        _, result = trainer.fit(train, valid, show_progress=show_progress)
-        trainer.stage = self.stage
-        return trainer, result
+            before.timer.update()
+        session = self._session("finetune", before=before and before.state)
+        trainer.fit(train, valid, show_progress=show_progress, session=session)
+        return trainer, stage
 
-    def _make(self, stage: str) -> Any:
-        self.config["train_stage"] = stage
-        return self.make_trainer()
+    def _make(self, stage: str, **settings: Any) -> EpochTrainer:
+        return self.make_trainer(self.config.with_settings({"train_stage": stage, **settings}))
 
-    def _pretrain(self, train: Any, show_progress: bool) -> Any:
-        """Run the first stage; its last weights go into the file."""
+    def _session(self, stage: str, **changes: Any) -> Session:
+        """The run's, which goes on from a checkpoint in that stage alone."""
+        resumed = self.session.resumed
+        if resumed and resumed["stage"] != stage:
+            resumed = None
+        return replace(self.session, resumed=resumed, **changes)
+
+    def _pretrain(self, train: Any, show_progress: bool, time_share: float) -> EpochTrainer:
+        """Run the first stage, to which its share of the time is given."""
         trainer = self._make("pretrain")
-        trainer.time_share = self.config["pretrain_time_ratio"]
-        trainer.fit(self._pretraining_loader(train), show_progress=show_progress)
-        trainer.tensorboard.close()
-        trainer.save_pretrained_model(trainer.epochs_run - 1, str(self.file))
+        session = self._session("pretrain", time_share=time_share)
+        trainer.fit(self._loader(train), show_progress=show_progress, session=session)
         return trainer
 
     def _take_over(self, dataset: Any) -> None:
@@ -140,11 +148,11 @@ class PretrainedChain:
             return
         trainer = self._make("pretrain")
         trainer.tensorboard.close()
-        ids = item_ids_digest(dataset)
-        load_weights(trainer.model, weights_file(self.config["checkpoint"]), item_ids=ids)
+        weights = weights_file(self.config["checkpoint"])
+        load_weights(trainer.model, weights, item_ids=item_ids_digest(dataset))
         trainer.save_pretrained_model(-1, str(self.file))
 
-    def _pretraining_loader(self, train: Any) -> Any:
+    def _loader(self, train: Any) -> Any:
         """The loader with ``pretrain_batch_size`` rows a batch, or as many as memory holds.
 
         RecBole's model spells out every value of the attribute at every position.
@@ -153,11 +161,9 @@ class PretrainedChain:
         values = dataset.num(config["item_attribute"])
         row = BYTES_PER_ATTRIBUTE * config["MAX_ITEM_LIST_LENGTH"] * values
         rows = max(1, int(config["pretrain_memory_mib"] * 2**20 / row))
-        given = config["train_batch_size"]
-        config["train_batch_size"] = min(rows, config["pretrain_batch_size"])
-        try:
-            loader = type(train)(config, dataset, train._sampler, shuffle=train.shuffle)
-        finally:
-            config["train_batch_size"] = given
+        config = config.with_settings(
+            {"train_batch_size": min(rows, config["pretrain_batch_size"])}
+        )
+        loader = type(train)(config, dataset, train._sampler, shuffle=train.shuffle)
         loader.worker_init_fn = train.worker_init_fn
         return loader

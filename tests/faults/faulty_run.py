@@ -30,7 +30,11 @@ from recbole_jepa4rec.text import tokenizer
 DISK_LIMIT = 30_000
 """Bytes that a file may grow to on a full disk: enough for a log, too few for weights."""
 
-IMPORTED = ("pytest", "recbole_jepa4rec.runner.single_run", "recbole_jepa4rec.training.trainer")
+IMPORTED = (
+    "pytest",
+    "recbole_jepa4rec.runner.single_run",
+    "recbole_jepa4rec.training.phase_trainer",
+)
 """What the server of processes imports before it forks."""
 
 
