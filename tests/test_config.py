@@ -11,8 +11,8 @@ import recbole
 import yaml
 
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties
-from recbole_jepa4rec.config.allowed_values import refuse_values
 from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.run_settings import refuse_theirs
 from recbole_jepa4rec.config.syntax import known_keys, parse_command_line, parse_value
 from tests.conftest import ROOT
 
@@ -193,18 +193,21 @@ class TestRefusals:
             ("--port=x", "port 'x' must be null or a whole number from 1"),
             ("--checkpoint_steps=0", "checkpoint_steps 0 must be null or a whole number from 1"),
             (f"--seed={2**32}", f"seed {2**32} must be a whole number from 0 to {2**32 - 1}"),
-            ("--epochs=abc", "epochs 'abc' must be a number"),
+            ("--epochs=abc", "epochs 'abc' must be a whole number from 0"),
             ("--epochs=1.5", "epochs 1.5 must be a whole number"),
             ("--epochs=-1", "epochs -1 must be a whole number"),
             ("--train_batch_size=0", "train_batch_size 0 must be a whole number from 1"),
             ("--filter_history=perhaps", "filter_history 'perhaps' must be True or False"),
-            ("--max_train_seconds=0", "max_train_seconds 0 must be a positive number"),
+            ("--max_train_seconds=0", "max_train_seconds 0 must be null or a number above 0"),
             ("--state=loud", "state 'loud' must be one of debug"),
-            ("--metrics=[AUC]", "metric 'auc' is no function of the target's rank"),
-            ("--metrics=[ItemCoverage]", "metric 'itemcoverage' is no function"),
-            ("--topk=[0]", "topk 0 is below 1"),
-            ("--topk=many", "topk ['many'] and metrics"),
-            ("--valid_metric=NDCG@5", "valid_metric 'NDCG@5' is not measured (measured: recall@10"),
+            ("--metrics=[AUC]", "metric 'auc' is unknown (allowed: recall, hit, ndcg"),
+            ("--metrics=[ItemCoverage]", "metric 'itemcoverage' is unknown"),
+            ("--topk=[0]", "topk [0] must be a whole number from 1 or a list"),
+            ("--topk=many", "topk 'many' must be a whole number from 1"),
+            (
+                "--valid_metric=NDCG@5",
+                "valid_metric 'NDCG@5' is not measured, or selects no model (allowed: recall@10",
+            ),
             ("--eval_args.mode=uni100", "eval_args.mode 'uni100'"),
             ("--eval_args.order=RO", "eval_args.order 'RO'"),
             ("--eval_args.split={'RS': [8, 1, 1]}", "eval_args.split {'RS': [8, 1, 1]}"),
@@ -212,7 +215,7 @@ class TestRefusals:
             ("--seed.x=3", "key 'seed.x': 'seed' is 2020, which holds no keys"),
             ("--save_dataset=True", "save_dataset is not supported"),
             ("--benchmark_filename=[a,b]", "benchmark_filename ['a', 'b'] must be three"),
-            ("--epochs=null", "epochs None must be a number"),
+            ("--epochs=null", "epochs None must be a whole number from 0"),
             ("--stopping_step=-1", "stopping_step -1 must be a whole number from 0"),
             ("--MAX_ITEM_LIST_LENGTH=0", "MAX_ITEM_LIST_LENGTH 0 must be a whole number from 1"),
             ("--hidden_size=1.5", "hidden_size 1.5 must be a whole number from 1"),
@@ -223,9 +226,12 @@ class TestRefusals:
             ("--clip_grad_norm.norm=1", "unknown key 'clip_grad_norm.norm'"),
             (
                 "--item_text_fields=[]",
-                "item_text_fields [] must be null, a name or a list of names",
+                "item_text_fields [] must be null or a name or a list of names",
             ),
-            ("--item_text_fields=5", "item_text_fields 5 must be null, a name or a list of names"),
+            (
+                "--item_text_fields=5",
+                "item_text_fields 5 must be null or a name or a list of names",
+            ),
             ("--load_col=[title]", "load_col ['title'] must be null or a mapping"),
             ("--load_col.item=title", "'item': 'title'} must be null or a mapping"),
             ("--user_inter_num_interval=5", "user_inter_num_interval '5' must be an interval"),
@@ -246,13 +252,13 @@ class TestRefusals:
             ("--vocab_size=9", "a whole number from 10"),
             ("--tokens_per_batch=0", "a whole number from 1"),
             ("--max_attribute_tokens=1", "a whole number from 2"),
-            ("--accumulation_steps=True", "a number"),
+            ("--accumulation_steps=True", "a whole number from 1"),
             ("--items_per_step=-1", "a whole number from 0"),
             ("--dropout=1", "a number from 0 to below 1"),
             ("--pretrain_validation_ratio=1.0", "a number from 0 to below 1"),
             ("--warmup_ratio=1.1", "a number from 0 to 1"),
             ("--ema_momentum=-0.1", "a number from 0 to 1"),
-            ("--temperature=null", "a number"),
+            ("--temperature=null", "a number above 0"),
             ("--pretrain_learning_rate=-1", "a number from 0"),
             ("--attention_window=7", "null or an even whole number from 2"),
             ("--attention_window=0", "null or an even whole number from 2"),
@@ -268,7 +274,7 @@ class TestRefusals:
         ("word", "model", "message"),
         [
             ("--save_step=0", "S3Rec", "save_step 0 must be a whole number from 1"),
-            ("--pretrain_memory_mib=0", "S3Rec", "pretrain_memory_mib 0 must be a positive number"),
+            ("--pretrain_memory_mib=0", "S3Rec", "pretrain_memory_mib 0 must be a number above 0"),
             ("--pretrain_time_ratio=2", "S3Rec", "pretrain_time_ratio 2 must be a number from 0"),
             (
                 "--MAX_ITEM_LIST_LENGTH=4",
@@ -282,14 +288,15 @@ class TestRefusals:
 
     def test_limits_are_allowed(self):
         words = ["ema_momentum=1", "warmup_ratio=0", "attention_window=2", "dropout=0", "epochs=0"]
+        words += ["training_targets=random"]
         words += ["user_inter_num_interval=(2,5];[7,inf)", "item_text_fields=title"]
         made = config(*(f"--{word}" for word in words), model="JEPA4Rec")
         assert (made["ema_momentum"], made["attention_window"]) == (1, 2)
 
     def test_a_name_that_a_recbole_model_uses_otherwise_is_left_to_it(self):
-        refuse_values({"hidden_size": [8, 8]}, {"hidden_size": [64, 32]})
+        refuse_theirs({"hidden_size": [8, 8]}, {"hidden_size": [64, 32]})
         with pytest.raises(ValueError, match="hidden_size 0 must be a whole number from 1"):
-            refuse_values({"hidden_size": 0}, {"hidden_size": 64})
+            refuse_theirs({"hidden_size": 0}, {"hidden_size": 64})
 
     @pytest.mark.parametrize("name", ["a,a", "../a", "", "a,", "a+b", ".."])
     def test_names_that_are_no_folder(self, name):

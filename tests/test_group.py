@@ -69,7 +69,7 @@ class TestRefusals:
             (["--model_list=Markov", "--model=SASRec"], "key 'model' on the command line differs"),
             (["--model_list=Markov", "--sedes=1"], "unknown key 'sedes' (did you mean 'seeds'?)"),
             (["--model_list=Markov", "--epochs=-1"], "epochs -1 must be a whole number from 0"),
-            (["--model_list=Markov,SASRec", "--topk=0"], "topk 0 is below 1"),
+            (["--model_list=Markov,SASRec", "--topk=0"], "topk 0 must be a whole number from 1"),
             (["--model_list=Markov", "--config_files=no.yaml"], "cannot read config file no.yaml"),
             (["--model_list=Markov", "--run_dir=file"], "run_dir 'file' is not a folder"),
         ],

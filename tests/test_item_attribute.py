@@ -6,8 +6,12 @@ import torch
 from recbole_jepa4rec.config import registry
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
-from recbole_jepa4rec.data.item_attribute import find_attributes, with_item_columns
-from recbole_jepa4rec.data.item_files import refuse_without_text
+from recbole_jepa4rec.data.item_files import (
+    find_attributes,
+    refuse_without_text,
+    settle_attributes,
+    with_item_columns,
+)
 from recbole_jepa4rec.runner.quick_start import main
 from tests.conftest import ROOT, TINY
 
@@ -75,6 +79,7 @@ class TestChoice:
     def test_ml_100k_has_genres(self):
         for key, model in (("item_attribute", "S3Rec"), ("selected_features", "FDSA")):
             config = Config(model, "ml-100k")
+            settle_attributes(config)
             assert config[key] == ("class" if model == "S3Rec" else ["class"])
             assert config["load_col"]["item"] == ["item_id", "class"]
             assert config.external()[key] == config[key]
@@ -92,6 +97,7 @@ class TestLoading:
     def test_what_is_asked_for_is_loaded_beside_what_is_named(self, toy):
         given = {**toy, "load_col": {"inter": ["user_id"], "item": ["price"]}}
         config = Config("FDSA", config_dict={**given, "selected_features": ["title", "brand"]})
+        settle_attributes(config)
         assert config["load_col"]["item"] == ["price", "item_id", "title", "brand"]
         assert config["selected_features"] == ["title", "brand"]
         again = Config(config_dict={**config.external()})
@@ -111,7 +117,15 @@ class TestLoading:
 
     def test_other_models_read_no_attributes(self, made):
         made()
-        assert "item" not in Config("SASRec", "made", config_dict={"data_path": "."})["load_col"]
+        config = Config("SASRec", "made", config_dict={"data_path": "."})
+        assert settle_attributes(config) == {}
+        assert "item" not in config["load_col"]
+
+    def test_another_run_of_the_same_data_reads_the_same_columns(self, toy):
+        config, other = (Config("FDSA", config_dict={**toy, **TINY, "seed": s}) for s in (1, 2))
+        data = find_dataset(config.model_class)(config).with_config(other)
+        assert other["selected_features"] == config["selected_features"] == ["brand"]
+        assert (data.config["seed"], other.external()["load_col"]) == (2, config["load_col"])
 
 
 class TestRefusals:

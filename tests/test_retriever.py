@@ -3,6 +3,7 @@
 import pytest
 
 from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.runner.retriever import retriever_config
 
 
@@ -11,6 +12,7 @@ def test_a_retriever_trains_as_it_would_alone(model, toy):
     """RecBole's general defaults in the ranker's settings do not replace the retriever's own."""
     ranker = Config("LlamaRec", config_dict={**toy, "retriever": model, "seed": 7, "epochs": 2})
     alone = Config(model, config_dict={**toy, "seed": 7, "MAX_ITEM_LIST_LENGTH": 50})
+    settle_attributes(alone)
     assert retriever_config(ranker).external() == alone.external()
 
 

@@ -219,7 +219,7 @@ class TestErrors:
             ("--USER_ID_FIELD=who", "'who'"),
             ("--model=FOSSIL-TOP1", "allowed: FOSSIL, FOSSIL-CE, FOSSIL-BPR"),
             ("--model=FPMC-CE", "loss_type 'CE' is unknown to model 'FPMC'"),
-            ("--loss_type=TOP1", "loss_type 'TOP1' must be one of CE, BPR"),
+            ("--loss_type=TOP1", "loss_type is 'TOP1'; allowed: CE, BPR"),
             ("--learning_rate=1e30", "try a learning_rate below 1e+30"),
             ("--hidden_act=foo", "hidden_act 'foo' is unknown to model 'SASRec'"),
             ("--run_dir=/proc/x", "run_dir '/proc/x' cannot be made: "),

@@ -114,7 +114,10 @@ class TestRefusals:
             ("n_layers: {choose: [1]}", "unknown kind 'choose' (did you mean 'choice'?)"),
             ("n_layers: [1, 2]", "n_layers [1, 2] must be one of choice, uniform"),
             ("n_layers: {choice: [1, 1]}", "holds 1 twice"),
-            ("n_layers: {choice: [1, two]}", "n_layers 'two': n_layers 'two' must be a number"),
+            (
+                "n_layers: {choice: [1, two]}",
+                "n_layers 'two': n_layers 'two' must be a whole number from 1",
+            ),
             ("n_layers: {choice: [1, 0]}", "n_layers 0: n_layers 0 must be a whole number from 1"),
             ("learning_rate: {loguniform: [0, 1]}", "must be [low, high] above 0"),
             ("learning_rate: {uniform: [.nan, 1]}", "must be [low, high]"),

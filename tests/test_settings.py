@@ -94,7 +94,7 @@ def test_they_are_typed_values():
         (RunSettings, {"nproc": True}, "nproc True must be a whole number from 1"),
         (RunSettings, {"port": "x"}, "port 'x' must be null or a whole number from 1"),
         (RunSettings, {"ip": 5}, "ip 5 must be a text"),
-        (RunSettings, {"filter_history": 2}, "filter_history 2 must be null or True or False"),
+        (RunSettings, {"filter_history": 2}, "filter_history 2 must be True or False"),
         (RunSettings, {"max_train_seconds": 0}, "max_train_seconds 0 must be null or a number abo"),
         (RunSettings, {"learning_rate": float("nan")}, "learning_rate nan must be a number from 0"),
         (RunSettings, {"topk": [5, 0]}, "topk [5, 0] must be a whole number from 1 or a list of"),

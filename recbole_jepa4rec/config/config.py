@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties, read_yaml
-from recbole_jepa4rec.config.allowed_values import refuse_values
+from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.registry import find_entry, find_model
+from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, RunSettings, refuse_theirs
 from recbole_jepa4rec.config.syntax import (
-    PROTOCOL,
     keys_of_others,
     known_keys,
     overlay,
@@ -26,11 +25,6 @@ from recbole_jepa4rec.config.syntax import (
     parse_value,
     refuse_unknown,
 )
-from recbole_jepa4rec.data.item_attribute import KEYS, find_attributes, with_item_columns
-from recbole_jepa4rec.data.split_files import split_names
-from recbole_jepa4rec.evaluation.metrics import metric_values
-
-PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
 
 class Config(RecBoleConfig):
@@ -107,6 +101,7 @@ class Config(RecBoleConfig):
         refuse_unknown(settings, "among a run's own settings")
         other = copy.copy(self)
         other.final_config_dict = {**self.final_config_dict, **settings}
+        other._resolved = {**self._resolved}
         return other
 
     def settle(self, found: Mapping[str, Any]) -> None:
@@ -185,45 +180,31 @@ class Config(RecBoleConfig):
             and not self.given("train_neg_sample_args")
         ):
             settings["train_neg_sample_args"] = None  # RecBole's default is refused by RecBole
-        refuse_values(settings, self.internal_config_dict)
-        self._check_protocol(settings)
+        self._check(settings)
         self._resolved = copy.deepcopy(settings)
         return settings
 
-    def _check_protocol(self, settings: dict[str, Any]) -> None:
-        """Refuse by name what the evaluation cannot honour."""
-        for key in PICKLES:
-            if settings.get(key):
-                raise ValueError(f"{key} is not supported: RecBole would pickle")
-        settings["benchmark_filename"] = split_names(settings["benchmark_filename"])
-        if settings["benchmark_filename"] and len(self._sources) > 1:
-            raise ValueError(
-                f"benchmark_filename needs one data set, and {', '.join(self._sources)} are named"
-            )
-        eval_args = settings["eval_args"]
-        if not isinstance(eval_args, dict):
-            raise ValueError(f"eval_args {eval_args!r} must be a mapping")
-        for key, allowed in PROTOCOL.items():
-            if eval_args[key] not in (allowed, "full" if key == "mode" else allowed):
-                raise ValueError(
-                    f"eval_args.{key} {eval_args[key]!r} is not supported ({allowed!r} is)"
-                )
-        self._check_metrics(settings)
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Refuse what the model or the evaluation cannot honour."""
+        kind = SETTINGS.get(self.model, RunSettings)
+        defaults = self.internal_config_dict
+        theirs = {key: defaults[key] for key in defaults if key not in kind.model_fields}
+        refuse_theirs(settings, theirs)
+        typed = kind.of(settings)
+        settings["benchmark_filename"] = typed.benchmark_filename
+        if len(self._sources) > 1:
+            self._refuse_several_sources(typed)
 
-    def _check_metrics(self, settings: Mapping[str, Any]) -> None:
-        """Every metric must be one of the target's rank, and the selecting one among them."""
-        metrics, topk = (
-            value if isinstance(value, list) else [value]
-            for value in (settings["metrics"], settings["topk"])
-        )
-        if not metrics or not topk or not all(type(k) is int for k in topk):
-            raise ValueError(f"topk {topk} and metrics {metrics} must be whole numbers and names")
-        measured = metric_values(np.ones(1), [*map(str, metrics)], topk)
-        if str(settings["valid_metric"]).lower() not in measured:
-            raise ValueError(
-                f"valid_metric {settings['valid_metric']!r} is not measured "
-                f"(measured: {', '.join(measured)})"
-            )
+    def _refuse_several_sources(self, typed: RunSettings) -> None:
+        """Refuse several data sets where one alone will do."""
+        names = ", ".join(self._sources)
+        if typed.benchmark_filename:
+            raise ValueError(f"benchmark_filename needs one data set, and {names} are named")
+        for key in ATTRIBUTE_KEYS:
+            if key in self.internal_config_dict:
+                raise ValueError(
+                    f"model {self.model!r} needs {key}, and several data sets share no attributes"
+                )
 
     def _set_default_parameters(self) -> None:
         """RecBole's, which knows no data set but its own under the name ml-100k, nor several."""
@@ -233,29 +214,6 @@ class Config(RecBoleConfig):
             self.final_config_dict["data_path"] = str(folder)
         several = len(self._sources) > 1
         self.final_config_dict["source_datasets"] = self._sources if several else None
-        for key in KEYS:
-            if key in self.internal_config_dict:
-                self._find_attributes(key)
-
-    def _find_attributes(self, key: str) -> None:
-        """Settle which item attributes the model reads, and have them loaded.
-
-        A folder that is not there is left to the data set, which says so.
-        """
-        settings, folder = self.final_config_dict, Path(self.final_config_dict["data_path"])
-        if len(self._sources) > 1:
-            raise ValueError(
-                f"model {self.model!r} needs {key}, and several data sets share no attributes"
-            )
-        if not folder.is_dir():
-            return
-        path = folder / f"{self.dataset}.item"
-        names = find_attributes(settings, key, path, self.model, self.dataset)
-        if not self.given("load_col"):
-            settings["load_col"] = {**settings["load_col"], "item": []}
-        columns = [settings["ITEM_ID_FIELD"], *names]
-        load_col = with_item_columns(settings["load_col"], columns)
-        self.settle({key: names[0] if key == "item_attribute" else names, "load_col": load_col})
 
     def _init_device(self) -> None:
         """Leave CUDA_VISIBLE_DEVICES as it is set; RecBole overwrites it (its issue 1955)."""

@@ -1,4 +1,4 @@
-"""The settings of each model of ours, and what we add to those of RecBole's.
+"""The settings of each model of ours.
 
 A class holds what a file of ``properties/model/`` holds: the tests compare the two. What several
 models have stands in a class above theirs.
@@ -11,12 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from recbole_jepa4rec.config.run_settings import (
+    FeatureSettings,
+    RunSettings,
+    S3RecSettings,
+    UntrainedSettings,
+)
+from recbole_jepa4rec.config.settings import (
     AtLeastZero,
     Clipping,
     Count,
     Learner,
     Positive,
-    RunSettings,
     Share,
     ShareBelowOne,
     Whole,
@@ -26,39 +31,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Encoders = Literal["context", "target"]
 Window = Annotated[int, Field(ge=2, multiple_of=2)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
-
-
-class UntrainedSettings(RunSettings):
-    """Of a model that counts when it is made: Popularity, Markov and STAR."""
-
-    epochs: Whole = 0
-    """Nothing is trained: the model counts when it is made."""
-    train_neg_sample_args: dict[str, Any] | None = None
-    """No negative items are drawn."""
-
-
-class FeatureSettings(RunSettings):
-    """Of FDSA, SASRecF and GRU4RecF."""
-
-    selected_features: list[str] | str | None = None
-    """Item attributes; None is the text column of .item with the fewest distinct words."""
-
-
-class S3RecSettings(RunSettings):
-    """Of S3Rec: both stages in one run, attributes from any data."""
-
-    item_attribute: str | None = None
-    """Item attribute; None is the text column of .item with the fewest distinct words."""
-    train_stage: Literal["pretrain", "finetune", "both"] = "both"
-    """pretrain, finetune (with --checkpoint or pre_model_path), both."""
-    pretrain_epochs: Whole = 5
-    """Of pre-training; RecBole's 500 take days on a CPU."""
-    pretrain_batch_size: Count = 256
-    """Rows a step of pre-training, at most."""
-    pretrain_memory_mib: Positive = 1024
-    """MiB that the attributes of such a step may take; fewer rows share it where they take more."""
-    pretrain_time_ratio: Share = 0.5
-    """Share of max_train_seconds that pre-training may use when finetuning follows."""
 
 
 class PhasedSettings(RunSettings):

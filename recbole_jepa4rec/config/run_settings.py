@@ -1,21 +1,12 @@
-"""What a setting may be, and the settings that every run has."""
+"""The settings that every run has, and what we check of those of RecBole's models."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from recbole_jepa4rec.config.protocol import (
     PROTOCOL,
@@ -23,216 +14,36 @@ from recbole_jepa4rec.config.protocol import (
     selecting_metrics,
     split_names,
 )
+from recbole_jepa4rec.config.settings import (
+    AtLeastZero,
+    Clipping,
+    Count,
+    Interval,
+    Learner,
+    Level,
+    LoadCol,
+    Names,
+    Positive,
+    Seed,
+    Settings,
+    Share,
+    ShareBelowOne,
+    Switch,
+    TopK,
+    Whole,
+    refusal,
+)
 
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-"""RecBole takes any other for adam."""
+PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
-CLIPPING = {"max_norm", "norm_type", "error_if_nonfinite"}
-"""Keys that ``clip_grad_norm`` may hold."""
+ATTRIBUTE_KEYS = ("item_attribute", "selected_features")
+"""Keys of RecBole's models that name columns of ``.item``: one, or a list."""
 
-LEVELS = ("debug", "info", "warning", "error", "critical")
-
-Kind = TypeVar("Kind", bound="Settings")
-
-
-class Keys(Protocol):
-    """Settings by their keys: RecBole's Config, ours, or a dictionary."""
-
-    def __getitem__(self, key: str, /) -> Any:
-        """The value of a key."""
-
-    def __contains__(self, key: Any, /) -> bool:
-        """Whether the key has one."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """What there is to say of a key.
-
-    Attributes:
-        name: of the key.
-        type: of its value, in RecBole's words: int, float, bool, str, list, dict.
-        default: its value where none is given.
-        meaning: in one line.
-    """
-
-    name: str
-    type: str
-    default: Any
-    meaning: str
-
-
-class Settings(BaseModel):
-    """Settings as typed values, each field with its bounds, its default and what it means.
-
-    Raises:
-        ValueError: for a value that a field or a rule between fields does not allow; ``of`` says so
-            in one line.
-    """
-
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-    @classmethod
-    def of(cls: type[Kind], config: Keys) -> Kind:
-        """The settings that a config holds, each at its default where the config has no such key.
-
-        Raises:
-            ValueError: for the first value that is not allowed; says what is.
-        """
-        values = {key: config[key] for key in cls.model_fields if key in config}
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-        if fault["type"] == "value_error":  # raised here, in words that say it all
-            raise ValueError(str(fault["ctx"]["error"]))
-        key = str(fault["loc"][0])
-        schema = cls.model_json_schema()["properties"][key]
-        raise ValueError(refusal(key, values[key], schema))
-
-    @classmethod
-    def keys(cls) -> dict[str, Key]:
-        """Every key, in order; a field that a subclass gives another default keeps its meaning."""
-        found = {}
-        for key, schema in cls.model_json_schema()["properties"].items():
-            above = (each.model_fields for each in cls.__mro__ if issubclass(each, Settings))
-            said = [fields[key].description for fields in above if key in fields]
-            meaning = next((" ".join(text.split()) for text in said if text), "")
-            found[key] = Key(key, _type_name(schema), cls.model_fields[key].default, meaning)
-        return found
-
-
-def refusal(key: str, value: Any, schema: dict[str, Any]) -> str:
-    """The line that refuses a value.
-
-    Args:
-        key: that has it.
-        value: that is not allowed.
-        schema: what is allowed, as JSON Schema.
-    """
-    choice = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    if choice:
-        return f"{key} is {value!r}; allowed: {', '.join(map(str, choice))}"
-    return f"{key} {value!r} must be {_words(schema)}"
-
-
-def _words(schema: dict[str, Any]) -> str:
-    """What a JSON Schema allows, in words; ``must`` has them where they do not follow from it."""
-    if "must" in schema:
-        return schema["must"]
-    if "anyOf" in schema:
-        parts = sorted(schema["anyOf"], key=lambda part: part["type"] != "null")
-        return " or ".join(map(_words, parts))
-    words = {
-        "boolean": "True or False",
-        "integer": "an even whole number" if "multipleOf" in schema else "a whole number",
-        "number": "a number",
-        "string": "a text",
-        "array": "a list",
-        "object": "a mapping",
-        "null": "null",
-    }[schema["type"]]
-    bounds = {
-        "minimum": "from",
-        "exclusiveMinimum": "above",
-        "maximum": "to",
-        "exclusiveMaximum": "to below",
-    }
-    return " ".join(
-        [words, *(f"{word} {schema[b]:g}" for b, word in bounds.items() if b in schema)]
-    )
-
-
-def _type_name(schema: dict[str, Any]) -> str:
-    """RecBole's word for the type of a value; of several the first."""
-    if "anyOf" in schema:
-        return _type_name(schema["anyOf"][0])
-    names = {
-        "boolean": "bool",
-        "integer": "int",
-        "number": "float",
-        "string": "str",
-        "array": "list",
-        "object": "dict",
-    }
-    return names[schema["type"]]
-
-
-def _if(fits: Callable[[Any], bool]) -> AfterValidator:
-    """A rule that no bound can say."""
-
-    def check(value: Any) -> Any:
-        if not fits(value):
-            raise AssertionError
-        return value
-
-    return AfterValidator(check)
-
-
-def _must(words: str) -> Any:
-    """The words for such a rule, after "must be"."""
-    return Field(json_schema_extra={"must": words})
-
-
-def _is_clipping(value: dict[str, Any] | None) -> bool:
-    if value is None:
-        return True
-    norm = value.get("max_norm", math.inf)
-    return type(norm) in (int, float) and math.isfinite(norm) and set(value) <= CLIPPING
-
-
-def _is_interval(value: str | None) -> bool:
-    """Whether RecBole can parse ``[A,B];(C,D)``, and no interval ends before it begins."""
-    try:
-        for part in (value or "[0,inf)").split(";"):
-            first, *inside, last = [*part.strip()]
-            left, right = map(float, "".join(inside).split(","))
-            if first not in "[(" or last not in "])" or not left <= right:
-                return False
-    except ValueError:
-        return False
-    return True
-
-
-def _is_load_col(value: dict[str, Any] | None) -> bool:
-    return all(
-        names == "*" or (isinstance(names, (list, tuple)) and all(type(n) is str for n in names))
-        for names in (value or {}).values()
-    )
-
-
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-AtLeastZero = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-Names = Annotated[list[str] | str, Field(min_length=1), _must("a name or a list of names")]
-Seed = Annotated[int, Field(ge=0, lt=2**32), _must(f"a whole number from 0 to {2**32 - 1}")]
-Learner = Annotated[
-    str, _if(lambda name: name.lower() in LEARNERS), _must(f"one of {', '.join(LEARNERS)}")
-]
-Level = Annotated[
-    str, _if(lambda name: name.lower() in LEVELS), _must(f"one of {', '.join(LEVELS)}")
-]
-Clipping = Annotated[
-    dict[str, Any] | None,
-    _if(_is_clipping),
-    _must("null or a mapping with the number max_norm"),
-]
-LoadCol = Annotated[
-    dict[str, Any] | None,
-    _if(_is_load_col),
-    _must("null or a mapping from a file's suffix to '*' or a list of names"),
-]
-Interval = Annotated[str | None, _if(_is_interval), _must("an interval such as '[5,inf)'")]
+THEIRS: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "n_layers", "n_heads", "num_layers", "save_step"), Count),
+    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob"), ShareBelowOne),
+}
+"""What RecBole's models may be given where their own default is a number; some have lists."""
 
 
 class RecBoleSettings(Settings):
@@ -240,13 +51,13 @@ class RecBoleSettings(Settings):
 
     seed: Seed = 2020
     """Random seed."""
-    reproducibility: bool | None = True
+    reproducibility: bool = True
     """Whether or not to make results reproducible."""
     state: Level = "INFO"
     """Logging level."""
-    show_progress: bool | None = True
+    show_progress: bool = True
     """Whether or not to show the progress bar of every epoch."""
-    use_gpu: bool | None = True
+    use_gpu: bool = True
     """Whether or not to use GPU."""
     epochs: Whole = 300
     """The number of training epochs."""
@@ -262,9 +73,9 @@ class RecBoleSettings(Settings):
     """The args of clip_grad_norm_ which will clip gradient norm of model."""
     train_neg_sample_args: dict[str, Any] | None = None
     """Negative sampling configuration for model training."""
-    enable_amp: bool | None = False
+    enable_amp: bool = False
     """Whether or not to use mixed precision training."""
-    enable_scaler: bool | None = False
+    enable_scaler: bool = False
     """Whether or not to use GradScaler in mixed precision training."""
     eval_step: Whole = 1
     """The number of training epochs before an evaluation on the valid dataset."""
@@ -291,13 +102,11 @@ class RunSettings(RecBoleSettings):
     """Leave one out in time order; every item is ranked."""
     metrics: Names = ["Recall", "NDCG", "MRR"]
     """Of Recall, Hit, NDCG, MRR, Precision, MAP; the uncut mrr is always there."""
-    topk: Annotated[
-        list[Count] | Count, _must("a whole number from 1 or a list of such numbers")
-    ] = [10]
+    topk: TopK = [10]
     """Cut-offs, in items."""
     valid_metric: str = "NDCG@10"
     """Selects the best epoch on validation."""
-    filter_history: bool | None = False
+    filter_history: bool = False
     """Whether items of the user's history leave the ranking."""
     score_memory_mib: Positive = 256
     """MiB that the scores of one evaluation batch may take."""
@@ -322,7 +131,7 @@ class RunSettings(RecBoleSettings):
     group_offset: Whole = 0
     """Number of this machine's first process among them."""
 
-    item_text_fields: Annotated[Names | None, _must("null, a name or a list of names")] = None
+    item_text_fields: Names | None = None
     """Columns of .item, in order; None is all text columns but the id."""
     cache_dir: str | None = None
     """Folder of tokenized items; None is the user's cache folder."""
@@ -347,3 +156,74 @@ class RunSettings(RecBoleSettings):
                 f"(allowed: {', '.join(selecting)})"
             )
         return self
+
+
+class UntrainedSettings(RunSettings):
+    """Of a model that counts when it is made: Popularity, Markov and STAR."""
+
+    epochs: Whole = 0
+    """Nothing is trained: the model counts when it is made."""
+    train_neg_sample_args: dict[str, Any] | None = None
+    """No negative items are drawn."""
+
+
+class FeatureSettings(RunSettings):
+    """Of FDSA, SASRecF and GRU4RecF."""
+
+    selected_features: list[str] | str | None = None
+    """Item attributes; None is the text column of .item with the fewest distinct words."""
+
+
+class S3RecSettings(RunSettings):
+    """Of S3Rec: both stages in one run, attributes from any data."""
+
+    item_attribute: str | None = None
+    """Item attribute; None is the text column of .item with the fewest distinct words."""
+    train_stage: Literal["pretrain", "finetune", "both"] = "both"
+    """pretrain, finetune (with --checkpoint or pre_model_path), both."""
+    pretrain_epochs: Whole = 5
+    """Of pre-training; RecBole's 500 take days on a CPU."""
+    pretrain_batch_size: Count = 256
+    """Rows a step of pre-training, at most."""
+    pretrain_memory_mib: Positive = 1024
+    """MiB that the attributes of such a step may take; fewer rows share it where they take more."""
+    pretrain_time_ratio: Share = 0.5
+    """Share of max_train_seconds that pre-training may use when finetuning follows."""
+
+
+def refuse_theirs(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Check keys that are RecBole's alone: switches and numbers by their defaults, and the loss.
+
+    Raises:
+        ValueError: for the first value that cannot be used; says what is allowed.
+    """
+    for key, default in defaults.items():
+        if key in PICKLES and settings[key]:
+            raise ValueError(f"{key} is not supported: RecBole would pickle")
+        if key == "loss_type":
+            kind: Any = Literal["CE", "BPR"]
+        elif isinstance(default, bool):
+            kind = Switch
+        elif isinstance(default, (int, float)):
+            kind = THEIRS.get(key, float)
+        else:
+            continue
+        try:
+            _adapter(kind).validate_python(settings[key])
+        except ValidationError:
+            line = refusal(key, settings[key], _adapter(kind).json_schema())
+            raise ValueError(line) from None
+    if settings.get("transform") == "mask_itemseq":
+        _refuse_no_mask(settings)
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _refuse_no_mask(settings: Mapping[str, Any]) -> None:
+    """RecBole's BERT4Rec masks at most this share of the longest history, rounded down."""
+    ratio, items = settings["mask_ratio"], settings["MAX_ITEM_LIST_LENGTH"]
+    if int(ratio * items) < 1:
+        raise ValueError(f"mask_ratio {ratio} of MAX_ITEM_LIST_LENGTH {items} masks no item")

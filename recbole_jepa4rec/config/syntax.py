@@ -14,35 +14,20 @@ from recbole.utils import argument_list
 
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties
+from recbole_jepa4rec.config.model_settings import SETTINGS
+from recbole_jepa4rec.config.protocol import PROTOCOL
+from recbole_jepa4rec.config.run_settings import RunSettings
+from recbole_jepa4rec.config.settings import CLIPPING
 
 SUBKEYS = {
-    "eval_args": {"split", "order", "group_by", "mode"},
+    "eval_args": {*PROTOCOL},
     "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
-    "clip_grad_norm": {"max_norm", "norm_type", "error_if_nonfinite"},
+    "clip_grad_norm": CLIPPING,
 }
 """Keys that hold a fixed set of keys themselves."""
 
-PATHS = {
-    "address",
-    "checkpoint",
-    "resume",
-    "run_dir",
-    "cache_dir",
-    "encoder_checkpoint",
-    "encoder_config",
-}
-"""Texts whose default, none, does not tell their type."""
-
 ELSEWHERE = {"model", "dataset", "config_files", "encoding", "contrast", "sim", "use_filter", "eta"}
 """Keys that stand in no yaml file, but that the runner or RecBole's code reads."""
-
-PROTOCOL = {
-    "split": {"LS": "valid_and_test"},
-    "order": "TO",
-    "group_by": "user",
-    "mode": {"valid": "full", "test": "full"},
-}
-"""The only ``eval_args``."""
 
 WHEREABOUTS = (
     *("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path"),
@@ -163,18 +148,22 @@ def known_keys() -> frozenset[str]:
     """Every key that RecBole or we read."""
     named = {key for content in _defaults().values() for key in content}
     listed = (getattr(argument_list, f"{kind}_arguments") for kind in ("general", "dataset"))
-    return frozenset(named.union(ELSEWHERE, PATHS, *listed) - {"config_file"})
+    return frozenset(named.union(ELSEWHERE, *listed) - {"config_file"})
 
 
 @functools.cache
 def text_keys() -> frozenset[str]:
     """Keys whose value is always a text, so that ``--gpu_id=0,1`` is no list."""
-    types: dict[str, set[type]] = {}
+    types: dict[str, set[str]] = {"model": {"str"}, "dataset": {"str"}, "config_files": {"str"}}
     for content in _defaults().values():
         for key, value in content.items():
-            types.setdefault(key, set()).add(type(value))
-    texts = {key for key, seen in types.items() if str in seen and seen <= {str, type(None)}}
-    return frozenset(texts | PATHS | {"model", "dataset", "config_files"})
+            if value is not None:
+                types.setdefault(key, set()).add(type(value).__name__)
+    kinds: set[type[RunSettings]] = {RunSettings, *SETTINGS.values()}
+    for kind in kinds:
+        for said in kind.keys().values():
+            types.setdefault(said.name, set()).add(said.type)
+    return frozenset(key for key, seen in types.items() if seen == {"str"})
 
 
 @functools.cache

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_jepa4rec.config.protocol import PARTS
 from recbole_jepa4rec.convert.filters import codes, counts, draw
 from recbole_jepa4rec.convert.settings import Split
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.split_files import (
-    PARTS,
     last_of_part,
     repeated_across_parts,
     without_history,

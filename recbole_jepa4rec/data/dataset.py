@@ -16,18 +16,14 @@ from pandas.api.types import union_categoricals
 from recbole.utils import FeatureSource
 
 from recbole_jepa4rec.base.spelling import did_you_mean
-from recbole_jepa4rec.config.syntax import PROTOCOL
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.protocol import PARTS, PROTOCOL, split_names
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
-from recbole_jepa4rec.data.item_files import source_folders
+from recbole_jepa4rec.data.item_files import settle_attributes, source_folders
 from recbole_jepa4rec.data.item_text import read_item_text
 from recbole_jepa4rec.data.raw_dataset import RawSequentialDataset
-from recbole_jepa4rec.data.split_files import (
-    PARTS,
-    checked_parts,
-    refuse_unknown_items,
-    split_names,
-)
+from recbole_jepa4rec.data.split_files import checked_parts, refuse_unknown_items
 
 ROWS_AT_ONCE = 65_536
 """Items whose texts are Python strings at the same time."""
@@ -54,6 +50,10 @@ class SequentialTextDataset(RawSequentialDataset):
     """
 
     histories: Histories
+
+    def __init__(self, config: Any) -> None:
+        self._settled = settle_attributes(config) if isinstance(config, Config) else {}
+        super().__init__(config)
 
     @cached_property
     def item_text(self) -> pd.DataFrame:
@@ -119,8 +119,9 @@ class SequentialTextDataset(RawSequentialDataset):
             "density": interactions / (users * items),
         }
 
-    def with_config(self, config: Any) -> SequentialTextDataset:
+    def with_config(self, config: Config) -> SequentialTextDataset:
         """The same data under other settings, none of which says what is loaded."""
+        config.settle(self._settled)
         other = copy.copy(self)
         other.config = config
         return other

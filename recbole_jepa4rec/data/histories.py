@@ -12,7 +12,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_jepa4rec.data.split_files import PARTS, last_of_part
+from recbole_jepa4rec.config.protocol import PARTS
+from recbole_jepa4rec.data.split_files import last_of_part
 
 
 @dataclass(frozen=True, eq=False)

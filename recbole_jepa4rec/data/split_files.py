@@ -15,36 +15,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from recbole_jepa4rec.config.protocol import PARTS
 from recbole_jepa4rec.data.atomic_files import (
     AtomicFileError,
     line_number,
     read_atomic,
     refuse_rows,
 )
-
-PARTS = ("training", "validation", "test")
-"""What the files are for, in the order in which ``benchmark_filename`` names them."""
-
-
-def split_names(value: Any) -> list[str] | None:
-    """The names of a split's files, from ``[train, valid, test]`` or ``"train,valid,test"``.
-
-    Raises:
-        ValueError: unless there are three different ones that can be part of a file's name.
-    """
-    if value is None:
-        return None
-    names = value.split(",") if isinstance(value, str) else value
-    whole = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    if not whole or len(names) != len(PARTS) or len({*names}) != len(PARTS):
-        raise ValueError(
-            f"benchmark_filename {value!r} must be three different names, of the {', '.join(PARTS)}"
-            " file: train,valid,test for NAME.train.inter and so on"
-        )
-    for name in names:
-        if not name or {*name} & {*"/\\\0"}:
-            raise ValueError(f"benchmark_filename: {name!r} cannot be part of a file's name")
-    return list(names)
 
 
 def split_title(names: Sequence[str], stats_file: Path, fingerprint: str) -> str:

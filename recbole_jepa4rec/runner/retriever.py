@@ -16,6 +16,7 @@ from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_entry
+from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.runner import quick_start
 from recbole_jepa4rec.runner.recommender import load
 from recbole_jepa4rec.runner.run_folder import RunFolder
@@ -135,9 +136,11 @@ def retriever_config(config: Any) -> Config:
     }
     Config(name, dataset, config_dict=given)  # so that what is wrong beyond it is told apart
     try:
-        return Config(name, dataset, config_dict={**given, **config["retriever_settings"]})
+        asked = Config(name, dataset, config_dict={**given, **config["retriever_settings"]})
     except ValueError as error:
         raise ValueError(f"retriever_settings: {error}") from error
+    settle_attributes(asked)
+    return asked
 
 
 def train_retriever(settings: Config, folder: Path) -> None:

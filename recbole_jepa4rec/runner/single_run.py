@@ -19,7 +19,7 @@ from recbole_jepa4rec.base.checkpoint import weights_file
 from recbole_jepa4rec.base.stopping import leave_sigterm_to_trainer
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer
-from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
+from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.runner.result import Clock, Result, describe, per_user
 from recbole_jepa4rec.runner.resume import identity_of, refuse_other_run

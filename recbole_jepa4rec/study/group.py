@@ -18,7 +18,7 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.config.run_settings import Count, Seed
 from recbole_jepa4rec.config.syntax import deciding
-from recbole_jepa4rec.data.item_files import refuse_without_text
+from recbole_jepa4rec.data.item_files import refuse_without_text, settle_attributes
 from recbole_jepa4rec.study.cells import Cell, finished_runs
 from recbole_jepa4rec.study.comparison import Row, compare
 from recbole_jepa4rec.study.grid import Grid, Outcome
@@ -147,7 +147,9 @@ def _cells(
         for entry, own in rows.items():
             settings = {**own, "seed": str(seed), **texts}
             words = [f"--{key}={text}" for key, text in settings.items()]
-            plan.append((entry, seed, words, Config(command_line=words)))
+            config = Config(command_line=words)
+            settle_attributes(config)
+            plan.append((entry, seed, words, config))
     seen: dict[str, str] = {}
     for entry, _, _, config in plan[: len(rows)]:
         same = json.dumps(config.external(), sort_keys=True, default=str)

@@ -23,6 +23,7 @@ from recbole_jepa4rec.config.syntax import (
     parse_command_line,
     parse_value,
 )
+from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.study.search.command_line import address, gpus, one_of, switch, whole
 from recbole_jepa4rec.study.search.space import (
     Dimension,
@@ -110,7 +111,9 @@ class Request:
     def trial_config(self, point: Mapping[str, Any], folder: Path | None = None) -> Config:
         """The settings of a trial; ``config_dict`` alone, so that no other file is read."""
         place = {"run_dir": str(folder)} if folder else {}
-        return Config(self.entry, config_dict={**self.given, **point, **place})
+        config = Config(self.entry, config_dict={**self.given, **point, **place})
+        settle_attributes(config)
+        return config
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a search goes on; plain data."""
@@ -138,6 +141,7 @@ def read_request(command_line: Sequence[str]) -> Request:
     rest = {key: text for key, text in words.items() if key not in OWN}
     given = _given(rest)
     config = Config(config_dict=given)
+    settle_attributes(config)
     _refuse_processes(config)
     if config["source_datasets"]:
         raise ValueError(f"dataset {config['dataset']!r}: a search takes one data set")

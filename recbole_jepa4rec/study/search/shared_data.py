@@ -10,7 +10,7 @@ from recbole.utils import argument_list
 
 from recbole_jepa4rec.base.checkpoint import weights_file
 from recbole_jepa4rec.config.registry import find_dataset
-from recbole_jepa4rec.data.item_attribute import KEYS as ATTRIBUTE_KEYS
+from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import reads_item_text, refuse_without_text
 from recbole_jepa4rec.study.search.job import data_name
 from recbole_jepa4rec.study.search.request import Request

@@ -1,0 +1,228 @@
+"""Settings as typed fields, and the line that refuses a value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+"""RecBole takes any other for adam."""
+
+CLIPPING = {"max_norm", "norm_type", "error_if_nonfinite"}
+"""Keys that ``clip_grad_norm`` may hold."""
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+Kind = TypeVar("Kind", bound="Settings")
+
+
+class Keys(Protocol):
+    """Settings by their keys: RecBole's Config, ours, or a dictionary."""
+
+    def __getitem__(self, key: str, /) -> Any:
+        """The value of a key."""
+
+    def __contains__(self, key: Any, /) -> bool:
+        """Whether the key has one."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What there is to say of a key.
+
+    Attributes:
+        name: of the key.
+        type: of its value, in RecBole's words: int, float, bool, str, list, dict.
+        default: its value where none is given.
+        meaning: in one line.
+    """
+
+    name: str
+    type: str
+    default: Any
+    meaning: str
+
+
+class Settings(BaseModel):
+    """Settings as typed values, each field with its bounds, its default and what it means.
+
+    Raises:
+        ValueError: for a value that a field or a rule between fields does not allow; ``of`` says so
+            in one line.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def of(cls: type[Kind], config: Keys) -> Kind:
+        """The settings that a config holds, each at its default where the config has no such key.
+
+        Raises:
+            ValueError: for the first value that is not allowed; says what is.
+        """
+        values = {key: config[key] for key in cls.model_fields if key in config}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+        if fault["type"] == "value_error":  # raised here, in words that say it all
+            raise ValueError(str(fault["ctx"]["error"]))
+        key = str(fault["loc"][0])
+        schema = cls.model_json_schema()["properties"][key]
+        raise ValueError(refusal(key, values[key], schema))
+
+    @classmethod
+    def keys(cls) -> dict[str, Key]:
+        """Every key, in order; a field that a subclass gives another default keeps its meaning."""
+        found = {}
+        for key, schema in cls.model_json_schema()["properties"].items():
+            above = (each.model_fields for each in cls.__mro__ if issubclass(each, Settings))
+            said = [fields[key].description for fields in above if key in fields]
+            meaning = next((" ".join(text.split()) for text in said if text), "")
+            found[key] = Key(key, _type_name(schema), cls.model_fields[key].default, meaning)
+        return found
+
+
+def refusal(key: str, value: Any, schema: dict[str, Any]) -> str:
+    """The line that refuses a value.
+
+    Args:
+        key: that has it.
+        value: that is not allowed.
+        schema: what is allowed, as JSON Schema.
+    """
+    choice = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    if choice:
+        return f"{key} is {value!r}; allowed: {', '.join(map(str, choice))}"
+    return f"{key} {value!r} must be {_words(schema)}"
+
+
+def _words(schema: dict[str, Any]) -> str:
+    """What a JSON Schema allows, in words; ``must`` has them where they do not follow from it."""
+    if "must" in schema:
+        return schema["must"]
+    if "anyOf" in schema:
+        parts = sorted(schema["anyOf"], key=lambda part: part.get("type") != "null")
+        return " or ".join(map(_words, parts))
+    words = {
+        "boolean": "True or False",
+        "integer": "an even whole number" if "multipleOf" in schema else "a whole number",
+        "number": "a number",
+        "string": "a text",
+        "array": "a list",
+        "object": "a mapping",
+        "null": "null",
+    }[schema["type"]]
+    bounds = {
+        "minimum": "from",
+        "exclusiveMinimum": "above",
+        "maximum": "to",
+        "exclusiveMaximum": "to below",
+    }
+    return " ".join(
+        [words, *(f"{word} {schema[b]:g}" for b, word in bounds.items() if b in schema)]
+    )
+
+
+def _type_name(schema: dict[str, Any]) -> str:
+    """RecBole's word for the type of a value; of several the first."""
+    if "anyOf" in schema:
+        return _type_name(schema["anyOf"][0])
+    names = {
+        "boolean": "bool",
+        "integer": "int",
+        "number": "float",
+        "string": "str",
+        "array": "list",
+        "object": "dict",
+    }
+    return names[schema["type"]]
+
+
+def _if(fits: Callable[[Any], bool]) -> AfterValidator:
+    """A rule that no bound can say."""
+
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise AssertionError
+        return value
+
+    return AfterValidator(check)
+
+
+def _must(words: str) -> Any:
+    """The words for such a rule, after "must be"."""
+    return Field(json_schema_extra={"must": words})
+
+
+def _is_clipping(value: dict[str, Any] | None) -> bool:
+    if value is None:
+        return True
+    norm = value.get("max_norm", math.inf)
+    return type(norm) in (int, float) and math.isfinite(norm) and set(value) <= CLIPPING
+
+
+def _is_interval(value: str | None) -> bool:
+    """Whether RecBole can parse ``[A,B];(C,D)``, and no interval ends before it begins."""
+    try:
+        for part in (value or "[0,inf)").split(";"):
+            first, *inside, last = [*part.strip()]
+            left, right = map(float, "".join(inside).split(","))
+            if first not in "[(" or last not in "])" or not left <= right:
+                return False
+    except ValueError:
+        return False
+    return True
+
+
+def _is_load_col(value: dict[str, Any] | None) -> bool:
+    return all(
+        names == "*" or (isinstance(names, (list, tuple)) and all(type(n) is str for n in names))
+        for names in (value or {}).values()
+    )
+
+
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Switch = Annotated[bool | None, _must("True or False")]
+Names = Annotated[list[str] | str, Field(min_length=1), _must("a name or a list of names")]
+TopK = Annotated[list[Count] | Count, _must("a whole number from 1 or a list of such numbers")]
+Seed = Annotated[int, Field(ge=0, lt=2**32), _must(f"a whole number from 0 to {2**32 - 1}")]
+Learner = Annotated[
+    str, _if(lambda name: name.lower() in LEARNERS), _must(f"one of {', '.join(LEARNERS)}")
+]
+Level = Annotated[
+    str, _if(lambda name: name.lower() in LEVELS), _must(f"one of {', '.join(LEVELS)}")
+]
+Clipping = Annotated[
+    dict[str, Any] | None,
+    _if(_is_clipping),
+    _must("null or a mapping with the number max_norm"),
+]
+LoadCol = Annotated[
+    dict[str, Any] | None,
+    _if(_is_load_col),
+    _must("null or a mapping from a file's suffix to '*' or a list of names"),
+]
+Interval = Annotated[str | None, _if(_is_interval), _must("an interval such as '[5,inf)'")]
