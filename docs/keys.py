@@ -5,7 +5,8 @@ from pathlib import Path
 
 from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config.model_settings import SETTINGS
-from recbole_jepa4rec.config.run_settings import RecBoleSettings, RunSettings, Settings, refusal
+from recbole_jepa4rec.config.run_settings import RecBoleSettings, RunSettings
+from recbole_jepa4rec.config.settings import Settings
 
 PAGE = Path(__file__).with_name("keys.md")
 
@@ -60,12 +61,11 @@ def section(title: str, file: str, kind: type[Settings]) -> str:
 
 def lines_of(kind: type[Settings]) -> dict[str, str]:
     """A line of a table for each key."""
-    schemas, found = kind.model_json_schema()["properties"], {}
+    found = {}
     for key, said in kind.keys().items():
         default = "null" if said.default is None else said.default
-        allowed = re.split(" must be |; allowed: ", refusal(key, "", schemas[key]), maxsplit=1)[1]
         meaning = said.meaning.replace("<", r"\<")
-        found[key] = f"| `{key}` | `{default}` | {allowed} | {meaning} |\n"
+        found[key] = f"| `{key}` | `{default}` | {said.allowed} | {meaning} |\n"
     return found
 
 

@@ -43,12 +43,14 @@ class Key:
     Attributes:
         name: of the key.
         type: of its value, in RecBole's words: int, float, bool, str, list, dict.
+        allowed: what its value may be, in words, or the choices.
         default: its value where none is given.
         meaning: in one line.
     """
 
     name: str
     type: str
+    allowed: str
     default: Any
     meaning: str
 
@@ -96,7 +98,9 @@ class Settings(BaseModel):
             above = (each.model_fields for each in cls.__mro__ if issubclass(each, Settings))
             said = [fields[key].description for fields in above if key in fields]
             meaning = next((" ".join(text.split()) for text in said if text), "")
-            found[key] = Key(key, _type_name(schema), cls.model_fields[key].default, meaning)
+            allowed = ", ".join(map(str, _choices(schema))) or _words(schema)
+            default = cls.model_fields[key].default
+            found[key] = Key(key, _type_name(schema), allowed, default, meaning)
         return found
 
 
@@ -108,10 +112,14 @@ def refusal(key: str, value: Any, schema: dict[str, Any]) -> str:
         value: that is not allowed.
         schema: what is allowed, as JSON Schema.
     """
-    choice = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    if choice:
-        return f"{key} is {value!r}; allowed: {', '.join(map(str, choice))}"
+    if choices := _choices(schema):
+        return f"{key} is {value!r}; allowed: {', '.join(map(str, choices))}"
     return f"{key} {value!r} must be {_words(schema)}"
+
+
+def _choices(schema: dict[str, Any]) -> list[Any]:
+    """The only values that a JSON Schema allows, where it names them."""
+    return schema.get("enum", [schema["const"]] if "const" in schema else [])
 
 
 def _words(schema: dict[str, Any]) -> str:
