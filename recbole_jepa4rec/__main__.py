@@ -16,6 +16,10 @@ def main(words: Sequence[str]) -> int:
         from recbole_jepa4rec.study.grid import run_as_child
 
         return run_as_child(words[1:])
+    if len(words) == 2 and words[0] == "worker":
+        from recbole_jepa4rec.runner.quick_start import work
+
+        return work(words[1])
     print("usage: python -m recbole_jepa4rec doctor", file=sys.stderr)
     return 2
 

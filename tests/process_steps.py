@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.launch import joined
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, training_batch
+from tests.process_ends import call_named_function
 from tests.tiny_encoder import TEXTS, save_tiny_bert, write_data_sets
 from tests.tiny_llama import save_tiny_llama
 
@@ -123,9 +121,9 @@ def exchanges() -> dict[str, Any]:
     weights = torch.arange(1.0, 16.0).view(5, 3) if number else torch.zeros(5, 3)
     (second * weights).sum().backward()
     found["gradient through two"] = processes.all_reduce(vectors.grad)
-    found["share"] = [processes.shard_weight(n) for n in (number + 1, 0)]
+    found["share"] = [float(processes.shard_of_mean(torch.tensor(3.0), n)) for n in (number + 1, 0)]
     found["any"] = [processes.any_rank(number == 1), processes.any_rank(False)]
-    found["told"] = [processes.broadcast("key", f"text {turn} of {number}") for turn in range(2)]
+    found["told"] = [processes.broadcast(f"text {turn} of {number}") for turn in range(2)]
     processes.barrier()
     return found
 
@@ -138,7 +136,7 @@ def gradients() -> dict[str, Any]:
     half.grad = torch.full((3,), 1.0, dtype=torch.bfloat16)
     if processes.rank() == 1:
         here.grad = torch.full((3,), 7.0)
-    processes.collectives.BUCKET_BYTES = 100
+    processes.BUCKET_BYTES = 100
     processes.all_reduce_gradients([wide, here, nowhere, half])
     return {"wide": wide.grad, "here": here.grad, "nowhere": nowhere.grad, "half": half.grad}
 
@@ -171,56 +169,17 @@ def order_of_the_first(folder: Path) -> bool:
         return file.read_text() == "made"
 
 
-def compare(folder: Path, sizes: tuple[int, ...]) -> int:
+def compare(folder: Path, *sizes: str) -> None:
     """Everything above, into a file for each process."""
-    faulthandler.dump_traceback_later(150, exit=True)  # a deadlock fails the test
-    with processes.joined(on_gpu=False):
+    with joined(on_gpu=False, given={}):
         found = {
             "exchanges": exchanges(),
             "gradients": gradients(),
             "differences": differences(),
             "order": order_of_the_first(folder),
-            "steps": {rows: steps(folder, rows) for rows in sizes},
+            "steps": {int(rows): steps(folder, int(rows)) for rows in sizes},
         }
         torch.save(found, folder / f"{processes.rank()}.pt")
-    return 0
-
-
-def end(how: str, folder: Path) -> int:
-    """End as told, in the second process; the first waits for it."""
-    faulthandler.dump_traceback_later(240, exit=True)
-    try:
-        with processes.joined(on_gpu=False):
-            (folder / f"{processes.rank()}.pid").write_text(str(os.getpid()))
-            if processes.rank() == 1:
-                _end(how, folder)
-            processes.barrier()
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _end(how: str, folder: Path) -> None:
-    if how == "error":
-        raise ValueError("the second process is at fault")
-    if how == "signal":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def told_to_end(folder: Path) -> int:
-    """Sleep until SIGTERM, whose number is noted and given back as status 140."""
-
-    def note(number: int, _: Any) -> None:
-        (folder / f"{processes.rank()}.told").write_text(str(number))
-        raise SystemExit(140)
-
-    faulthandler.dump_traceback_later(240, exit=True)
-    signal.signal(signal.SIGTERM, note)
-    with processes.joined(on_gpu=False):
-        (folder / f"{processes.rank()}.pid").write_text(str(os.getpid()))
-        time.sleep(230)
-    return 0
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Tensor | None]:
@@ -231,4 +190,4 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Tensor | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(processes.launch(told_to_end, (Path(sys.argv[1]),), nproc=2))
+    call_named_function(globals())

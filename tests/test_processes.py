@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,8 +13,9 @@ import pytest
 import torch
 
 from recbole_jepa4rec.base import processes
-from recbole_jepa4rec.base.processes.membership import Place
-from tests import process_steps
+from recbole_jepa4rec.base.launch import is_launched, joined
+from tests import process_ends, process_steps
+from tests.process_ends import launched
 from tests.process_steps import STEPS, flat, steps, write_inputs
 
 PROCESSES = 3
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def found(folder):
     """What each process found."""
     alone = {rows: steps(folder, rows) for rows in ROWS}  # and the cache is there
-    assert processes.launch(process_steps.compare, (folder, ROWS), nproc=PROCESSES) == 0
+    assert launched(process_steps.compare, folder, *ROWS, nproc=PROCESSES) == 0
     files = [folder / f"{number}.pt" for number in range(PROCESSES)]
     return alone, [torch.load(file, weights_only=True) for file in files]
 
@@ -93,7 +93,7 @@ def test_rows_are_gathered_with_their_gradients(found):
         own[: 4 if process == 1 else 0] = total
         assert torch.equal(exchanged["gradient of one's rows"], own)
         assert torch.equal(exchanged["gradient through two"], 6 * (PROCESSES - 1) * weights)
-        assert exchanged["share"] == [(process + 1) / total, 0.0]
+        assert exchanged["share"] == pytest.approx([3 * (process + 1) / total, 0.0])
         assert exchanged["any"] == [True, False]
         assert exchanged["told"] == ["text 0 of 0", "text 1 of 0"]
 
@@ -121,8 +121,8 @@ def test_one_process_exchanges_nothing():
     rows = torch.ones(3, 2, requires_grad=True)
     assert processes.all_gather(rows) is rows and processes.shard(rows) is rows
     assert processes.all_reduce(rows) is rows and processes.shard_of_mean(rows, 0) is rows
-    assert (processes.world_size(), processes.rank(), processes.shard_weight(0)) == (1, 0, 1.0)
-    assert processes.broadcast("key", "text") == "text" and not processes.any_rank(False)
+    assert (processes.world_size(), processes.rank()) == (1, 0)
+    assert processes.broadcast("text") == "text" and not processes.any_rank(False)
     processes.all_reduce_gradients([rows])
     assert rows.grad is None
 
@@ -135,15 +135,14 @@ def test_one_process_exchanges_nothing():
     ],
 )
 def test_one_that_fails_ends_all_with_its_message(tmp_path, capfd, how, status, message):
-    assert processes.launch(process_steps.end, (how, tmp_path), nproc=2) == status
+    assert launched(process_ends.end, tmp_path, how, nproc=2) == status
     assert capfd.readouterr().err == message
     assert not _alive(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_signals_reach_all_and_leave_no_orphan(tmp_path, number):
-    command = [sys.executable, "-m", "tests.process_steps", str(tmp_path)]
-    with subprocess.Popen(command) as parent:
+    with _launcher("told_to_end", tmp_path, nproc=2) as parent:
         try:
             _until(lambda: len(_alive(tmp_path)) == 2)
             parent.send_signal(number)
@@ -152,47 +151,66 @@ def test_signals_reach_all_and_leave_no_orphan(tmp_path, number):
             parent.kill()
     _until(lambda: not _alive(tmp_path))
     if number == signal.SIGTERM:
-        assert status == 140
-        assert [file.read_text() for file in tmp_path.glob("*.told")] == [str(number.value)] * 2
+        assert status == 128 + number
+        assert [file.read_text() for file in tmp_path.glob("*.told")] == [str(128 + number)] * 2
+
+
+def test_two_launchers_join_their_processes(tmp_path):
+    place = {"nproc": 1, "world_size": 2, "port": _free_port()}
+    machines = [_launcher("meet", tmp_path, **place, group_offset=number) for number in range(2)]
+    assert [machine.wait(120) for machine in machines] == [0, 0]
+    assert [(tmp_path / f"{rank}.met").read_text() for rank in range(2)] == ["[0, 1]"] * 2
 
 
 def test_a_port_in_use_is_named_before_anything_starts(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ValueError, match=f"^port {port} is in use; allowed: a free one$"):
-            processes.launch(process_steps.end, ("error", tmp_path), nproc=2, port=port)
+            launched(process_ends.end, tmp_path, "error", nproc=2, port=port)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"nproc": 0}, "nproc is 0; allowed: a whole number, 1 or more"),
-        ({"nproc": 2, "group_offset": -1}, "group_offset is -1"),
-        ({"nproc": 2, "world_size": 3, "group_offset": 2, "port": 1234}, "world_size is 3"),
+        ({"nproc": 2, "world_size": 3, "port": 1234}, "world_size is 3 and group_offset 0"),
+        ({"nproc": 2, "world_size": 2, "group_offset": 2, "port": 1234}, "world_size is 2"),
         ({"nproc": 2, "world_size": 4}, "port is not given"),
         ({"nproc": 2, "port": 70000}, "port is 70000; allowed: 1 to 65535"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(given, message):
+def test_numbers_that_do_not_fit_are_refused(given, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        processes.launch(process_steps.end, (), **given)
+        launched(process_ends.end, tmp_path, "error", **given)
 
 
 def test_settings_that_differ_from_the_environment_are_refused(monkeypatch):
-    place = Place(rank=0, world_size=1, local_rank=0, ip="localhost", port=1, launched=True)
-    for name, value in {**place.environment(), "LOCAL_WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert processes.is_launched() and Place.of(os.environ) == place
+    assert not is_launched()
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    for name, value in {**place, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    assert is_launched()
     for key, value in {"nproc": 2, "world_size": 3, "ip": "elsewhere", "port": 2}.items():
         with (
             pytest.raises(ValueError, match=f"^{key} is {value!r} but"),
-            processes.joined(on_gpu=False, **{key: value}),
+            joined(on_gpu=False, given={key: value}),
         ):
             pass
     monkeypatch.delenv("MASTER_PORT")
-    with pytest.raises(ValueError, match="RANK is set but MASTER_PORT is not"):
-        Place.of(os.environ)
+    with pytest.raises(ValueError, match="RANK is set and MASTER_PORT is ''"), joined(False, {}):
+        pass
+
+
+def _launcher(name: str, folder: Path, **places: int) -> subprocess.Popen[bytes]:
+    """A program of its own that calls a function of process_ends in several processes."""
+    code = "import sys; from tests import process_ends as p;"
+    code += f"sys.exit(p.launched(p.{name}, {str(folder)!r}, **{places}))"
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def _alive(folder: Path) -> list[int]:

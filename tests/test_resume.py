@@ -287,9 +287,9 @@ def test_two_processes_that_end_early_go_on(number, settings, workplace):
 
 
 def children_of(pid):
-    """Processes of a run, as its parent spawned them."""
+    """Processes of a run, as its launcher started them."""
     found = psutil.Process(pid).children()
-    return [child.pid for child in found if "spawn_main" in " ".join(child.cmdline())]
+    return [child.pid for child in found if "worker" in " ".join(child.cmdline())]
 
 
 def test_a_run_that_ended_meanwhile_is_not_written_over(workplace, toy):

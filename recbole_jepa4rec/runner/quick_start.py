@@ -13,6 +13,7 @@ import torch
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.command import RESUMABLE, run_command
+from recbole_jepa4rec.base.launch import NAMES, is_alone_or_main, is_launched, joined, launch
 from recbole_jepa4rec.base.stopping import TERMINATED
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import TRAINERS
@@ -37,7 +38,7 @@ def main(command_line: Sequence[str]) -> int:
 
     def run_and_print() -> None:
         path = run(command_line=command_line)["path"]
-        if processes.is_alone_or_main():
+        if is_alone_or_main():
             print(path)
 
     return run_command(run_and_print)
@@ -69,21 +70,52 @@ def run(
             else 143. With ``nproc`` above 1: with the status of the process that failed, which has
             said why.
     """
-    asked = (model, dataset, tuple(config_files), config_dict, tuple(command_line))
+    asked = (model, dataset, config_files, config_dict, command_line)
     config = asked_config(*asked)
     folder, command = RunFolder.of(config), asking_command(*asked)
-    shared = config["nproc"] > 1 or (config["world_size"] or 1) > 1
-    if shared or processes.is_launched():
+    several = config["nproc"] > 1 or (config["world_size"] or 1) > 1
+    if several or is_launched():
         _refuse_processes(config)
-    if processes.is_launched():
-        return _run_placed(config, folder, command)
-    if not shared:
-        return _run(config, folder, command)
+    if not several or is_launched():
+        return _run_here(config, folder, command)
+    words = worker_words(config["model"], *asked[1:], str(folder.path), command)
     places = {key: config[key] for key in ("nproc", "ip", "port", "world_size", "group_offset")}
-    if status := processes.launch(_run_spawned, (asked, str(folder.path), command), **places):
+    status = launch(words, **places)
+    if status == TERMINATED and folder.is_unfinished:
+        status = RESUMABLE
+    if status:
         raise SystemExit(status)
     result = json.loads(folder.result_file.read_text(encoding="utf-8"))
     return {**result, "path": str(folder.result_file)}
+
+
+def worker_words(
+    model: str,
+    dataset: str | Sequence[str] | None,
+    config_files: Sequence[str | Path],
+    config_dict: Mapping[str, Any] | None,
+    command_line: Sequence[str],
+    run_dir: str,
+    command: str,
+) -> list[str]:
+    """What follows ``python`` to start one of several processes of a run; see ``work``."""
+    asked = [model, dataset, [*config_files], dict(config_dict or {}), [*command_line]]
+    text = json.dumps([asked, run_dir, command], default=str)
+    return ["-m", "recbole_jepa4rec", "worker", text.replace("$", "\\u0024")]  # torch fills in $
+
+
+def work(text: str) -> int:
+    """Be one of the processes that ``nproc`` asks for; returns its exit status.
+
+    Args:
+        text: the last of ``worker_words``.
+    """
+
+    def run_here() -> None:
+        asked, run_dir, command = json.loads(text)
+        _run_here(asked_config(*asked), RunFolder(run_dir), command)
+
+    return run_command(run_here)
 
 
 def _refuse_processes(config: Config) -> None:
@@ -100,33 +132,17 @@ def _refuse_processes(config: Config) -> None:
         raise ValueError(f"nproc is {config['nproc']}; allowed on this machine: {most}, its {what}")
 
 
-def _run_spawned(asked: tuple[Any, ...], run_dir: str, command: str) -> int:
-    """What each process that ``nproc`` asks for does; returns its exit status."""
-
-    def run_here() -> None:
-        config = asked_config(*asked)
-        config["run_dir"] = run_dir
-        _run_placed(config, RunFolder(run_dir), command)
-
-    return run_command(run_here)
-
-
-def _run_placed(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
-    """The run as one of the processes that the environment tells of."""
-    given = {key: config[key] for key in ("nproc", "world_size", "ip", "port") if config.given(key)}
-    with processes.joined(config["device"].type == "cuda", **given):
-        folder = RunFolder(processes.broadcast("run_dir", str(folder.path)))
-        return _run(config, folder, command)
-
-
-def _run(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
-    """The run in this process."""
-    try:
-        result = train_and_test(config, folder, command)
-    except SystemExit as error:
-        if error.code != TERMINATED or not folder.is_unfinished:
-            raise
-        if processes.is_main():
-            print(f"stopped; --resume={folder.path} goes on", file=sys.stderr)
-        raise SystemExit(RESUMABLE) from error
+def _run_here(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
+    """The run in this process: alone, or as one of those that the environment tells of."""
+    given = {key: config[key] for key in NAMES if config.given(key)}
+    with joined(config["device"].type == "cuda", given):
+        folder = RunFolder(processes.broadcast(str(folder.path)))
+        try:
+            result = train_and_test(config, folder, command)
+        except SystemExit as error:
+            if error.code != TERMINATED or not folder.is_unfinished:
+                raise
+            if processes.is_main():
+                print(f"stopped; --resume={folder.path} goes on", file=sys.stderr)
+            raise SystemExit(RESUMABLE) from error
     return {**result, "path": str(folder.result_file)}

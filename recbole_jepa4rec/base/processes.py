@@ -1,16 +1,16 @@
 """What the processes of a run exchange; with one process nothing is done or copied.
 
-Every function here that exchanges something is a collective: all processes call it, in the same
-order. The backward passes of :func:`gather` are collectives too. Autograd runs what is ready in the
+Every function that exchanges something is a collective: all processes call it, in the same order.
+The backward passes of :func:`all_gather` are collectives too. Autograd runs what is ready in the
 reverse order of its creation, so that they match where the forward passes do and each process's
 loss depends on every gathered tensor, if only by a product with zero.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -21,11 +21,7 @@ BUCKET_BYTES = 25 * 2**20
 """Of gradients summed at once: large enough for the network, small beside the weights."""
 
 HALVES = (torch.float16, torch.bfloat16)
-CAUSE = "failed"
-"""Where the store holds what the first process to fail says of it."""
-CAUSE_SECONDS = 5.0
-"""How long a process that lost another waits to be told why."""
-_CHUNK = 2**20  # numbers of a checksum at once: 8 MiB each for its parts
+_CAUSE = "failed"  # where the store holds what the first process to fail says of it
 
 
 class LostProcessError(RuntimeError):
@@ -73,22 +69,17 @@ def all_gather(rows: Tensor) -> Tensor:
     return _Gather.apply(rows) if world_size() > 1 else rows
 
 
-def shard_weight(rows: int) -> float:
-    """This process's part of what all processes count; 0 where nobody counts any."""
-    if world_size() == 1:
-        return 1.0
-    total = int(_summed(torch.tensor(rows)))
-    return rows / total if total else 0.0
-
-
 def shard_of_mean(mean: Tensor, rows: int) -> Tensor:
     """This process's part of a mean over the rows of all: the parts add up to it.
 
     Args:
         mean: over the rows of this process, zero where it has none.
-        rows: of this process.
+        rows: of this process; where no process has any, the parts are zero.
     """
-    return mean * shard_weight(rows) if world_size() > 1 else mean
+    if world_size() == 1:
+        return mean
+    total = int(_summed(torch.tensor(rows)))
+    return mean * (rows / total if total else 0.0)
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
@@ -130,21 +121,20 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def broadcast(key: str, text: str) -> str:
-    """What the first process says, for all.
-
-    Args:
-        key: what it is about.
-        text: taken from the first process alone.
-    """
+def broadcast(text: str) -> str:
+    """What the first process says, for all."""
     if world_size() == 1:
         return text
-    store = _store()
-    turn = store.add(f"told/{key}/{rank()}", 1)  # a later text must not be taken for an earlier
-    with _naming_lost_processes():
-        if is_main():
-            store.set(f"told/{key}/{turn}/text", text)
-        return store.get(f"told/{key}/{turn}/text").decode("utf-8")
+    own = text.encode() if is_main() else b""
+    return bytes(all_gather(torch.tensor([*own], dtype=torch.uint8)).tolist()).decode()
+
+
+def claim(cause: str) -> bool:
+    """Whether nobody of the run had failed before; tells the others the cause. No collective."""
+    try:
+        return _store().compare_set(_CAUSE, "", cause).decode("utf-8") == cause
+    except RuntimeError:  # whoever holds the store is gone, so somebody has failed
+        return False
 
 
 @contextmanager
@@ -161,7 +151,7 @@ def main_first() -> Iterator[None]:
 
 
 def refuse_difference(module: nn.Module) -> None:
-    """Compare all weights and buffers bit for bit, by checksums, in one exchange.
+    """Compare all weights and buffers bit for bit, by their digests, in one exchange.
 
     Raises:
         RuntimeError: if one differs between processes; names the first.
@@ -169,9 +159,8 @@ def refuse_difference(module: nn.Module) -> None:
     if world_size() == 1:
         return
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
-    sums = torch.stack([_checksum(tensor.detach()).cpu() for tensor in tensors.values()])
-    everybody = _exchange(sums)
-    differs = (everybody != everybody[0]).any(dim=0).nonzero()[:, 0].tolist()
+    everybody = _exchange(torch.stack([_digest(tensor) for tensor in tensors.values()]))
+    differs = (everybody != everybody[0]).any(dim=(0, 2)).nonzero()[:, 0].tolist()
     if differs:
         raise RuntimeError(
             f"{[*tensors][differs[0]]} differs between the processes of the run, as do "
@@ -212,25 +201,16 @@ def _naming_lost_processes() -> Iterator[None]:
 
 
 def _cause() -> str:
-    """What the first process to fail told; empty if it told nothing."""
-    until = time.monotonic() + CAUSE_SECONDS
+    """What the first process to fail told before it left; empty if it told nothing."""
     try:
-        store = _store()
-        while not store.check([CAUSE]):  # torch's own way to wait warns when nothing comes
-            if time.monotonic() > until:
-                return ""
-            time.sleep(0.05)
-        return store.get(CAUSE).decode("utf-8")
+        return _store().get(_CAUSE).decode("utf-8") if _store().check([_CAUSE]) else ""
     except RuntimeError:  # the store is gone as well
         return ""
 
 
 def _store() -> Any:
-    """What ``joined`` met the others through; torch puts a prefix before its own keys."""
-    store = dist.distributed_c10d._get_default_store()
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return store
+    """What the processes met through."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def _device() -> torch.device:
@@ -278,13 +258,7 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def _checksum(tensor: Tensor) -> Tensor:
-    """Bytes weighted by odd numbers, int64 scalar; whole numbers add up alike in any order."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = tensor.contiguous().view(-1).view(kinds[tensor.element_size()])
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for first in range(0, len(bits), _CHUNK):
-        part = bits[first : first + _CHUNK].long()
-        place = torch.arange(first, first + len(part), device=part.device)
-        total += (part * (2 * place + 1)).sum()
-    return total
+def _digest(tensor: Tensor) -> Tensor:
+    """SHA-256 of the bytes, ``[32]``."""
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return torch.tensor([*sha256(content).digest()], dtype=torch.uint8)
