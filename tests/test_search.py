@@ -13,19 +13,21 @@ from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.runner.single_run import validate
-from recbole_jepa4rec.study.search.board import Board, clear_unfinished, in_one_line
-from recbole_jepa4rec.study.search.driver import _write_identity, main
-from recbole_jepa4rec.study.search.record import (
+from recbole_jepa4rec.study.search.driver import _write_identity, main, read_data
+from recbole_jepa4rec.study.search.report import html, importances, write_report
+from recbole_jepa4rec.study.search.request import read_request
+from recbole_jepa4rec.study.search.space import Dimension, grid, random_points, read_space
+from recbole_jepa4rec.study.search.trials import (
     FINISHED,
     STOPPED,
     Record,
+    UnderWay,
+    best_of,
+    clear_unfinished,
+    in_one_line,
     read_records,
-    write_record,
 )
-from recbole_jepa4rec.study.search.report import html, importances
-from recbole_jepa4rec.study.search.request import read_request
-from recbole_jepa4rec.study.search.shared_data import data_keys, read_data
-from recbole_jepa4rec.study.search.space import Dimension, grid, random_points, read_space
+from recbole_jepa4rec.study.study import Board
 from tests.conftest import ROOT, TINY
 
 BASE = ["--model=SASRec", "--dataset=toy", f"--data_path={ROOT / 'dataset'}"]
@@ -45,7 +47,7 @@ def curve(*scores):
     ]
 
 
-def keep_identity(request, keys, data, board, identity):
+def keep_identity(request, data, board, identity):
     """Stands for a search that was ended before its first trial."""
     _write_identity(request.folder, identity)
 
@@ -172,9 +174,9 @@ class TestRefusals:
             (["--cpus_per_trial=half"], "cpus_per_trial 'half' must be a whole number from 1"),
             (["--gpus_per_trial=1.5"], "gpus_per_trial '1.5' must be a share of one GPU"),
             (["--gpus_per_trial=-1"], "gpus_per_trial '-1' must be"),
-            (["--algorithm=tpe"], "algorithm 'tpe' must be one of random, grid, optuna, hyperopt"),
+            (["--algorithm=tpe"], "algorithm is 'tpe'; allowed: random, grid, optuna, hyperopt"),
             (["--algorithm=grid"], "cannot list learning_rate: loguniform has no steps"),
-            (["--scheduler=median"], "scheduler 'median' must be one of asha, none"),
+            (["--scheduler=median"], "scheduler is 'median'; allowed: asha, none"),
             (["--address="], "address '' must be auto or HOST:PORT of a Ray cluster's head"),
             (["--address=somewhere"], "address 'somewhere' must be auto or HOST:PORT"),
             (["--address=ray://head:10001"], "address 'ray://head:10001' must be auto or HOST"),
@@ -215,10 +217,10 @@ class TestRefusals:
         )
         request = read_request([*BASE, "--search=space.yaml"])
         with pytest.raises(ValueError, match="measured on different interactions"):
-            read_data(request, data_keys(request))
+            read_data(request)
 
 
-class TestTrials:
+class TestATrial:
     def test_the_test_split_is_never_ranked_and_each_validation_told(self, workplace, toy):
         config = Config("SASRec", config_dict={**toy, **TINY, "epochs": 2, "run_dir": "trial"})
         data, told = find_dataset(config.model_class)(config), []
@@ -245,27 +247,35 @@ class TestTrials:
             "MAX_ITEM_LIST_LENGTH: {choice: [3, 5]}\nn_layers: {choice: [1, 2]}\n"
         )
         request = read_request([*BASE, "--search=space.yaml"])
-        data, _ = read_data(request, data_keys(request))
+        data, _ = read_data(request)
         assert sorted(each.max_item_list_len for each in data.values()) == [3, 5]
         assert all(each.config is None for each in data.values())
 
 
-class TestBoard:
+class TestTrials:
     @pytest.fixture
-    def board(self, space_file):
-        request = read_request([*BASE, space_file, "--num_samples=4", "--run_dir=search"])
-        return Board(request, [])
+    def request_(self, space_file):
+        return read_request([*BASE, space_file, "--num_samples=4", "--run_dir=search"])
 
-    def play(self, board, name, scores, status=FINISHED, error=None):
-        board.begin(name, {"learning_rate": 0.001, "n_layers": 1}, None)
+    @pytest.fixture
+    def board(self, request_, workplace):
+        (workplace / "search").mkdir()
+        return Board({}, 4, lambda ended: write_report(request_, ended))
+
+    @pytest.fixture
+    def under_way(self, board, workplace):
+        return UnderWay(board, workplace / "search" / "trials", "ndcg@10")
+
+    def play(self, under_way, name, scores, status=FINISHED, error=None):
+        under_way.begin(name, {"learning_rate": 0.001, "n_layers": 1}, None)
         for point in curve(*scores):
-            board.measure(name, {**point, "node": "n", "pid": 1})
-        board.end(name, status, error)
+            under_way.measure(name, {**point, "node": "n", "pid": 1})
+        under_way.end(name, status, error)
 
-    def test_outputs_after_each_trial(self, board, workplace):
-        self.play(board, "0000", [0.1, 0.3, 0.2])
-        self.play(board, "0001", [0.2], STOPPED)
-        self.play(board, "0002", [0.9], "failed", "ValueError: no")
+    def test_outputs_after_each_trial(self, under_way, board, workplace, capsys):
+        self.play(under_way, "0000", [0.1, 0.3, 0.2])
+        self.play(under_way, "0001", [0.2], STOPPED)
+        self.play(under_way, "0002", [0.9], "failed", "ValueError: no")
         folder = workplace / "search"
         rows = (folder / "trials.csv").read_text().splitlines()
         assert [row.split(",")[:3] for row in rows[1:]] == [
@@ -274,42 +284,47 @@ class TestBoard:
             ["0001", "stopped early", "0.2"],
         ]
         best = yaml.safe_load((folder / "best.yaml").read_text())
-        assert board.best.name == "0000" and best["learning_rate"] == 0.001
+        assert best_of(board.ended).name == "0000" and best["learning_rate"] == 0.001
         Config(config_file_list=[folder / "best.yaml"])
-        read = {each.name: each for each in read_records(folder / "trials")}
-        assert read == board.records
+        assert {each.name: each for each in read_records(folder / "trials")} == board.ended
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith(
+            "trial 0000 finished: ndcg@10 0.3000 (learning_rate 0.001, n_layers 1); 3 left, about"
+        )
 
-    def test_a_second_attempt_forgets_the_first_but_is_counted(self, board, capsys):
-        board.begin("0000", {"n_layers": 1}, None)
-        board.measure("0000", curve(0.5)[0])
-        board.begin("0000", {"n_layers": 1}, "OSError: gone")
+    def test_a_second_attempt_forgets_the_first_but_is_counted(self, under_way, board, capsys):
+        under_way.begin("0000", {"n_layers": 1}, None)
+        under_way.measure("0000", curve(0.5)[0])
+        under_way.begin("0000", {"n_layers": 1}, "OSError: gone")
         assert "0000 failed and is tried again: OSError: gone" in capsys.readouterr().err
-        board.measure("0000", curve(0.1)[0])
-        board.end("0000", FINISHED)
-        record = board.records["0000"]
+        under_way.measure("0000", curve(0.1)[0])
+        board._write = lambda ended: None
+        under_way.end("0000", FINISHED)
+        record = board.ended["0000"]
         assert (record.attempts, record.score) == (2, 0.1)
 
-    def test_a_trial_may_fail_before_it_begins(self, board, tmp_path):
+    def test_a_trial_may_fail_before_it_begins(self, request_, under_way, board, tmp_path):
         pytest.importorskip("ray")
-        from recbole_jepa4rec.study.search.job import NAME_KEY, job_of
+        from recbole_jepa4rec.study.search.trial import NAME_KEY
         from recbole_jepa4rec.study.search.tuning import _Ear
 
         class Trial:  # of Ray's
             trial_id, config, error_file = "x", {NAME_KEY: "0000"}, str(tmp_path / "error.txt")
 
         (tmp_path / "error.txt").write_text("The actor is dead because its node has died.\n")
-        ear = _Ear(job_of(board.request, {"0000": {"n_layers": 1}}, ()), board, set())
-        ear.on_trial_error(1, [], Trial())
-        record = board.records["0000"]
-        assert (record.status, record.point) == ("failed", {"n_layers": 1})
+        _Ear(request_, under_way, set()).on_trial_error(1, [], Trial())
+        record = board.ended["0000"]
+        assert (record.status, record.point) == ("failed", request_.points["0000"])
         assert record.error == "The actor is dead because its node has died."
 
-    def test_the_page_shows_every_trial_and_needs_no_network(self, board):
-        for i in range(4):
-            self.play(board, f"000{i}", [0.1 * i, 0.2])
-        board.begin("bad", {"learning_rate": 0.002, "n_layers": 2}, None)
-        board.end("bad", "failed", "ValueError: <script>")
-        page = html(board.request, board)
+    def test_the_page_shows_every_trial_and_needs_no_network(self, request_):
+        point = {"learning_rate": 0.001, "n_layers": 1}
+        found = {
+            f"000{i}": Record(f"000{i}", point, FINISHED, curve(0.1 * i, 0.2)) for i in range(4)
+        }
+        bad = {"learning_rate": 0.002, "n_layers": 2}
+        found["bad"] = Record("bad", bad, "failed", error="ValueError: <script>")
+        page = html(request_, found)
         assert all(name in page for name in ("0000", "0003", "bad"))
         assert "ValueError: &lt;script&gt;" in page
         assert "http" not in page[: page.index("<script>")]
@@ -321,16 +336,16 @@ class TestBoard:
             "Learning curves",
         ]
 
-    def test_unfinished_trials_are_cleared_and_strangers_kept(self, board, workplace):
+    def test_unfinished_trials_are_cleared_and_strangers_kept(self, workplace):
         trials = workplace / "search" / "trials"
         for name in ("0000", "0001"):
-            write_record(trials / name, Record(name, {}, FINISHED))
-        clear_unfinished(board.request, [Record("0000", {}, FINISHED)])
+            Record(name, {}, FINISHED).write(trials / name)
+        clear_unfinished(trials, {"0000"})
         assert [path.name for path in trials.iterdir()] == ["0000"]
         (trials / "notes").mkdir()
         (trials / "notes" / "mine.txt").write_text("")
         with pytest.raises(ValueError, match="notes is not of a trial; move it away"):
-            clear_unfinished(board.request, [])
+            clear_unfinished(trials, {})
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"name": 1, "point": {}}', '{"evil": 1}'])
     def test_a_damaged_record_is_named(self, workplace, text):
@@ -345,7 +360,10 @@ class TestResume:
         ("words", "message"),
         [
             (["--resume", "--epochs=7"], "settings.epochs is 300 there and 7 here"),
-            (["--resume", "--search=other.yaml"], "space.n_layers is {'choice': [1, 2]} there and"),
+            (
+                ["--resume", "--search=other.yaml"],
+                "space.n_layers.choice is [1, 2] there and [1, 3] here",
+            ),
             (["--resume", "--algorithm=hyperopt"], "'hyperopt' cannot go on with --resume"),
             ([], "search holds a search (write --resume, or another --run_dir)"),
         ],

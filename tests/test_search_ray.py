@@ -193,7 +193,7 @@ def test_a_port_where_something_else_listens_is_refused(search, workplace):
         process = search("--num_samples=1", f"--address={address}")
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
-    assert f"error: address '{address}': what answers there is no Ray of version" in log()
+    assert f"error: address '{address}': no Ray cluster: what answers there is none of" in log()
 
 
 def test_without_ray_on_its_machine_a_search_ends_and_can_go_on(search, workplace):

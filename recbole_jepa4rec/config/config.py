@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Config(RecBoleConfig):
         command_line: Sequence[str] = (),
     ) -> None:
         self._arguments = parse_command_line(command_line)
-        files = [*(config_file_list or ()), *self._arguments.pop("config_files", "").split()]
+        files = [*(config_file_list or ()), *shlex.split(self._arguments.pop("config_files", ""))]
         self._layers: list[dict[str, Any]] = []
         self._sources: list[str] = []
         super().__init__(model, dataset, files, config_dict)

@@ -244,7 +244,7 @@ def asking_command(
     named = {
         "model": model.__name__ if isinstance(model, type) else model,
         "dataset": dataset if isinstance(dataset, str) or not dataset else ",".join(dataset),
-        "config_files": " ".join(map(str, config_files)),
+        "config_files": shlex.join(map(str, config_files)),
         **(config_dict or {}),
     }
     words = [f"--{key}={value}" for key, value in named.items() if value not in (None, "")]

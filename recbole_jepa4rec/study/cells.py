@@ -72,6 +72,11 @@ class Cell:
             print(f"{self}, is run again: {reason}", file=sys.stderr)
             return None
 
+    def run_asked_for(self) -> FinishedRun | None:
+        """The finished run of these settings; ``None`` where there is none, or another one."""
+        run = self.finished_run()
+        return run if run and deciding(run.settings) == self.settings else None
+
     def words_to_run(self) -> tuple[str, ...]:
         """The command line of a run that is missing: to go on where it ended early, or to begin.
 

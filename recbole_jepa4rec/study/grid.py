@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from recbole_jepa4rec.base.command import python_path
 from recbole_jepa4rec.runner.quick_start import main as run_main
 from recbole_jepa4rec.runner.run_folder import COLOR
 from recbole_jepa4rec.study.cells import Cell
@@ -146,9 +146,7 @@ def _end_with_parent() -> None:
 
 def _environment(jobs: int) -> dict[str, str]:
     """This process's, with a fair share of the cores for each of several runs."""
-    package = str(Path(__file__).resolve().parent.parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
     return environment

@@ -23,7 +23,7 @@ from recbole_jepa4rec.study.cells import Cell, finished_runs
 from recbole_jepa4rec.study.comparison import Row, compare
 from recbole_jepa4rec.study.grid import Grid, Outcome
 from recbole_jepa4rec.study.report import write_report
-from recbole_jepa4rec.study.study import Board, StudyKeys, read_words, study_folder
+from recbole_jepa4rec.study.study import PATIENCE, Board, StudyKeys, read_words, study_folder
 
 PER_RUN = {
     "model": "name the models by --model_list=A,B",
@@ -32,9 +32,6 @@ PER_RUN = {
     "resume": "the same command again goes on where the comparison ended",
 }
 """Settings that differ from run to run, and what to write instead."""
-
-PATIENCE = 60
-"""Seconds to wait for runs of an earlier, killed comparison to end."""
 
 
 def _listed(text: Any, info: ValidationInfo) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.run_settings import Settings
 from recbole_jepa4rec.config.syntax import known_keys, overlay, parse_command_line, parse_value
+
+PATIENCE = 60
+"""Seconds to wait for runs of an earlier, killed study to end."""
 
 Key = TypeVar("Key")
 End = TypeVar("End")
@@ -56,7 +60,7 @@ def read_words(
         if key.partition(".")[0] not in known:
             raise ValueError(f"unknown key {key!r}{did_you_mean(key, known)} on the command line")
     own = {key: words.pop(key) for key in keys.model_fields if key in words}
-    files = words.get("config_files", "").split()
+    files = shlex.split(words.get("config_files", ""))
     layers = {f"in {file}": read_yaml(file) for file in files}
     layers["on the command line"] = {key: parse_value(key, text) for key, text in words.items()}
     given: dict[str, Any] = {}

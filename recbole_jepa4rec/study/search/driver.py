@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import json
+import shutil
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from recbole_jepa4rec.base.files import atomic_write
-from recbole_jepa4rec.base.stopping import ending_on_sigterm
-from recbole_jepa4rec.study.search.board import Board, clear_unfinished
-from recbole_jepa4rec.study.search.job import job_of
-from recbole_jepa4rec.study.search.record import FAILED, Record, read_records
+from recbole_jepa4rec.base.checkpoint import weights_file
+from recbole_jepa4rec.base.command import run_command
+from recbole_jepa4rec.base.files import atomic_write, locked
+from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.config.syntax import first_difference
+from recbole_jepa4rec.data.item_files import reads_item_text, refuse_without_text
+from recbole_jepa4rec.runner.run_folder import RunFolder
+from recbole_jepa4rec.study.grid import Grid, Outcome
 from recbole_jepa4rec.study.search.report import write_report
 from recbole_jepa4rec.study.search.request import Request, read_request
-from recbole_jepa4rec.study.search.shared_data import data_keys, read_data
-from recbole_jepa4rec.study.search.winner import run_winner
+from recbole_jepa4rec.study.search.trials import (
+    FAILED,
+    Record,
+    best_of,
+    clear_unfinished,
+    read_records,
+)
+from recbole_jepa4rec.study.study import PATIENCE, Board
+from recbole_jepa4rec.training.pretrained_chain import asked_stage, is_chained
 
-IDENTITY_NAME, LOCK_NAME = "search.json", ".lock"
+IDENTITY_NAME = "search.json"
 
 
 def main(command_line: Sequence[str]) -> int:
@@ -38,87 +47,125 @@ def main(command_line: Sequence[str]) -> int:
     Raises:
         SystemExit: with status 143, when the process is told to end (SIGTERM).
     """
-    try:
-        with ending_on_sigterm(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
-            warnings.filterwarnings("ignore", module=r"ray\.")
-            if not find_spec("ray"):
-                raise ValueError("the search needs Ray: pip install '.[tune]'")
-            print(_search(read_request(command_line)))
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+
+    def search_and_print() -> None:
+        if not find_spec("ray"):
+            raise ValueError("the search needs Ray: pip install '.[tune]'")
+        print(_search(read_request(command_line)))
+
+    return run_command(
+        search_and_print, after_interrupt="the same command with --resume goes on", quiet=["ray"]
+    )
 
 
 def _search(request: Request) -> Path:
     """Run the search; returns the path of the winner's ``result.json``."""
-    keys = data_keys(request)
     _refuse_state(request)
-    data, fingerprint = read_data(request, keys)
-    with _locked(request.folder):
-        identity = _identity(request, fingerprint)
-        done = _finished_before(request, identity)
-        clear_unfinished(request, done)
-        board = Board(request, done)
-        print(
-            f"{request.num_samples} trials in {request.folder}, {len(done)} of them ended before",
-            file=sys.stderr,
-        )
-        try:
-            _run_missing(request, keys, data, board, identity)
-        finally:
-            if board.records:
-                board.write()
-                write_report(request, board)
-        path = run_winner(request, board)
-        write_report(request, board)
-        return path
+    data, fingerprint = read_data(request)
+    folder = request.folder
+    with locked(folder, "search", PATIENCE) as lock:
+        identity = {**request.identity(), "data_fingerprint": fingerprint}
+        identity = json.loads(json.dumps(identity, default=str))  # as the file gives it back
+        done = _ended_before(request, identity)
+        clear_unfinished(folder / "trials", done)
+        board = Board(done, request.num_samples, lambda ended: write_report(request, ended))
+        says = f"{request.num_samples} trials in {folder}, {len(done)} of them ended before"
+        print(says, file=sys.stderr)
+        if done:
+            board.write()
+        if len(done) < request.num_samples:
+            _run_missing(request, data, board, identity)
+        del data  # it may be large, and the winner reads its own
+        return _run_winner(request, board, lock)
 
 
 def _run_missing(
     request: Request,
-    keys: tuple[str, ...],
     data: Mapping[str, Any],
-    board: Board,
+    board: Board[str, Record],
     identity: Mapping[str, Any],
 ) -> None:
-    if len(board.records) >= request.num_samples:
-        return
     from recbole_jepa4rec.study.search.cluster import cluster
     from recbole_jepa4rec.study.search.tuning import tune_trials
 
-    points = {name: point for name, point in _named(request) if name not in board.records}
-    with cluster(request):  # one that is not there leaves no search behind
+    with cluster(request) as gpus:  # one that is not there leaves no search behind
         _write_identity(request.folder, identity)
-        tune_trials(request, job_of(request, points, keys), data, [*points], board)
+        tune_trials(request, data, gpus, board)
 
 
-def _named(request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each point that is known beforehand, with the name of its trial."""
-    for number, point in enumerate(request.points):
-        yield f"{number:04d}", point
+def _run_winner(request: Request, board: Board[str, Record], lock: int) -> Path:
+    """Train and test the best settings in the folder ``best``, unless that is done.
+
+    Raises:
+        RuntimeError: if no trial finished, or the run fails.
+    """
+    if not (best := best_of(board.ended)):
+        errors = [each.error for each in board.ended.values() if each.error]
+        raise RuntimeError(f"no trial finished; the last error: {errors[-1] if errors else None}")
+    cell = request.winner(best.point)
+    if not cell.run_asked_for():
+        if cell.finished_run():  # of settings that were best before
+            shutil.rmtree(cell.folder)
+        print(f"trial {best.name} is best; it is trained again and tested", file=sys.stderr)
+        ends: list[Outcome] = []
+        Grid([cell], 1, lock).run(ends.append)
+        if ends[0].error:
+            raise RuntimeError(str(ends[0]))
+        print(ends[0], file=sys.stderr)
+        board.write()
+    return RunFolder(cell.folder).result_file
+
+
+def read_data(request: Request) -> tuple[dict[str, Any], str]:
+    """Read the data once for each combination of the settings that shape them.
+
+    Returns:
+        The data sets by ``Request.data_name``, and the fingerprint that all of them have.
+
+    Raises:
+        ValueError: if they cannot be read, if the model cannot run on them, or if trials would be
+            measured on different interactions.
+    """
+    config = request.config
+    if config["checkpoint"]:
+        weights_file(config["checkpoint"])
+    refuse_without_text(config)
+    if is_chained(config):
+        asked_stage(config)
+    keys = [each.key for each in request.data_dimensions]
+    found: dict[str, Any] = {}
+    for values in itertools.product(*(each.points or [] for each in request.data_dimensions)):
+        point = dict(zip(keys, values, strict=True))
+        found[request.data_name(point)] = _read(request, point)
+    prints = {data.fingerprint for data in found.values()}
+    if len(prints) > 1:
+        raise ValueError(
+            f"{', '.join(keys)} cannot be searched: trials would be measured on different "
+            "interactions"
+        )
+    return found, prints.pop()
+
+
+def _read(request: Request, point: Mapping[str, Any]) -> Any:
+    """One data set, with all that is read of files later already in memory."""
+    config = request.trial_config(point)
+    data = find_dataset(config.model_class)(config)
+    if reads_item_text(config):
+        data.item_text  # noqa: B018 (read here, since a trial may run where there are no files)
+        config.model_class(config, data)  # leaves tokens and item vectors in the cache
+    data.config = None  # each trial has its own
+    return data
 
 
 def _refuse_state(request: Request) -> None:
     """Refuse to start where a search stands, to go on where none does, or what cannot go on."""
     folder, there = request.folder, (request.folder / IDENTITY_NAME).exists()
-    if there and not request.resume:
+    if there and not request.keys.resume:
         raise ValueError(f"{folder} holds a search (write --resume, or another --run_dir)")
-    if request.resume and not there:
+    if request.keys.resume and not there:
         raise ValueError(f"nothing to resume in {folder}: there is no {IDENTITY_NAME}")
-    if request.resume and request.algorithm == "hyperopt":
+    if request.keys.resume and request.keys.algorithm == "hyperopt":
         raise ValueError("algorithm 'hyperopt' cannot go on with --resume (optuna can)")
-
-
-def _identity(request: Request, fingerprint: str) -> dict[str, Any]:
-    """What must be the same when a search goes on, as json gives it back."""
-    asked = {**request.identity(), "data_fingerprint": fingerprint}
-    return json.loads(json.dumps(asked, default=str))
 
 
 def _write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -126,57 +173,30 @@ def _write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         json.dump(identity, file, indent=2)
 
 
-def _finished_before(request: Request, identity: Mapping[str, Any]) -> list[Record]:
-    """Records of an earlier start that count; failed trials are run anew.
+def _ended_before(request: Request, identity: Mapping[str, Any]) -> dict[str, Record]:
+    """Records of an earlier start that count, by name; failed trials are run anew.
 
     Raises:
         ValueError: if the folder holds another search.
     """
     path = request.folder / IDENTITY_NAME
+    if not path.exists():
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
     except ValueError:
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path} does not describe a search")
-    for key, value in identity.items():
-        if found.get(key) != value:
-            raise ValueError(f"{path} is of another search: {_difference(key, found, value)}")
-    done = [each for each in read_records(request.folder / "trials") if each.status != FAILED]
-    known = dict(_named(request))
-    for record in done:
-        if known and record.name in known and record.point != known[record.name]:
-            raise ValueError(f"{request.folder}/trials/{record.name} is not of this search")
-    return [each for each in done if not known or each.name in known]
-
-
-def _difference(key: str, found: Mapping[str, Any], asked: Any) -> str:
-    """The first part in which two searches differ."""
-    old = found.get(key)
-    if isinstance(old, dict) and isinstance(asked, dict):
-        for name in [*asked, *old]:
-            if old.get(name) != asked.get(name):
-                return f"{key}.{name} is {old.get(name)!r} there and {asked.get(name)!r} here"
-    return f"{key} is {old!r} there and {asked!r} here"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it alone.
-
-    Raises:
-        ValueError: if another search holds it, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK_NAME, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ValueError(f"run_dir {str(folder)!r} cannot be made: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"run_dir {str(folder)!r} is in use by another search") from None
-        yield
+    if different := first_difference({key: found.get(key) for key in identity}, identity):
+        key, old, new = different
+        raise ValueError(f"{path} is of another search: {key} is {old!r} there and {new!r} here")
+    known = request.points
+    done = {}
+    for each in read_records(request.folder / "trials"):
+        if each.status == FAILED or (known and each.name not in known):
+            continue
+        if known and each.point != known[each.name]:
+            raise ValueError(f"{request.folder}/trials/{each.name} is not of this search")
+        done[each.name] = each
+    return done

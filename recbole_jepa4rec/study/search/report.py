@@ -1,26 +1,23 @@
-"""``search.html``: the trials as a table and plots."""
+"""What a search writes: the trials as a table and as a page with plots, and the best settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import yaml
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.study.figures import FONT_SIZE, TICKS_AS_GAP, Plot, drawn, figure_of
 from recbole_jepa4rec.study.report import page
-from recbole_jepa4rec.study.search.board import Board
-from recbole_jepa4rec.study.search.record import FAILED, STOPPED, Record
 from recbole_jepa4rec.study.search.request import Request
 from recbole_jepa4rec.study.search.space import Dimension
-from recbole_jepa4rec.study.search.winner import metrics_on_test
+from recbole_jepa4rec.study.search.trials import FAILED, STOPPED, Record, best_of, write_table
 from recbole_jepa4rec.study.wording import metric_name, plain
-
-REPORT_NAME = "search.html"
 
 LEAST_TRIALS = 4
 """Fewer say nothing about what mattered."""
@@ -35,33 +32,43 @@ BEST_COLOR, OTHER_COLOR, SCALE = "#d55e00", "#8a9199", "Viridis"
 REPEATS = 20
 
 
-def write_report(request: Request, board: Board) -> None:
-    """Write ``search.html``, whole or not at all.
+def write_report(request: Request, records: Mapping[str, Record]) -> None:
+    """Write ``trials.csv``, ``search.html`` and, once there is a best trial, ``best.yaml``.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if a file cannot be written.
     """
-    with atomic_write(request.folder / REPORT_NAME, "w") as file:
-        file.write(html(request, board))
+    folder, metric = request.folder, request.metric
+    write_table(folder / "trials.csv", records, metric)
+    if best := best_of(records):
+        with atomic_write(folder / "best.yaml", "w") as file:
+            file.write(
+                f"# Trial {best.name}, the best of {len(records)} by {metric} on validation: "
+                f"{best.score:.4f}.\n"
+            )
+            settings = {**request.given, **best.point}
+            yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
+    with atomic_write(folder / "search.html", "w") as file:
+        file.write(html(request, records))
 
 
-def html(request: Request, board: Board) -> str:
+def html(request: Request, records: Mapping[str, Record]) -> str:
     """The page."""
-    records = sorted(
-        board.records.values(), key=lambda each: (each.score is None, -(each.score or 0.0))
-    )
-    statuses = [each.status for each in records]
+    ordered = sorted(records.values(), key=lambda each: (each.score is None, -(each.score or 0.0)))
+    statuses = [each.status for each in ordered]
+    best = best_of(records)
+    winner = request.winner(best.point).run_asked_for() if best else None
     view = {
-        "records": records,
-        "best": board.best,
+        "records": ordered,
+        "best": best,
         "keys": [each.key for each in request.space],
-        "metric": board.metric,
+        "metric": request.metric,
         "stopped": statuses.count(STOPPED),
         "failed": statuses.count(FAILED),
         "request": request,
-        "test": metrics_on_test(request, board.best) if board.best else None,
+        "test": winner.result["test"] if winner else None,
     }
-    return page("search.html", drawn(_plots(request.space, records, board.metric)), view)
+    return page("search.html", drawn(_plots(request.space, ordered, request.metric)), view)
 
 
 def _plots(space: Sequence[Dimension], records: Sequence[Record], metric: str) -> Iterator[Plot]:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from recbole_jepa4rec.base.spelling import did_you_mean
-from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
+from pydantic import AfterValidator, Field
+from recbole.utils import argument_list
+
+from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_entry
-from recbole_jepa4rec.config.syntax import (
-    deciding,
-    known_keys,
-    overlay,
-    parse_command_line,
-    parse_value,
-)
+from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, Count
+from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.data.item_files import settle_attributes
-from recbole_jepa4rec.study.search.command_line import address, gpus, one_of, switch, whole
+from recbole_jepa4rec.study.cells import Cell
 from recbole_jepa4rec.study.search.space import (
     Dimension,
     grid,
@@ -32,25 +27,10 @@ from recbole_jepa4rec.study.search.space import (
     random_points,
     read_space,
 )
+from recbole_jepa4rec.study.study import StudyKeys, read_words, study_folder
 
-OWN = {
-    "search": None,
-    "algorithm": "random",
-    "num_samples": "10",
-    "cpus_per_trial": "1",
-    "gpus_per_trial": None,
-    "max_concurrent": None,
-    "address": None,
-    "scheduler": "asha",
-    "grace_epochs": "2",
-    "run_dir": None,
-}
-"""Keys of the search itself, and their defaults."""
-
-ALGORITHMS = {"random": None, "grid": None, "optuna": "optuna", "hyperopt": "hyperopt"}
-"""Ways to choose what is tried, and the package that each needs."""
-
-SCHEDULERS = ("asha", "none")
+PACKAGES = {"optuna": "optuna", "hyperopt": "hyperopt"}
+"""What an algorithm needs beside Ray."""
 
 PROCESSES = ("nproc", "world_size")
 """Settings that count the processes of one run."""
@@ -69,58 +49,138 @@ FIXED = {
 }
 """Settings that no search may vary, and why."""
 
+DATA_KEYS = {*argument_list.dataset_arguments, *ATTRIBUTE_KEYS, "item_text_fields"}
+"""Settings that change what is read of a data set."""
+
+PER_RUN = {
+    "run_dir": "name the folder of the search by --run_dir=PATH on the command line",
+    "resume": "a search goes on with --resume on the command line",
+}
+"""Settings of one run, and what to write instead."""
+
+
+def _shares_gpus(value: float | None) -> float | None:
+    """Ray shares one GPU among several trials, but no trial has 1.5."""
+    if value is not None and not (0 <= value <= 1 or value.is_integer()):
+        raise AssertionError
+    return value
+
+
+def _names_head(value: str | None) -> str | None:
+    """Ray's client (``ray://``) cannot drive a search."""
+    host, _, port = (value or "").rpartition(":")
+    is_port = port.isascii() and port.isdigit() and int(port) < 2**16
+    if value not in (None, "auto") and (not host or "/" in host or not is_port):
+        raise AssertionError
+    return value
+
+
+def _must(words: str) -> Any:
+    return Field(json_schema_extra={"must": words})
+
+
+class SearchKeys(StudyKeys):
+    """Keys of a search itself."""
+
+    search: str | None = None
+    """What varies: a yaml file, or one in RecBole's format; else properties/search/<model>.yaml."""
+    algorithm: Literal["random", "grid", "optuna", "hyperopt"] = "random"
+    """How points are chosen."""
+    num_samples: Count = 10
+    """Trials, at most."""
+    cpus_per_trial: Count = 1
+    """CPU cores of a trial."""
+    gpus_per_trial: Annotated[
+        float | None,
+        Field(ge=0),
+        AfterValidator(_shares_gpus),
+        _must("a share of one GPU or a whole number"),
+    ] = None
+    """GPUs of a trial, fractions too; None is one where there are any."""
+    max_concurrent: Count | None = None
+    """Trials at once, at most; None is as many as fit."""
+    address: Annotated[
+        str | None,
+        AfterValidator(_names_head),
+        _must("auto or HOST:PORT of a Ray cluster's head"),
+    ] = None
+    """Of a running Ray cluster, auto too; None starts one here."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha stops trials early."""
+    grace_epochs: Count = 2
+    """Validations before a trial may be stopped early."""
+    resume: bool = False
+    """Go on with the search that stands in the folder."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """A checked command line.
+    """A checked command line; Ray copies it to the process of each trial.
 
     Attributes:
+        keys: of the search.
         entry: the model as given, such as ``SASRec-BPR``.
         given: settings that every trial is given.
         config: their resolved settings.
         space: what varies.
-        algorithm: of ``ALGORITHMS``.
         num_samples: trials in all.
-        points: what each trial is given, where that is known beforehand; else empty.
-        cpus: CPU cores of a trial.
-        gpus: GPUs of a trial, fractions too.
-        max_concurrent: trials at once, at most; ``None``: as many as fit.
-        address: of a running Ray cluster, ``"auto"`` too; ``None`` starts one here.
-        grace_epochs: validations before a trial may be stopped early; ``None``: never.
+        points: what each trial is given, by its name, where that is known beforehand; else empty.
         folder: where the search and its trials stand.
-        resume: whether to go on with what stands there.
         command: the command line in one string.
     """
 
+    keys: SearchKeys
     entry: str
     given: Mapping[str, Any]
     config: Config
     space: tuple[Dimension, ...]
-    algorithm: str
     num_samples: int
-    points: tuple[dict[str, Any], ...]
-    cpus: int
-    gpus: float | None
-    max_concurrent: int | None
-    address: str | None
-    grace_epochs: int | None
+    points: Mapping[str, dict[str, Any]]
     folder: Path
-    resume: bool
     command: str
 
-    def trial_config(self, point: Mapping[str, Any], folder: Path | None = None) -> Config:
+    @property
+    def metric(self) -> str:
+        """What trials are compared by."""
+        return str(self.config["valid_metric"]).lower()
+
+    @property
+    def grace_epochs(self) -> int | None:
+        """Validations before a trial may be stopped early; ``None``: it never is."""
+        return self.keys.grace_epochs if self.keys.scheduler == "asha" else None
+
+    @property
+    def data_dimensions(self) -> list[Dimension]:
+        """What varies of the settings that change what is read of the data."""
+        return [each for each in self.space if each.key.partition(".")[0] in DATA_KEYS]
+
+    def data_name(self, point: Mapping[str, Any]) -> str:
+        """Which of the shared data sets a trial reads."""
+        return json.dumps([point[each.key] for each in self.data_dimensions], default=str)
+
+    def trial_config(self, point: Mapping[str, Any], **more: Any) -> Config:
         """The settings of a trial; ``config_dict`` alone, so that no other file is read."""
-        place = {"run_dir": str(folder)} if folder else {}
-        config = Config(self.entry, config_dict={**self.given, **point, **place})
+        config = Config(self.entry, config_dict={**self.given, **point, **more})
         settle_attributes(config)
         return config
+
+    def winner(self, point: Mapping[str, Any]) -> Cell:
+        """The run of the best settings, which stand in ``best.yaml``."""
+        config, folder = self.trial_config(point), self.folder / "best"
+        words = {
+            "model": self.entry,
+            "config_files": shlex.quote(f"{folder}.yaml"),
+            "run_dir": folder,
+        }
+        line = tuple(f"--{key}={value}" for key, value in words.items())
+        return Cell(self.entry, config["seed"], folder, line, config)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a search goes on; plain data."""
         return {
             "settings": deciding(self.config.external()),
             "space": {each.key: {each.kind: list(each.values)} for each in self.space},
-            "algorithm": self.algorithm,
+            "algorithm": self.keys.algorithm,
         }
 
 
@@ -133,79 +193,43 @@ def read_request(command_line: Sequence[str]) -> Request:
     Raises:
         ValueError: for anything that cannot be run; one line says what is allowed.
     """
-    flags = [word for word in command_line if word == "--resume"]
-    words = parse_command_line([word for word in command_line if word != "--resume"])
-    resume = bool(flags) or switch("resume", words.pop("resume", "false"))
-    _refuse_unknown(words)
-    own = {**OWN, **{key: words[key] for key in OWN if key in words}}
-    rest = {key: text for key, text in words.items() if key not in OWN}
-    given = _given(rest)
+    words = ["--resume=true" if word == "--resume" else word for word in command_line]
+    keys, texts, given = read_words(words, SearchKeys, PER_RUN)
     config = Config(config_dict=given)
     settle_attributes(config)
-    _refuse_processes(config)
-    if config["source_datasets"]:
-        raise ValueError(f"dataset {config['dataset']!r}: a search takes one data set")
+    for key in PROCESSES:
+        if key in config and config[key] not in (None, 1):
+            raise ValueError(
+                f"{key} {config[key]!r}: a trial runs in one process; several trials run at once "
+                "(--max_concurrent)"
+            )
     entry = str(given["model"])
-    file = own["search"] or _default_space(entry)
+    file = keys.search or _default_space(entry)
     space = read_space(file)
-    _refuse_fixed(space, rest, file)
-    algorithm = one_of("algorithm", own["algorithm"], ALGORITHMS)
-    if package := ALGORITHMS[algorithm]:
-        _refuse_absent(algorithm, package)
-    count, points = _points(space, algorithm, words.get("num_samples"), config["seed"])
+    _refuse_fixed(space, texts, file)
+    if package := PACKAGES.get(keys.algorithm):
+        try:  # Ray would find out only after the data have been read
+            import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f"algorithm {keys.algorithm!r} needs a package ({error}): pip install {package}"
+            ) from None
+    count, points = _points(space, keys, config["seed"])
+    described = [[each.key, each.kind, each.values] for each in space]
+    asked = (deciding(config.external()), described, keys.algorithm)
     request = Request(
+        keys,
         entry,
         given,
         config,
         space,
-        algorithm,
         count,
         points,
-        whole("cpus_per_trial", own["cpus_per_trial"], 1),
-        gpus(own["gpus_per_trial"]),
-        None if own["max_concurrent"] is None else whole("max_concurrent", own["max_concurrent"]),
-        address(own["address"]),
-        _grace(own),
-        _folder(own["run_dir"], entry, config, space, algorithm),
-        resume,
+        study_folder(keys.run_dir, config, f"{entry}/search", *asked),
         shlex.join(["python", "run_hyper.py", *command_line]),
     )
     _try_out(request, file)
     return request
-
-
-def _refuse_absent(algorithm: str, package: str) -> None:
-    """Import what an algorithm needs; Ray would find out only after the data have been read."""
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise ValueError(
-            f"algorithm {algorithm!r} needs a package ({error}): pip install {package}"
-        ) from None
-
-
-def _refuse_unknown(words: Mapping[str, str]) -> None:
-    known = {*OWN, "resume", *known_keys()}
-    for key in words:
-        if key.partition(".")[0] not in known:
-            raise ValueError(f"unknown key {key!r}{did_you_mean(key, known)} on the command line")
-
-
-def _given(rest: Mapping[str, str]) -> dict[str, Any]:
-    """What files and command line set, later ones first."""
-    layers: list[dict[str, Any]] = [
-        read_yaml(file) for file in rest.get("config_files", "").split()
-    ]
-    layers.append({key: parse_value(key, text) for key, text in rest.items()})
-    given: dict[str, Any] = {}
-    for layer in layers:
-        if "run_dir" in layer:
-            raise ValueError("run_dir in a file is that of one run (write --run_dir=PATH)")
-        whole = {key: value for key, value in layer.items() if "." not in str(key)}
-        overlay(given, whole)
-        given.update({key: value for key, value in layer.items() if "." in str(key)})
-    given.pop("config_files", None)
-    return given
 
 
 def _default_space(entry: str) -> str:
@@ -216,39 +240,40 @@ def _default_space(entry: str) -> str:
     return str(file)
 
 
-def _refuse_fixed(space: Sequence[Dimension], rest: Mapping[str, str], file: str) -> None:
+def _refuse_fixed(space: Sequence[Dimension], texts: Mapping[str, str], file: str) -> None:
     for each in space:
         first = each.key.partition(".")[0]
         if first in FIXED:
             raise ValueError(f"{file}: {each.key} cannot be searched: it {FIXED[first]}")
-        if each.key in rest:
+        if each.key in texts:
             raise ValueError(
                 f"{each.key} is given on the command line and searched in {file}; write one of them"
             )
 
 
 def _points(
-    space: Sequence[Dimension], algorithm: str, asked: str | None, seed: int
-) -> tuple[int, tuple[dict[str, Any], ...]]:
+    space: Sequence[Dimension], keys: SearchKeys, seed: int
+) -> tuple[int, dict[str, dict[str, Any]]]:
     """How many trials there are, and what each is given as far as that is known."""
-    if algorithm == "grid":
+    count, limit = keys.num_samples, points_of(space)
+    if keys.algorithm == "grid":
         points = grid(space)
-        if asked is not None and whole("num_samples", asked) != len(points):
-            raise ValueError(f"num_samples {asked} with algorithm 'grid', which has {len(points)}")
-        return len(points), tuple(points)
-    count = whole("num_samples", asked or str(OWN["num_samples"]))
-    limit = points_of(space)
-    count = count if limit is None else min(count, limit)
-    if algorithm == "random":
-        return count, tuple(random_points(space, count, seed))
-    return count, ()
+        if "num_samples" in keys.model_fields_set and count != len(points):
+            raise ValueError(f"num_samples {count} with algorithm 'grid', which has {len(points)}")
+    else:
+        count = count if limit is None else min(count, limit)
+        if keys.algorithm != "random":
+            return count, {}
+        points = random_points(space, count, seed)
+    return len(points), {f"{number:04d}": point for number, point in enumerate(points)}
 
 
 def _try_out(request: Request, file: str) -> None:
     """Have our Config check every choice and both ends of every range.
 
     Raises:
-        ValueError: for a value that cannot be used or a setting that the model does not read.
+        ValueError: for a value that cannot be used, a setting that the model does not read, or one
+            that shapes the data and has infinitely many values.
     """
     for each in request.space:
         for value in each.ends:
@@ -258,39 +283,6 @@ def _try_out(request: Request, file: str) -> None:
                 raise ValueError(f"{file}: {each.key} {value!r}: {error}") from error
         if each.key in config.unread_keys():
             raise ValueError(f"{file}: model {request.entry!r} does not read {each.key!r}")
-
-
-def _folder(
-    run_dir: str | None, entry: str, config: Config, space: Sequence[Dimension], algorithm: str
-) -> Path:
-    """``run_dir``, or one whose name depends on all that is asked for but the number of trials."""
-    if run_dir:
-        folder = Path(run_dir)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"run_dir {run_dir!r} is not a folder")
-        return folder
-    asked = [
-        os.path.abspath(config["data_path"]),
-        deciding(config.external()),
-        [[each.key, each.kind, each.values] for each in space],
-        algorithm,
-    ]
-    text = json.dumps(asked, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    return Path(config["runs_path"], config["dataset"], entry, f"search-{digest}")
-
-
-def _grace(own: Mapping[str, str | None]) -> int | None:
-    scheduler = one_of("scheduler", own["scheduler"], SCHEDULERS)
-    epochs = whole("grace_epochs", own["grace_epochs"])
-    return epochs if scheduler == "asha" else None
-
-
-def _refuse_processes(config: Config) -> None:
-    """Refuse trials of several processes: Ray gives each trial one."""
-    for key in PROCESSES:
-        if key in config and config[key] not in (None, 1):
-            raise ValueError(
-                f"{key} {config[key]!r}: a trial runs in one process; several trials run at once "
-                "(--max_concurrent)"
-            )
+    for each in request.data_dimensions:
+        if each.points is None:
+            raise ValueError(f"{each.key} shapes the data: {each.kind} must be choice or int")

@@ -60,6 +60,14 @@ class Dimension:
         low, high = self.values
         return min(max(float(f"{value:.{DIGITS}g}"), float(low)), float(high))
 
+    def value_of(self, number: float) -> Any:
+        """The value behind a number that a search algorithm gives."""
+        return float(number) if self.points is None else self.points[int(number)]
+
+    def number_of(self, value: Any) -> Any:
+        """The opposite of ``value_of``."""
+        return value if self.points is None else self.points.index(value)
+
     @property
     def points(self) -> list[Any] | None:
         """Every value, where there are finitely many; else ``None``."""

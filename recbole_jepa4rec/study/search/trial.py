@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -9,59 +10,88 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
+from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
 from recbole_jepa4rec.runner.run_folder import RunFolder
 from recbole_jepa4rec.runner.single_run import validate
-from recbole_jepa4rec.study.search import ray_versions
-from recbole_jepa4rec.study.search.job import Job, data_name
+from recbole_jepa4rec.study.search.request import Request
+from recbole_jepa4rec.training.pretrained_chain import PRETRAINED_NAME
+
+tune: Any = importlib.import_module("ray.tune")  # of any version; no type checker knows all
+
+IS_CURRENT = hasattr(tune, "get_context")
+"""Whether ``ray.tune`` speaks for itself; in 2.6.3, which RecBole pins, ``ray.air`` does."""
+
+NAME_KEY = "trial"
+"""Of Ray's own configuration of a trial whose point is known beforehand."""
 
 FAILED_LOG = "run.failed.log"
 """What ``run.log`` of an attempt that failed is called afterwards."""
 
 
-def run_trial(chosen: Mapping[str, Any], job: Job, data: Mapping[str, Any]) -> None:
+def name_of(chosen: Mapping[str, Any], trial_id: str) -> str:
+    """Name of a trial and its folder, from Ray's configuration of it and Ray's name for it."""
+    return str(chosen.get(NAME_KEY, trial_id))
+
+
+def point_of(request: Request, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The searched settings of a trial, from Ray's configuration of it."""
+    if NAME_KEY in chosen:
+        return dict(request.points[chosen[NAME_KEY]])
+    return {each.key: each.value_of(chosen[each.key]) for each in request.space}
+
+
+def run_trial(
+    chosen: Mapping[str, Any],
+    request: Request,
+    data: Mapping[str, Any],
+    trials: Path,
+    here: Path,
+    uses_gpu: bool,
+) -> None:
     """Train as told, and report after each validation.
 
     Args:
         chosen: Ray's configuration of the trial.
-        job: what all trials share.
-        data: references to the shared data sets, by ``data_name``.
+        request: what the search was asked for.
+        data: references to the shared data sets, by ``Request.data_name``.
+        trials: folder of the trials, absolute.
+        here: the current folder of the search; paths in the settings are seen from there.
+        uses_gpu: whether trials have a share of a GPU; others must not touch one.
     """
-    if job.here.is_dir():  # not on another machine
-        os.chdir(job.here)
-    import torch
-
-    from recbole_jepa4rec.config.config import Config
-
-    torch.set_num_threads(job.threads)
-    point = job.point(chosen)
-    folder = job.folder / job.name(chosen, ray_versions.trial_id())
+    if here.is_dir():  # not on another machine
+        os.chdir(here)
+    session = tune if IS_CURRENT else importlib.import_module("ray.air.session")
+    context = tune.get_context() if IS_CURRENT else session
+    torch.set_num_threads(request.keys.cpus_per_trial)
+    point = point_of(request, chosen)
+    folder = trials / name_of(chosen, context.get_trial_id())
     make_room(folder)
-    settings = {**job.given, **point, "run_dir": str(folder), "show_progress": False}
-    if not job.uses_gpu:
-        settings["use_gpu"] = False
-    config = Config(job.entry, config_dict=settings)
+    more = {"run_dir": str(folder), "show_progress": False}
+    config = request.trial_config(point, **more, **({} if uses_gpu else {"use_gpu": False}))
     reported, node = 0, ray.get_runtime_context().get_node_id()
 
     def report(validation: Mapping[str, Any]) -> None:
         nonlocal reported
         reported += 1
-        ray_versions.report({**validation, "node": node})
+        session.report({**validation, "node": node})
 
     try:
-        result = validate(config, ray.get(data[data_name(point, job.data_keys)]), report)
+        result = validate(config, ray.get(data[request.data_name(point)]), report)
         if not reported:  # a model that only counts
-            metric = config["valid_metric"].lower()
             report(
                 {
                     "stage": "train",
                     "epoch": max(0, result["epochs"] - 1),
                     "seconds": round(result["seconds"], 3),
-                    "valid": float(result["valid"][metric]),
+                    "valid": float(result["valid"][request.metric]),
                 }
             )
     finally:
-        drop_weights(folder)
+        for name in (WEIGHTS_NAME, STATE_NAME, PRETRAINED_NAME):
+            # The winner is trained again, and the weights of a search would fill disks.
+            (folder / name).unlink(missing_ok=True)
 
 
 def make_room(folder: Path) -> None:
@@ -72,12 +102,3 @@ def make_room(folder: Path) -> None:
     folder.mkdir(parents=True)
     if text is not None:
         (folder / FAILED_LOG).write_bytes(text)
-
-
-def drop_weights(folder: Path) -> None:
-    """Remove the weights of a trial: the winner is trained again, and a search would fill disks."""
-    from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
-    from recbole_jepa4rec.training.pretrained_chain import PRETRAINED_NAME
-
-    for name in (WEIGHTS_NAME, STATE_NAME, PRETRAINED_NAME):
-        (folder / name).unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""The search on Ray: ``ray.tune.Tuner``, and what it tells the board."""
+"""The search on Ray: ``ray.tune.Tuner``, and what it tells of the trials under way."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ from ray import tune
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 
-from recbole_jepa4rec.study.search import ray_versions
-from recbole_jepa4rec.study.search.board import Board, in_one_line
-from recbole_jepa4rec.study.search.cluster import gpus_per_trial
-from recbole_jepa4rec.study.search.job import NAME_KEY, Job
-from recbole_jepa4rec.study.search.record import FAILED, FINISHED, STOPPED
 from recbole_jepa4rec.study.search.request import Request
 from recbole_jepa4rec.study.search.space import Dimension
-from recbole_jepa4rec.study.search.trial import run_trial
+from recbole_jepa4rec.study.search.trial import IS_CURRENT, NAME_KEY, name_of, point_of, run_trial
+from recbole_jepa4rec.study.search.trials import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    Record,
+    UnderWay,
+    in_one_line,
+)
+from recbole_jepa4rec.study.study import Board
 
 RETRIES = 1
 """Times that a trial which failed is tried again."""
@@ -35,53 +39,59 @@ MOST_EPOCHS = 10**6
 
 
 def tune_trials(
-    request: Request, job: Job, data: Mapping[str, Any], names: list[str], board: Board
+    request: Request, data: Mapping[str, Any], gpus: float, board: Board[str, Record]
 ) -> None:
     """Run the trials that are missing, on the cluster that ``cluster`` has connected to.
 
     Args:
         request: what was asked for.
-        job: what every trial is told.
-        data: data sets by ``data_name``; Ray's object store takes one copy of each.
-        names: of trials whose points are known; empty where an algorithm chooses them.
-        board: is told of every report and every end.
+        data: data sets by ``Request.data_name``; Ray's object store takes one copy of each.
+        gpus: of a trial.
+        board: of the trials that have ended; is told of every end.
     """
-    scratch = (request.folder / "ray").resolve()
+    scratch, trials = (request.folder / "ray").resolve(), (request.folder / "trials").resolve()
     shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start; holds pickles, never read
-    references = {name: ray.put(each) for name, each in data.items()}
-    gpus = gpus_per_trial(request)
-    job = replace(job, uses_gpu=gpus > 0)
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, job=job, data=references),
-        {"cpu": request.cpus, "gpu": gpus},
+    trainable = tune.with_parameters(
+        run_trial,
+        request=request,
+        data={name: ray.put(each) for name, each in data.items()},
+        trials=trials,
+        here=Path.cwd(),
+        uses_gpu=gpus > 0,
     )
-    stopped: set[str] = set()
-    chosen = not names
-    tuner = tune.Tuner(
-        trainable,
-        param_space=_domains(request) if chosen else {NAME_KEY: tune.grid_search(names)},
+    names = [name for name in request.points if name not in board.ended]
+    space, samples = {NAME_KEY: tune.grid_search(names)}, 1
+    algorithm, stopped = None, set[str]()
+    if not request.points:
+        space = {each.key: _domain(each) for each in request.space}
+        samples = request.num_samples - len(board.ended)
+        algorithm = _algorithm(request, board.ended)
+    under_way = UnderWay(board, request.folder / "trials", request.metric)
+    configs: Any = tune if IS_CURRENT else importlib.import_module("ray.air")
+    tune.Tuner(
+        tune.with_resources(trainable, {"cpu": request.keys.cpus_per_trial, "gpu": gpus}),
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric="valid",
             mode="max",
-            num_samples=request.num_samples - len(board.records) if chosen else 1,
-            max_concurrent_trials=request.max_concurrent,
-            search_alg=_algorithm(request, board) if chosen else None,
+            num_samples=samples,
+            max_concurrent_trials=request.keys.max_concurrent,
+            search_alg=algorithm,
             scheduler=_Halving(request.grace_epochs, stopped) if request.grace_epochs else None,
-            trial_dirname_creator=lambda trial: job.name(trial.config, trial.trial_id),
+            trial_dirname_creator=lambda trial: name_of(trial.config, trial.trial_id),
         ),
-        run_config=ray_versions.run_config(
-            str(scratch), "trials", RETRIES, _Ear(job, board, stopped)
+        run_config=configs.RunConfig(
+            name="trials",
+            storage_path=str(scratch),
+            failure_config=configs.FailureConfig(max_failures=RETRIES),
+            callbacks=[_Ear(request, under_way, stopped)],
+            verbose=0,
         ),
-    )
-    tuner.fit()
-
-
-def _domains(request: Request) -> dict[str, Any]:
-    """The space in Ray's terms; where there are finitely many values, their numbers."""
-    return {each.key: _domain(each) for each in request.space}
+    ).fit()
 
 
 def _domain(dimension: Dimension) -> Any:
+    """A dimension in Ray's terms; where there are finitely many values, their numbers."""
     if dimension.points is not None:
         count = len(dimension.points)
         if dimension.kind == "choice":
@@ -91,14 +101,17 @@ def _domain(dimension: Dimension) -> Any:
     return tune.loguniform(low, high) if dimension.kind == "loguniform" else tune.uniform(low, high)
 
 
-def _algorithm(request: Request, board: Board) -> Any:
+def _algorithm(request: Request, ended: Mapping[str, Record]) -> Any:
     """Optuna's search, told of the trials that ended before, or HyperOpt's."""
-    seed = request.config["seed"] + len(board.records)  # else a search that goes on repeats itself
-    if request.algorithm == "optuna":
+    seed = request.config["seed"] + len(ended)  # else a search that goes on repeats itself
+    if request.keys.algorithm == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        known = [record for record in board.records.values() if record.score is not None]
-        points = [_numbers(request, record.point) for record in known]
+        known = [record for record in ended.values() if record.score is not None]
+        points = [
+            {each.key: each.number_of(record.point[each.key]) for each in request.space}
+            for record in known
+        ]
         return OptunaSearch(
             metric="valid",
             mode="max",
@@ -109,14 +122,6 @@ def _algorithm(request: Request, board: Board) -> Any:
     from ray.tune.search.hyperopt import HyperOptSearch
 
     return HyperOptSearch(metric="valid", mode="max", random_state_seed=seed)
-
-
-def _numbers(request: Request, point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point as the algorithms see it; the opposite of ``Job.point``."""
-    return {
-        each.key: point[each.key] if each.points is None else each.points.index(point[each.key])
-        for each in request.space
-    }
 
 
 class _Halving(ASHAScheduler):
@@ -139,41 +144,44 @@ class _Halving(ASHAScheduler):
 
 
 class _Ear(Callback):
-    """Hears of every trial, and tells the board.
+    """Hears from Ray of every trial.
 
     Args:
-        job: knows names and points.
-        board: is told.
+        request: what was asked for.
+        under_way: is told.
         stopped: Ray's names of trials that were stopped early.
     """
 
-    def __init__(self, job: Job, board: Board, stopped: set[str]) -> None:
-        self._job, self._board, self._stopped = job, board, stopped
+    def __init__(self, request: Request, under_way: UnderWay, stopped: set[str]) -> None:
+        self._request, self._under_way, self._stopped = request, under_way, stopped
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """A trial begins, the first time or again."""
-        self._board.begin(self._name(trial), self._job.point(trial.config), _error(trial))
+        self._begin(trial, _error(trial))
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any
     ) -> None:
         """A validation is reported."""
-        self._board.measure(self._name(trial), result)
+        self._under_way.measure(_name(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """A trial is over, at its own end or earlier."""
         status = STOPPED if trial.trial_id in self._stopped else FINISHED
-        self._board.end(self._name(trial), status)
+        self._under_way.end(_name(trial), status)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """A trial has failed as often as it may, perhaps before it ever began."""
-        name = self._name(trial)
-        if not self._board.is_under_way(name):
-            self._board.begin(name, self._job.point(trial.config), None)
-        self._board.end(name, FAILED, _error(trial) or "no reason is known")
+        if _name(trial) not in self._under_way:
+            self._begin(trial, None)
+        self._under_way.end(_name(trial), FAILED, _error(trial) or "no reason is known")
 
-    def _name(self, trial: Any) -> str:
-        return self._job.name(trial.config, trial.trial_id)
+    def _begin(self, trial: Any, error: str | None) -> None:
+        self._under_way.begin(_name(trial), point_of(self._request, trial.config), error)
+
+
+def _name(trial: Any) -> str:
+    return name_of(trial.config, trial.trial_id)
 
 
 def _error(trial: Any) -> str | None:
