@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.training.checkpoints import CheckpointFolder

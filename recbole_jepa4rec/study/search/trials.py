@@ -16,8 +16,9 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from recbole_jepa4rec.base.files import atomic_write
-from recbole_jepa4rec.runner.result import Validation, misfit
+from recbole_jepa4rec.runner.result import misfit
 from recbole_jepa4rec.study.study import Board
+from recbole_jepa4rec.training.state import Validation
 
 FINISHED: Literal["finished"] = "finished"
 STOPPED: Literal["stopped early"] = "stopped early"
