@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_jepa4rec.config import protocol
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
 from recbole_jepa4rec.evaluation import metrics
 from recbole_jepa4rec.evaluation.metrics import (
@@ -102,6 +103,31 @@ def test_means_of_values():
         mean_metrics(ranks[:0], ["hit"], [2])
 
 
+def test_settings_know_the_metrics():
+    assert tuple(RANK_METRICS) == protocol.RANK_METRICS
+    assert tuple(metrics.LIST_METRICS) == protocol.LIST_METRICS
+
+
+@pytest.mark.parametrize("name", RANK_METRICS)
+def test_a_metric_of_ranks_never_rises_with_the_rank(name):
+    ranks = np.arange(2, 60) / 2
+    for k in (1, 3, 10):
+        values = RANK_METRICS[name](ranks, k)
+        assert values.dtype == np.float64
+        assert values.max() <= 1 and (np.diff(values) <= 0).all()
+        assert (values[ranks > k] == 0).all()
+
+
+@pytest.mark.parametrize("name", metrics.LIST_METRICS)
+def test_a_metric_of_lists_knows_no_order_of_users(name):
+    counts = metrics.TrainingCounts(torch.tensor([0, 5, 3, 0]), torch.tensor([0, 4, 3, 0]), 6)
+    best = torch.tensor([[1, 2], [1, 3], [2, 1]])
+    value = metrics.LIST_METRICS[name](best, counts)
+    assert math.isfinite(value)
+    assert metrics.LIST_METRICS[name](best.flip(0), counts) == pytest.approx(value)
+    assert metrics.LIST_METRICS[name](best.repeat(3, 1), counts) == pytest.approx(value)
+
+
 @pytest.mark.parametrize("name", ["AUC", "gauc", "ItemCoverage", "recal"])
 def test_other_metrics_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name.lower()!r}.*recall, hit, ndcg"):
@@ -136,7 +162,8 @@ def test_metrics_equal_recboles_where_nothing_ties(monkeypatch):
         (register.metric_information, FullMRR.metric_need),
     ):
         monkeypatch.setitem(table, "fullmrr", value)
-    names, topk = [*RANK_METRICS, "fullmrr"], [1, 3, 10]
+    theirs_too = [name for name in RANK_METRICS if name in register.metrics_dict]
+    names, topk = [*theirs_too, "fullmrr"], [1, 3, 10]
     scores = torch.stack([torch.randperm(40) for _ in range(64)]).float()
     scores[:, 0] = -math.inf
     target = torch.randint(1, 40, (64,))

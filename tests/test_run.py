@@ -110,6 +110,15 @@ class TestResult:
         metrics = mean_metrics(rows["rank"].to_numpy(), ["Recall", "NDCG", "MRR"], [1, 5, 10])
         assert metrics == done["test"]
 
+    @pytest.mark.parametrize("model", ["Popularity", "GRU4Rec"])
+    def test_what_lists_are_like_is_measured_where_asked(self, model, toy, workplace):
+        names = ["NDCG", "Coverage", "Novelty", "Average_Popularity"]
+        found = run(model, config_dict={**toy, **TINY, "epochs": 1, "metrics": names})
+        keys = ["ndcg@10", "mrr", "coverage@10", "novelty@10", "average_popularity@10"]
+        assert list(found["valid"]) == list(found["test"]) == keys
+        if model == "Popularity":  # the same ten of thirty items for everybody
+            assert found["test"]["coverage@10"] == pytest.approx(1 / 3)
+
     def test_the_rows_are_the_raw_ids_of_the_test_split(self, done, workplace):
         rows = pd.read_parquet((workplace / done["path"]).with_name("per_user.parquet"))
         options = {"sep": "\t", "quoting": 3, "keep_default_na": False, "dtype": str}

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.base.yaml_files import find_properties
+from recbole_jepa4rec.config.protocol import LIST_METRICS
 
 for _alias, _name in {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}.items():
     if _alias not in np.__dict__:  # numpy 2 dropped them; RecBole's Config still reads them
@@ -151,7 +152,7 @@ def register() -> None:
     _answer(import_module("recbole.trainer"), trainers)
     datasets = {f"{name}Dataset": functools.partial(_resolve, DATASETS[name]) for name in DATASETS}
     _answer(import_module("recbole.data.dataset"), datasets)
-    _register_metric()
+    _register_metrics()
     _register_properties()
     _register_events()
 
@@ -181,16 +182,17 @@ def _answer(module: ModuleType, names: dict[str, Any]) -> None:
     module.__dict__["__getattr__"] = __getattr__
 
 
-def _register_metric() -> None:
-    """Add the mean reciprocal rank over the whole ranking to RecBole's metric tables."""
+def _register_metrics() -> None:
+    """Add the uncut reciprocal rank, and the metrics of lists, to RecBole's tables."""
     from recbole.evaluator import register as tables
 
-    from recbole_jepa4rec.evaluation.metrics import FullMRR
+    from recbole_jepa4rec.evaluation.metrics import FullMRR, ListMetric
 
-    name = FullMRR.__name__.lower()
-    tables.metrics_dict[name] = FullMRR
-    tables.metric_information[name] = FullMRR.metric_need
-    tables.metric_types[name] = FullMRR.metric_type
+    ours: dict[str, Any] = {"fullmrr": FullMRR, **dict.fromkeys(LIST_METRICS, ListMetric)}
+    for name, metric in ours.items():
+        tables.metrics_dict[name] = metric
+        tables.metric_information[name] = metric.metric_need
+        tables.metric_types[name] = metric.metric_type
 
 
 def _register_properties() -> None:
