@@ -29,6 +29,7 @@ from recbole_jepa4rec.convert.tables import MAX_LINE_BYTES
 from recbole_jepa4rec.data.published import beside_published
 
 _UNFIT = set(",+:\t\n\r\0\"'")
+_EXACT = 2**53  # up to which a float64 holds every whole number
 _HEADER = ("user_id:token", "item_id:token", "timestamp:float")
 
 
@@ -64,6 +65,8 @@ def convert(
         raise ValueError("the rule drops items without text: expected a file with item text")
     next(iter(source.texts()), None)  # a file in the wrong place ends the run at once
     rows = read_interactions(source.interactions())
+    if rows["time"].dtype == float and rows["time"].abs().max() > _EXACT:
+        raise ValueError("expected whole numbers alone as times where one is beyond 2^53")
     with_text: set[str] = set()
     if rule.without_text != "keep":
         bought = {*rows["item"].cat.categories}

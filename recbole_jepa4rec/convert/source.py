@@ -24,8 +24,10 @@ Text = tuple[str, Sequence[str]]
 
 _UNFIT = re.compile(r"[\t\n\r\0\ud800-\udfff]")
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*>")
+_TOO_FINE = re.compile(r"\.\d{6}0*[1-9]")  # past what a date of Python tells apart
 _LARGEST_TIME = 2**63
 _DIGITS = 20  # of the largest, with its sign
+_EXACT_DIGITS = 17  # that a float64 tells apart
 
 
 class FaultError(ValueError):
@@ -191,6 +193,13 @@ def number(value: Any, name: str) -> float:
     """
     if isinstance(value, str) and is_number(value):
         is_whole = value.removeprefix("-").isdecimal() and len(value) <= _DIGITS
+        if not is_whole and len(value) > _EXACT_DIGITS and "." in value:
+            digits = value.partition("e")[0].strip("-0 ").rstrip("0").replace(".", "")
+            if len(digits) > _EXACT_DIGITS:  # two of them could be one number to a computer
+                raise FaultError(
+                    f"expected {name} of at most {_EXACT_DIGITS} digits, or a whole number, "
+                    f"found {shown(value)}"
+                )
         value = int(value) if is_whole else float(value)
     if type(value) not in (int, float) or not abs(value) < _LARGEST_TIME:  # NaN is not, either
         raise FaultError(f"expected {name} to be a number, found {shown(value)}")
@@ -208,11 +217,15 @@ def moment_of(value: Any, name: str, form: str | None = None) -> float:
     Raises:
         FaultError: for anything else.
     """
-    if isinstance(value, date):
-        return _seconds(value)
-    if form is None and (not isinstance(value, str) or is_number(value)):
+    is_date = isinstance(value, date)
+    if not is_date and form is None and (not isinstance(value, str) or is_number(value)):
         return number(value, name)
+    if _TOO_FINE.search(str(value)):
+        expected = f"expected {name} to the microsecond, or as a whole number"
+        raise FaultError(f"{expected}, found {shown(str(value))}")
     try:
+        if is_date:
+            return _seconds(value)
         if form is not None:
             return _seconds(datetime.strptime(str(value), form))
         return _seconds(datetime.fromisoformat(value.strip().replace("Z", "+00:00")))

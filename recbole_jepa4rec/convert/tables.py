@@ -9,7 +9,7 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -117,13 +117,15 @@ class Table(ABC):
 
     def _places(self, names: Sequence[Names]) -> list[int]:
         """Where the named columns stand."""
-        there = [next((name for name in some if name in self.columns), None) for some in names]
-        if None in there:
-            raise ValueError(
-                f"{self.path}, line 1: expected a column {names[there.index(None)][0]!r} "
-                f"(there are: {', '.join(self.columns)})"
-            )
-        return [self.columns.index(name) for name in there if name is not None]
+        places = []
+        for some in names:
+            name = next((name for name in some if name in self.columns), None)
+            if name is None or self.columns.count(name) > 1:
+                found = "expected a column" if name is None else "expected only one column"
+                there = ", ".join(self.columns)
+                raise ValueError(f"{self.path}, line 1: {found} {some[0]!r} (there are: {there})")
+            places.append(self.columns.index(name))
+        return places
 
 
 def open_table(
@@ -285,25 +287,46 @@ def _first(record: Mapping[str, Any], names: Names) -> Any:
 
 
 class ParquetTable(Table):
-    """A Parquet file, read a batch at a time; rows count from 1."""
+    """A Parquet file, read a batch at a time; rows count from 1, times with a zone are UTC."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with self._naming_faults("expected a Parquet file"):
             self.columns = parquet.read_schema(path).names
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{path}: expected a Parquet file, found: {error}") from error
 
     def rows(self, names: Sequence[Names]) -> Iterator[tuple[int, Sequence[Any]]]:
         """See ``Table``."""
         wanted = [self.columns[place] for place in self._places(names)]
         row = 0
-        with parquet.ParquetFile(self.path) as file, progress(self.path) as bar:
+        with (
+            self._naming_faults("expected a Parquet file"),
+            parquet.ParquetFile(self.path) as file,
+            progress(self.path) as bar,
+        ):
             for batch in file.iter_batches(1 << 16, columns=list(dict.fromkeys(wanted))):
-                columns = [batch.column(name).to_pylist() for name in wanted]
+                columns = [self._values(name, batch.column(name)) for name in wanted]
                 yield from enumerate(zip(*columns, strict=True), start=row + 1)
                 row += batch.num_rows
                 bar.update(bar.total * batch.num_rows // max(1, file.metadata.num_rows))
+
+    def _values(self, name: str, column: pa.Array) -> list[Any]:
+        if pa.types.is_timestamp(column.type):  # whose zone Python may not know
+            column = column.cast(pa.timestamp(column.type.unit))
+        with self._naming_faults(f"expected values that Python can hold in column {name!r}"):
+            return column.to_pylist()
+
+    @contextmanager
+    def _naming_faults(self, expected: str) -> Iterator[None]:
+        try:
+            yield
+        except (
+            OSError,
+            OverflowError,
+            LookupError,
+            UnicodeDecodeError,
+            pa.ArrowException,
+        ) as error:
+            raise ValueError(f"{self.path}: {expected}, found: {error}") from error
 
 
 class Workbook(Table):

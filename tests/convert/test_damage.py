@@ -8,7 +8,9 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from recbole_jepa4rec.convert import command_line, conversion
 from recbole_jepa4rec.convert.conversion import check_target, whole_folder
@@ -165,6 +167,42 @@ def test_lines_of_quoted_fields_are_counted(tmp_path, refused):
     path = tmp_path / "x.csv"
     path.write_text('user_id,item_id,timestamp,t\nu,i,1,"a\nb\n"\n\nu,i,no,c\n')
     assert "x.csv, line 6: expected timestamp" in refused("generic", path)
+
+
+SECONDS, NANOSECONDS = pa.timestamp("s"), pa.timestamp("ns")
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (pa.array([1, 10**12], SECONDS), "that Python can hold in column 'timestamp', found: "),
+        (pa.array([1, None], SECONDS), "line 2: expected timestamp to be a number, found none"),
+        (pa.array([10**9, 10**9 + 50], NANOSECONDS), "line 2: expected timestamp to the microsec"),
+        (pa.array([1, 2**31 - 1], pa.date32()), "that Python can hold in column 'timestamp'"),
+        (
+            pa.array([[1], [2]], pa.list_(pa.timestamp("s", "Mars/Phobos"))),
+            "that Python can hold in column 'timestamp'",
+        ),
+        (pa.array(["2011-12-09", "2011-12-09T12:50:00.0000001"]), "line 2: expected timestamp to"),
+        (pa.array(["1.5", "1700000000.000000050"]), "line 2: expected timestamp of at most 17 dig"),
+        (pa.array(["1.5", "1700000000000000050"]), "whole numbers alone as times where one is bey"),
+    ],
+)
+def test_times_of_parquet_that_cannot_be_used(tmp_path, refused, times, expected):
+    columns = [pa.array(["u", "u"]), pa.array(["i", "j"]), times]
+    table = pa.Table.from_arrays(columns, ["user_id", "item_id", "timestamp"])
+    parquet.write_table(table, tmp_path / "x.parquet")
+    assert expected in refused("generic", tmp_path / "x.parquet")
+
+
+def test_doubled_columns(tmp_path, refused, made):
+    columns = [pa.array(["u"])] * 3 + [pa.array([1])]
+    table = pa.Table.from_arrays(columns, ["user_id", "item_id", "item_id", "timestamp"])
+    parquet.write_table(table, tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_text("user_id,item_id,item_id,timestamp\nu,u,u,1\n")
+    for name in ("x.parquet", "x.csv"):
+        expected = f"{name}, line 1: expected only one column 'item_id' (there are: user_id, item"
+        assert expected in refused("generic", tmp_path / name)
 
 
 @pytest.mark.parametrize(

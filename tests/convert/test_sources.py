@@ -4,7 +4,9 @@ import gzip
 from typing import ClassVar
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from tests.convert.conftest import write_json_lines
 from tests.convert.contract import SourceContract
@@ -124,6 +126,10 @@ class TestGeneric:
             ("1.5e9", "1500000000"),
             ("1588687728.923", "1588687728.923"),
             ("9007199254740991", "9007199254740991"),
+            ("1700000000000000051", "1700000000000000051"),
+            ("-9223372036854775807", "-9223372036854775807"),
+            ("1700000000.500000000", "1700000000.5"),
+            ("2011-12-09T12:50:00.000001", "1323435000.000001"),
             ("2011-12-09T12:50:00", "1323435000"),
             ("2011-12-09 12:50:00+01:00", "1323431400"),
             ("2011-12-09", "1323388800"),
@@ -139,6 +145,20 @@ class TestGeneric:
         table["timestamp"] = pd.to_datetime(table["timestamp"])
         table.to_parquet(tmp_path / "x.parquet")
         assert made("generic", tmp_path / "x.parquet")[0] == [["1", "7", "1323388800"]]
+
+    @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+    def test_parquet_times_of_a_zone_that_nobody_knows_are_utc(self, made, tmp_path, unit):
+        times = pa.array([1_323_435_000 * 1000 ** ("s", "ms", "us", "ns").index(unit)])
+        table = pa.table({"user_id": ["u"], "item_id": ["i"]})
+        times = times.cast(pa.timestamp(unit, "Mars/Phobos"))
+        parquet.write_table(table.append_column("timestamp", times), tmp_path / "x.parquet")
+        assert made("generic", tmp_path / "x.parquet")[0] == [["u", "i", "1323435000"]]
+
+    def test_whole_times_are_compared_to_the_last_digit(self, made, tmp_path):
+        path = tmp_path / "x.csv"
+        rows = "".join(f"u,i{n},{1700000000000000050 - 10 * n}\n" for n in range(4))
+        path.write_text(f"user_id,item_id,timestamp\n{rows}")
+        assert [row[1] for row in made("generic", path)[0]] == ["i3", "i2", "i1", "i0"]
 
     def test_quotes_can_be_plain_characters(self, made, tmp_path):
         path = tmp_path / "x.tsv"
