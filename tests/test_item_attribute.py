@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from recbole_jepa4rec.config import registry
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.data.item_files import (
@@ -178,9 +177,6 @@ class TestRefusals:
 
 
 class TestText:
-    def test_the_models_that_read_text_are_those_of_our_trainer(self):
-        assert set(registry.TEXT_MODELS) == {*registry.TRAINERS, "STAR"}
-
     @pytest.mark.parametrize(
         ("lines", "fault"),
         [
@@ -204,6 +200,9 @@ class TestText:
         assert capsys.readouterr().err == f"error: {reads}: {fault}\n"
         assert [path.name for path in workplace.iterdir()] == ["made"]
         refuse_without_text(Config("SASRec", "made", config_dict={"data_path": "."}))
+        words = {"data_path": ".", "text_weight": 0}  # which JEPA4Rec does not read
+        with pytest.raises(ValueError, match="reads item text, which"):
+            refuse_without_text(Config("JEPA4Rec", "made", config_dict=words))
 
     def test_columns_that_are_asked_for_count(self, made):
         made("item_id:token|title:token_seq|price:float", "0||5", "1||6")

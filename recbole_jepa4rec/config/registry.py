@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
@@ -19,39 +20,66 @@ from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config.protocol import LIST_METRICS
+from recbole_jepa4rec.config.run_settings import Loss
+from recbole_jepa4rec.config.settings import Keys
 
 for _alias, _name in {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}.items():
     if _alias not in np.__dict__:  # numpy 2 dropped them; RecBole's Config still reads them
         setattr(np, _alias, getattr(np, _name))
 
+DATASET = "recbole_jepa4rec.data.dataset:SequentialTextDataset"
+PHASE_TRAINER = "recbole_jepa4rec.training.phase_trainer:PhaseTrainer"
+WITH_PROTOCOL = "recbole_jepa4rec.training.recbole_loop:with_protocol"
+FULL_MRR = "recbole_jepa4rec.evaluation.metrics:FullMRR"
+LIST_METRIC = "recbole_jepa4rec.evaluation.metrics:ListMetric"
+"""What stands on higher floors and is looked up by name when it is first asked for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a model of ours before its class, which is heavy, is imported.
+
+    Attributes:
+        target: where its class is, ``module:Class``.
+        reads_text: whether it knows items by their text; with a ``text_weight`` of 0 it reads none.
+        training_targets: what one pass over a history can train, of a model trained in phases;
+            nothing, of one that only counts.
+        needs_retriever: whether another model's ranking is handed to it.
+    """
+
+    target: str
+    reads_text: bool = False
+    training_targets: tuple[str, ...] = ()
+    needs_retriever: bool = False
+
+    @property
+    def in_phases(self) -> bool:
+        """Whether it is trained in phases, by a trainer of ours."""
+        return bool(self.training_targets)
+
+
 MODELS = {
-    "JEPA4Rec": "recbole_jepa4rec.model.jepa4rec:JEPA4Rec",
-    "RecFormer": "recbole_jepa4rec.model.recformer:RecFormer",
-    "UniSRec": "recbole_jepa4rec.model.unisrec:UniSRec",
-    "VQRec": "recbole_jepa4rec.model.vqrec:VQRec",
-    "LlamaRec": "recbole_jepa4rec.model.llamarec:LlamaRec",
-    "Popularity": "recbole_jepa4rec.model.counting:Popularity",
-    "Markov": "recbole_jepa4rec.model.counting:Markov",
-    "STAR": "recbole_jepa4rec.model.star:STAR",
+    "JEPA4Rec": Entry("recbole_jepa4rec.model.jepa4rec:JEPA4Rec", True, ("random", "all_prefixes")),
+    "RecFormer": Entry(
+        "recbole_jepa4rec.model.recformer:RecFormer", True, ("random", "all_prefixes")
+    ),
+    "UniSRec": Entry("recbole_jepa4rec.model.unisrec:UniSRec", True, ("all_prefixes",)),
+    "VQRec": Entry("recbole_jepa4rec.model.vqrec:VQRec", True, ("all_prefixes",)),
+    "LlamaRec": Entry(
+        "recbole_jepa4rec.model.llamarec:LlamaRec", True, ("random",), needs_retriever=True
+    ),
+    "STAR": Entry("recbole_jepa4rec.model.star:STAR", True),
+    "Popularity": Entry("recbole_jepa4rec.model.counting:Popularity"),
+    "Markov": Entry("recbole_jepa4rec.model.counting:Markov"),
 }
-"""Our models: name -> where its class is."""
+"""Our models."""
 
-TRAINERS = dict.fromkeys(
-    ("JEPA4Rec", "RecFormer", "UniSRec", "VQRec", "LlamaRec"),
-    "recbole_jepa4rec.training.phase_trainer:PhaseTrainer",
-)
-"""Trainers of their own; every other model has RecBole's, with our protocol mixed in."""
-
-TEXT_MODELS = (*TRAINERS, "STAR")
-"""Models that know items by their text; one with a ``text_weight`` of 0 reads none."""
-
-DATASETS = dict.fromkeys(MODELS, "recbole_jepa4rec.data.dataset:SequentialTextDataset")
-"""Data sets of our models inside RecBole's own scripts; our runner gives it to every model."""
+TEXT_MODELS = tuple(name for name, entry in MODELS.items() if entry.reads_text)
+PHASED_MODELS = tuple(name for name, entry in MODELS.items() if entry.in_phases)
 
 SEQUENTIAL = "recbole.model.sequential_recommender"
 
-LOSSES = ("CE", "BPR")
-"""What ``loss_type`` may be: cross-entropy over all items, or one sampled negative a target."""
+LOSSES = get_args(Loss)
 
 
 def find_model(name: str) -> type:
@@ -61,7 +89,7 @@ def find_model(name: str) -> type:
         ValueError: if there is none; names the nearest spelling, or says that it is not sequential.
     """
     if name in MODELS:
-        return _resolve(MODELS[name])
+        return _resolve(MODELS[name].target)
     theirs = {
         key: value
         for key, value in vars(import_module(SEQUENTIAL)).items()
@@ -112,16 +140,13 @@ def row_label(name: str, loss_type: str | None) -> str:
     return f"{name}-{loss_type}" if has_loss_type(name) else name
 
 
-def find_trainer(model_class: type, config: Any) -> type:
+def find_trainer(model_class: type, config: Keys) -> type:
     """The trainer of a model: ours, or RecBole's with our protocol mixed in."""
-    from recbole.utils import get_trainer
-
-    from recbole_jepa4rec.training.recbole_loop import with_protocol
-
     name = model_class.__name__
-    if name in TRAINERS:
-        return _resolve(TRAINERS[name])
-    return with_protocol(get_trainer(config["MODEL_TYPE"], name))
+    if name in PHASED_MODELS:
+        return _resolve(PHASE_TRAINER)
+    get_trainer = import_module("recbole.utils").get_trainer
+    return _resolve(WITH_PROTOCOL)(get_trainer(config["MODEL_TYPE"], name))
 
 
 def find_dataset(model_class: type) -> type:
@@ -131,47 +156,45 @@ def find_dataset(model_class: type) -> type:
         ValueError: if RecBole gives the model a data set class of its own.
     """
     name = model_class.__name__
-    if name not in DATASETS and hasattr(import_module("recbole.data.dataset"), f"{name}Dataset"):
+    if name not in MODELS and hasattr(import_module("recbole.data.dataset"), f"{name}Dataset"):
         raise ValueError(f"model {name!r} needs RecBole's own {name}Dataset, which cannot run here")
-    return _resolve("recbole_jepa4rec.data.dataset:SequentialTextDataset")
+    return _resolve(DATASET)
 
 
 def register() -> None:
-    """Let RecBole's own look-ups find our models, trainers, data sets, yaml files and metric.
+    """Let RecBole's own look-ups find our models, trainers, data sets, yaml files and metrics.
 
     Classes are resolved at their first use. RecBole's models see no difference.
     """
     import_module(SEQUENTIAL)
-    for name, target in MODELS.items():
+    for name, entry in MODELS.items():
         alias = f"{SEQUENTIAL}.{name.lower()}"
-        module = ModuleType(alias, f"Alias of {target}.")
+        module = ModuleType(alias, f"Alias of {entry.target}.")
         module.__spec__ = ModuleSpec(alias, None)  # get_model asks find_spec, which reads this
-        _answer(module, {name: functools.partial(_resolve, target)})
+        _answer(module, {name: functools.partial(_resolve, entry.target)})
         sys.modules[alias] = module
     trainers = {f"{name}Trainer": functools.partial(_own_trainer, name) for name in MODELS}
     _answer(import_module("recbole.trainer"), trainers)
-    datasets = {f"{name}Dataset": functools.partial(_resolve, DATASETS[name]) for name in DATASETS}
+    datasets = {f"{name}Dataset": functools.partial(_resolve, DATASET) for name in MODELS}
     _answer(import_module("recbole.data.dataset"), datasets)
     _register_metrics()
     _register_properties()
     _register_events()
 
 
-def _resolve(target: str) -> type:
-    """The class that ``module:name`` names."""
+def _resolve(target: str) -> Any:
+    """What ``module:name`` names."""
     module, name = target.split(":")
     return getattr(import_module(module), name)
 
 
 def _own_trainer(name: str) -> type:
-    from recbole.trainer import Trainer
-
-    from recbole_jepa4rec.training.recbole_loop import with_protocol
-
-    return _resolve(TRAINERS[name]) if name in TRAINERS else with_protocol(Trainer)
+    if name in PHASED_MODELS:
+        return _resolve(PHASE_TRAINER)
+    return _resolve(WITH_PROTOCOL)(import_module("recbole.trainer").Trainer)
 
 
-def _answer(module: ModuleType, names: dict[str, Any]) -> None:
+def _answer(module: ModuleType, names: Mapping[str, Callable[[], type]]) -> None:
     """Give a module attributes that are computed when they are asked for."""
 
     def __getattr__(name: str) -> Any:  # noqa: N807
@@ -184,12 +207,9 @@ def _answer(module: ModuleType, names: dict[str, Any]) -> None:
 
 def _register_metrics() -> None:
     """Add the uncut reciprocal rank, and the metrics of lists, to RecBole's tables."""
-    from recbole.evaluator import register as tables
-
-    from recbole_jepa4rec.evaluation.metrics import FullMRR, ListMetric
-
-    ours: dict[str, Any] = {"fullmrr": FullMRR, **dict.fromkeys(LIST_METRICS, ListMetric)}
-    for name, metric in ours.items():
+    tables = import_module("recbole.evaluator.register")
+    for name, target in {"fullmrr": FULL_MRR, **dict.fromkeys(LIST_METRICS, LIST_METRIC)}.items():
+        metric = _resolve(target)
         tables.metrics_dict[name] = metric
         tables.metric_information[name] = metric.metric_need
         tables.metric_types[name] = metric.metric_type

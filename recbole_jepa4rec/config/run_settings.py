@@ -36,6 +36,9 @@ from recbole_jepa4rec.config.settings import (
 
 PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
+Loss = Literal["CE", "BPR"]
+"""Cross-entropy over all items, or one sampled negative a target."""
+
 ATTRIBUTE_KEYS = ("item_attribute", "selected_features")
 """Keys of RecBole's models that name columns of ``.item``: one, or a list."""
 
@@ -201,7 +204,7 @@ def refuse_theirs(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
         if key in PICKLES and settings[key]:
             raise ValueError(f"{key} is not supported: RecBole would pickle")
         if key == "loss_type":
-            kind: Any = Literal["CE", "BPR"]
+            kind: Any = Loss
         elif isinstance(default, bool):
             kind = Switch
         elif isinstance(default, (int, float)):

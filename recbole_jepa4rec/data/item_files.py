@@ -49,7 +49,8 @@ def reads_text(config: Any) -> bool:
 
 def reads_item_text(config: Any) -> bool:
     """Whether the model reads the text that ``.item`` has of the items."""
-    return config["model"] in TEXT_MODELS and config["text_weight"] != 0
+    weighs_none = "text_weight" in config.internal_config_dict and config["text_weight"] == 0
+    return config["model"] in TEXT_MODELS and not weighs_none
 
 
 def refuse_without_text(config: Config) -> None:

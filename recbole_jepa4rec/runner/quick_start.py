@@ -16,7 +16,7 @@ from recbole_jepa4rec.base.command import RESUMABLE, run_command
 from recbole_jepa4rec.base.launch import NAMES, is_alone_or_main, is_launched, joined, launch
 from recbole_jepa4rec.base.stopping import TERMINATED
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import TRAINERS
+from recbole_jepa4rec.config.registry import PHASED_MODELS
 from recbole_jepa4rec.runner.result import asking_command
 from recbole_jepa4rec.runner.resume import asked_config
 from recbole_jepa4rec.runner.run_folder import RunFolder
@@ -120,10 +120,10 @@ def work(text: str) -> int:
 
 def _refuse_processes(config: Config) -> None:
     """Refuse to share a training whose loop is RecBole's, or a machine that is too small."""
-    if config["model"] not in TRAINERS:
+    if config["model"] not in PHASED_MODELS:
         raise ValueError(
             f"model {config['model']!r} runs in one process; allowed with nproc, world_size or "
-            f"torchrun: {', '.join(TRAINERS)}"
+            f"torchrun: {', '.join(PHASED_MODELS)}"
         )
     on_gpu = config["device"].type == "cuda"
     most = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
