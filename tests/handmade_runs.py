@@ -32,12 +32,14 @@ def write_run(folder, ranks, *, label="Model", seed=1, valid=0.5, users=None, **
         seed: of the run.
         valid: every metric on validation.
         users: names; ``u0``, ``u1`` ... by default. Their targets are ``i0``, ``i1`` ...
-        changes: fields of ``result.json``, ``settings`` and ``counts`` (of targets in training).
+        changes: fields of ``result.json``, ``settings``, ``counts`` (of targets in training) and
+            ``lists`` (metrics of what is recommended, in the validation too).
     """
     folder.mkdir(parents=True)
     settings = {**SETTINGS, "model": label, "seed": seed, **changes.pop("settings", {})}
     counts = changes.pop("counts", [9] * len(ranks))
-    test = mean_metrics(ranks, settings["metrics"], settings["topk"])
+    lists = changes.pop("lists", {})
+    test = {**mean_metrics(ranks, settings["metrics"], settings["topk"]), **lists}
     result = {
         "label": label,
         "model": label,
@@ -59,7 +61,7 @@ def write_run(folder, ranks, *, label="Model", seed=1, valid=0.5, users=None, **
         },
         "epochs": 2,
         "best_epoch": 1,
-        "valid": dict.fromkeys(test, valid),
+        "valid": {**dict.fromkeys(test, valid), **lists},
         "test": test,
         "seconds": {"load": 1, "pretrain": 2, "finetune": 3, "evaluate": 4, "total": 10},
         "tokens_per_second": None,

@@ -66,6 +66,21 @@ def test_marks(three):
     assert marks == {"Ours": "second", "Chosen": None, "Other": "best"}
 
 
+def test_metrics_of_lists_have_means_but_neither_marks_nor_tests(tmp_path):
+    settings = {"metrics": ["NDCG", "Coverage"]}
+    rows = [
+        row(tmp_path, name, [1, 3], [1, 3], settings=settings, lists={"coverage@10": share})
+        for name, share in (("A", 0.25), ("B", 0.5))
+    ]
+    found = comparison(*rows)
+    assert found["metrics"] == ["ndcg@10", "mrr", "coverage@10"]
+    assert found["user_metrics"] == ["ndcg@10", "mrr"] == [*found["improvement"]]
+    assert [each["test"]["coverage@10"] for each in found["rows"]] == [
+        {"mean": share, "std": 0.0, "interval": None, "mark": None} for share in (0.25, 0.5)
+    ]
+    assert {each["metric"] for each in found["tests"]} == {"ndcg@10", "mrr"}
+
+
 def test_equal_rows_share_a_mark(tmp_path):
     ranks = {"A": [1, 3], "B": [1, 3], "C": [3, 3]}
     rows = [row(tmp_path, name, of_users) for name, of_users in ranks.items()]

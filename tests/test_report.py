@@ -33,7 +33,11 @@ def comparison(tmp_path_factory):
         counts = [user % 8 for user in range(60)]
         time = {"load": 1, "pretrain": 0, "finetune": 10**i / 100, "evaluate": 1, "total": 5}
         options = {"label": label, "counts": counts, "seconds": time, "valid": 0.1 * i}
-        options["settings"] = {"max_train_seconds": 2.5 if i in (0, 3) else 60}
+        options["settings"] = {
+            "max_train_seconds": 2.5 if i in (0, 3) else 60,
+            "metrics": ["Recall", "NDCG", "average_popularity"],
+        }
+        options["lists"] = {"average_popularity@10": 12.3456 + i}
         options["text_fingerprint"] = "0a" * 8 if i in (0, 3) else None
         rows.append(row(folder, entry, *ranks, **options))
     rows.append(row(folder, "Gone", errors=["out of <i>memory</i> & 50 % of time_limit", "again"]))
@@ -94,6 +98,8 @@ class TestHtml:
         for each in comparison["rows"][:-1]:
             for metric in each["test"].values():
                 assert f"{metric['mean']:.4f}" in table
+        assert text.count("Average popularity@10</button>") == 1
+        assert "Average popularity@10" not in text.split('id="significance"')[1].split("<tbody>")[0]
         assert "failed, 0 of 2 seeds" in table
 
     def test_one_colour_a_model(self, folder, comparison):

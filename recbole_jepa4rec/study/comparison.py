@@ -76,7 +76,10 @@ class Row:
             **facts,
             "model": runs[0].result["model"],
             "valid": _spread([run.result["valid"] for run in runs]),
-            "test": _spread([run.result["test"] for run in runs]),
+            "test": {
+                key: {**spread, "interval": None, "mark": None}
+                for key, spread in _spread([run.result["test"] for run in runs]).items()
+            },
             "groups": _groups(runs),
             "ranking": _ranking(runs),
             "cost": _cost(runs),
@@ -108,6 +111,8 @@ def compare(
         What ``comparison.json`` holds: ``rows`` (means, intervals, marks, groups, cost, curves),
         ``best_baseline``, ``improvement`` in percent, ``tests`` of the reference against each
         baseline, ``data`` beside the paper's, and the ``conditions`` that the rows share or not.
+        Only the ``user_metrics`` have intervals, marks and tests: the other ``metrics`` are of all
+        users together, and more of them is not better in itself.
 
     Raises:
         ValueError: if runs differ in protocol, data, metrics, users or targets; names both.
@@ -123,7 +128,8 @@ def compare(
     for entry, of_row in intervals.items():
         for key, bounds in of_row.items():
             shown[entry]["test"][key]["interval"] = bounds
-    _mark(shown, ranked, metrics)
+    of_users = [*next(iter(values.values()), {})]  # the others are of all users together
+    _mark(ranked, of_users)
     best = _best_baseline(ranked, reference, valid_metric)
     return {
         "dataset": dataset,
@@ -132,9 +138,10 @@ def compare(
         "seeds": list(rows[0].seeds),
         "users": len(runs[0].users) if runs else None,
         "metrics": metrics,
+        "user_metrics": of_users,
         "valid_metric": valid_metric,
         "best_baseline": best,
-        "improvement": _improvement(ranked[reference], ranked[best]) if best else None,
+        "improvement": _improvement(ranked[reference], ranked[best], of_users) if best else None,
         "rows": [*shown.values()],
         "tests": tests,
         "data": _data(dataset, runs) if runs else None,
@@ -142,19 +149,14 @@ def compare(
     }
 
 
-def _mark(
-    shown: Mapping[str, Mapping[str, Any]],
-    ranked: Mapping[str, Mapping[str, Any]],
-    metrics: Sequence[str],
-) -> None:
+def _mark(ranked: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> None:
     """Mark the best and the second mean of each metric on the test split; equals share a mark."""
     for key in metrics:
-        means = sorted({row["test"][key]["mean"] for row in ranked.values()}, reverse=True)
+        found = [row["test"][key] for row in ranked.values()]
+        means = sorted({each["mean"] for each in found}, reverse=True)
         marks = dict(zip(means, ("best", "second"), strict=False))
-        for entry, row in shown.items():
-            if "test" in row:
-                mean = row["test"][key]["mean"]
-                row["test"][key]["mark"] = marks.get(mean) if entry in ranked else None
+        for each in found:
+            each["mark"] = marks.get(each["mean"])
 
 
 def _best_baseline(
@@ -168,12 +170,12 @@ def _best_baseline(
 
 
 def _improvement(
-    reference: Mapping[str, Any], baseline: Mapping[str, Any]
+    reference: Mapping[str, Any], baseline: Mapping[str, Any], metrics: Sequence[str]
 ) -> dict[str, float | None]:
     """Of the reference over the baseline on the test split, in percent; ``None`` over zero."""
     found: dict[str, float | None] = {}
-    for key, theirs in baseline["test"].items():
-        mine, other = reference["test"][key]["mean"], theirs["mean"]
+    for key in metrics:
+        mine, other = reference["test"][key]["mean"], baseline["test"][key]["mean"]
         found[key] = 100 * (mine / other - 1) if other else None
     return found
 

@@ -146,30 +146,36 @@ def comparison_plots(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _metric_bars(rows: Rows, key: str) -> Plot:
-    """Means with 95 % intervals over users."""
+    """Means, with 95 % intervals over users where each user has the metric."""
     means = [row["test"][key]["mean"] for row in rows]
     bounds = [row["test"][key]["interval"] for row in rows]
+    options: dict[str, Any] = {"hovertemplate": "%{y}<br>%{x:.4f}<extra></extra>"}
+    caption = "Of what all users together are recommended on the test split."
+    if None not in bounds:
+        caption = "Mean on the test split; lines are 95 % intervals over users."
+        options = {
+            "error_x": {
+                "type": "data",
+                "array": [high - mean for mean, (_, high) in zip(means, bounds, strict=True)],
+                "arrayminus": [mean - low for mean, (low, _) in zip(means, bounds, strict=True)],
+                "thickness": 1.5,
+                "width": 4,
+            },
+            "customdata": [f"{number(low)} to {number(high)}" for low, high in bounds],
+            "hovertemplate": "%{y}<br>%{x:.4f} (%{customdata})<extra></extra>",
+        }
     bar = go.Bar(
         x=means,
         y=[_escaped(row["label"]).replace(" (", "<br>(") for row in rows],  # in two lines
         orientation="h",
         width=0.62,
         marker={"color": [row["style"]["color"] for row in rows]},
-        error_x={
-            "type": "data",
-            "array": [high - mean for mean, (_, high) in zip(means, bounds, strict=True)],
-            "arrayminus": [mean - low for mean, (low, _) in zip(means, bounds, strict=True)],
-            "thickness": 1.5,
-            "width": 4,
-        },
-        customdata=[f"{number(low)} to {number(high)}" for low, high in bounds],
-        hovertemplate="%{y}<br>%{x:.4f} (%{customdata})<extra></extra>",
         meta=[row["entry"] for row in rows],
+        **options,
     )
     figure = figure_of([bar], height=44 + 34 * len(rows))
     figure.update_yaxes(autorange="reversed", showgrid=False, **TICKS_AS_GAP)
     figure.update_xaxes(rangemode="tozero", nticks=6)
-    caption = "Mean on the test split; lines are 95 % intervals over users."
     return Plot(metric_name(key), caption, figure)
 
 

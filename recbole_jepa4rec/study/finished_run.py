@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.syntax import first_difference
-from recbole_jepa4rec.evaluation.metrics import metric_values
+from recbole_jepa4rec.evaluation.metrics import LIST_METRICS, metric_values
 from recbole_jepa4rec.runner.result import Result, misfit
 from recbole_jepa4rec.runner.run_folder import RunFolder
 
@@ -54,8 +54,9 @@ class FinishedRun:
         return self.result["label"]
 
     def values(self) -> dict[str, np.ndarray]:
-        """Every configured metric of each user, ``{"recall@10": [U], ..., "mrr": [U]}``."""
-        return _values(self.users["rank"].to_numpy(), self.settings)
+        """Every configured metric of a rank, for each user: ``{"recall@10": [U], ...}``."""
+        metrics, topk = _asked(self.settings)
+        return metric_values(self.users["rank"].to_numpy(), metrics, topk)
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -67,9 +68,9 @@ def read_run(folder: Path) -> FinishedRun:
     files = RunFolder(folder)
     result = _read_result(files.result_file)
     settings = _read_settings(files.config_file)
-    measured = _values(np.ones(1), settings)
+    measured = _measured(settings)
     for part, found in (("valid", result["valid"]), ("test", result["test"])):
-        for key in {**measured, **found}:
+        for key in dict.fromkeys([*measured, *found]):
             if key not in found:
                 raise DamagedRunError(f"{files.result_file}: {part}.{key} is missing")
             if key not in measured:
@@ -145,7 +146,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
     try:
         settings = read_yaml(file)
         selecting = settings["valid_metric"].lower()
-        measured = _values(np.ones(1), settings)
+        measured = _measured(settings)
     except KeyError as error:
         raise DamagedRunError(f"{file} has no key {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
@@ -180,10 +181,15 @@ def _read_users(file: Path) -> pd.DataFrame:
     return users
 
 
-def _values(ranks: np.ndarray, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The metrics that settings ask for, of each rank."""
-    metrics, topk = (
-        value if isinstance(value, list) else [value]
-        for value in (settings["metrics"], settings["topk"])
-    )
-    return metric_values(ranks, metrics, topk)
+def _asked(settings: Mapping[str, Any]) -> list[list[Any]]:
+    """The metrics and the cut-offs that settings ask for, each as a list."""
+    values = settings["metrics"], settings["topk"]
+    return [value if isinstance(value, list) else [value] for value in values]
+
+
+def _measured(settings: Mapping[str, Any]) -> list[str]:
+    """Keys of everything that is measured under settings."""
+    metrics, topk = _asked(settings)
+    of_lists = [name.lower() for name in metrics if name.lower() in LIST_METRICS]
+    of_ranks = metric_values(np.ones(1), metrics, topk)
+    return [*of_ranks, *(f"{name}@{k}" for name in of_lists for k in topk)]

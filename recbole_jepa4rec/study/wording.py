@@ -8,7 +8,9 @@ from typing import Any
 ALPHA = 0.05
 """Corrected p-values below it are called significant."""
 
-NAMES = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hit": "Hit", "map": "MAP"}
+NAMES = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
+"""Of metrics that are not written like other words."""
+
 MISSING = "–"
 COST = {
     "train_seconds": "training, s",
@@ -22,7 +24,7 @@ COST = {
 def metric_name(key: str) -> str:
     """``NDCG@10`` for ``ndcg@10``."""
     name, at, k = key.partition("@")
-    return NAMES.get(name, name.capitalize()) + at + k
+    return NAMES.get(name, name.capitalize().replace("_", " ")) + at + k
 
 
 def number(value: float | None, digits: int = 4) -> str:
