@@ -14,7 +14,12 @@ from recbole_jepa4rec.data.item_files import (
 from recbole_jepa4rec.runner.quick_start import main
 from tests.conftest import ROOT, TINY
 
-SETTINGS = {"ITEM_ID_FIELD": "item_id", "seq_separator": " ", "selected_features": None}
+SETTINGS = {
+    "model": "FDSA",
+    "ITEM_ID_FIELD": "item_id",
+    "seq_separator": " ",
+    "selected_features": None,
+}
 FEATURED = ("FDSA", "SASRecF", "GRU4RecF")
 
 
@@ -37,7 +42,8 @@ def made(workplace):
 
 
 def choice(file, **settings):
-    return find_attributes({**SETTINGS, **settings}, "selected_features", file, "FDSA", "made")
+    where = {"dataset": file.stem, "data_path": str(file.parent), "source_datasets": None}
+    return find_attributes({**SETTINGS, **where, **settings}, "selected_features")
 
 
 class TestChoice:

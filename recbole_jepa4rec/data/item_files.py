@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import recbole
+from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import TEXT_MODELS
@@ -21,12 +22,8 @@ from recbole_jepa4rec.data.atomic_files import Column, read_atomic, read_header,
 from recbole_jepa4rec.data.item_text import holds_text
 
 
-def source_folders(config: Any) -> dict[str, Path]:
-    """Folder of each data set that a run reads, by name.
-
-    Args:
-        config: RecBole's, or ours.
-    """
+def source_folders(config: Keys) -> dict[str, Path]:
+    """Folder of each data set that a run reads, by name."""
     path, names = Path(config["data_path"]), config["source_datasets"]
     if not names:
         return {config["dataset"]: path}
@@ -36,18 +33,18 @@ def source_folders(config: Any) -> dict[str, Path]:
     return folders
 
 
-def item_files(config: Any) -> dict[str, Path]:
+def item_files(config: Keys) -> dict[str, Path]:
     """The ``.item`` file of each data set, there or not, by the data set's name."""
     return {name: folder / f"{name}.item" for name, folder in source_folders(config).items()}
 
 
-def reads_text(config: Any) -> bool:
+def reads_text(config: RecBoleConfig) -> bool:
     """Whether the model reads what ``.item`` says of the items: text, or an attribute column."""
     keys = config.internal_config_dict
     return reads_item_text(config) or any(key in keys for key in ATTRIBUTE_KEYS)
 
 
-def reads_item_text(config: Any) -> bool:
+def reads_item_text(config: RecBoleConfig) -> bool:
     """Whether the model reads the text that ``.item`` has of the items."""
     weighs_none = "text_weight" in config.internal_config_dict and config["text_weight"] == 0
     return config["model"] in TEXT_MODELS and not weighs_none
@@ -99,10 +96,9 @@ def settle_attributes(config: Config) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key in ATTRIBUTE_KEYS:
-        path = next(iter(item_files(config).values()))
-        if key not in config.internal_config_dict or not path.parent.is_dir():
+        if key not in config.internal_config_dict or not Path(config["data_path"]).is_dir():
             continue
-        names = find_attributes(config, key, path, config["model"], config["dataset"])
+        names = find_attributes(config, key)
         load_col = config["load_col"]
         if not config.given("load_col"):
             load_col = {**load_col, "item": []}
@@ -115,18 +111,15 @@ def settle_attributes(config: Config) -> dict[str, Any]:
     return found
 
 
-def find_attributes(settings: Keys, key: str, path: Path, model: str, dataset: str) -> list[str]:
+def find_attributes(config: Keys, key: str) -> list[str]:
     """The columns that a setting names, or the one to take where it names none.
 
     By default that is the ``token`` or ``token_seq`` column with the fewest distinct values (words,
     for ``token_seq``), of those with two or more: genres and categories rather than titles.
 
     Args:
-        settings: of the run, with ``ITEM_ID_FIELD`` and ``seq_separator``.
+        config: of a run on one data set.
         key: one of ``ATTRIBUTE_KEYS``.
-        path: the ``.item`` file.
-        model: its name, for messages.
-        dataset: its name, for messages.
 
     Returns:
         Names of columns, one at least.
@@ -134,22 +127,20 @@ def find_attributes(settings: Keys, key: str, path: Path, model: str, dataset: s
     Raises:
         ValueError: if there is no such file or column, or nothing to choose; names what there is.
     """
+    ((dataset, path),) = item_files(config).items()
+    needs = f"{key}: model {config['model']!r} needs an item attribute, and"
     if not path.is_file():
-        raise ValueError(
-            f"{key}: model {model!r} needs an item attribute, and data set {dataset!r} has no file "
-            f"{path}"
-        )
-    columns = _attribute_columns(path, settings["ITEM_ID_FIELD"])
-    if (given := settings[key]) is not None:
+        raise ValueError(f"{needs} data set {dataset!r} has no file {path}")
+    columns = _attribute_columns(path, config["ITEM_ID_FIELD"])
+    if (given := config[key]) is not None:
         named = [given] if isinstance(given, str) else list(given)
         _refuse_missing(key, named, columns, path)
         return named
-    counts = _distinct(path, columns, settings["seq_separator"])
+    counts = _distinct(path, columns, config["seq_separator"])
     usable = {name: count for name, count in counts.items() if count >= 2}
     if not usable:
         raise ValueError(
-            f"{key}: model {model!r} needs an item attribute, and {path} has no token or token_seq "
-            "column with at least 2 values beside the id"
+            f"{needs} {path} has no token or token_seq column with at least 2 values beside the id"
         )
     return [min(usable, key=usable.__getitem__)]  # the first of equals
 

@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.run_settings import Settings
+from recbole_jepa4rec.config.settings import Settings
 from recbole_jepa4rec.config.syntax import known_keys, overlay, parse_command_line, parse_value
 
 PATIENCE = 60
