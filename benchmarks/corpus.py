@@ -25,7 +25,7 @@ from recbole_jepa4rec.model.encoder import (
     SentenceEncoder,
 )
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
-from recbole_jepa4rec.model.weights import load_pretrained
+from recbole_jepa4rec.model.pretrained import load_pretrained
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch, ragged_range
 from recbole_jepa4rec.text.tokenizer import load_tokenizer

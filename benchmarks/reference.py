@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LongformerConfig, LongformerForMaskedLM
 
 from recbole_jepa4rec.model.encoder import TOKEN_TYPES, SentenceEncoder
-from recbole_jepa4rec.model.weight_names import encoder_names
+from recbole_jepa4rec.model.pretrained import published_names
 from recbole_jepa4rec.text.token_batch import TokenBatch
 
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -178,8 +178,9 @@ def _shape(encoder: SentenceEncoder, dropout: float) -> dict[str, Any]:
 def _renamed(encoder: SentenceEncoder, first_position: int) -> dict[str, Tensor]:
     """An encoder's weights in transformers' names; rows before ``first_position`` are zero."""
     own, renamed = encoder.state_dict(), dict[str, Tensor]()
-    for ours, theirs in encoder_names(encoder.config):
-        renamed.update(zip(theirs, own[ours].chunk(len(theirs)), strict=True))
+    for ours, weight in own.items():
+        theirs = published_names(ours)
+        renamed.update(zip(theirs, weight.chunk(len(theirs)), strict=True))
     del renamed[_ITEM_POSITIONS]
     renamed[_POSITIONS] = F.pad(renamed[_POSITIONS], (0, 0, first_position, 0))
     return renamed

@@ -27,6 +27,16 @@ from recbole_jepa4rec.training.phases import history_tokens, window_ends
 from tests.test_claims import KEYS, PAPER, STEP, of_eight_users
 
 ITEMS, MAX_TOKENS = 60, 256
+SHAPE = {
+    "vocab_size": 9,
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "max_token_positions": MAX_TOKENS,
+    "max_item_positions": 21,
+    "dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +52,8 @@ def sentences() -> ItemSentences:
 
 def build(sentences: ItemSentences, layers: int = 2, **aims: object) -> JointEmbeddingModel:
     torch.manual_seed(11)
-    config = EncoderConfig(
-        vocab_size=sentences.vocab_size,
-        hidden_size=16,
-        num_layers=layers,
-        num_heads=2,
-        intermediate_size=32,
-        max_token_positions=MAX_TOKENS,
-        max_item_positions=21,
-        attention_window=None,
-        dropout=0.0,
-        training_targets="all_prefixes",
-    )
+    shape = {**SHAPE, "vocab_size": sentences.vocab_size, "num_layers": layers}
+    config = EncoderConfig(**shape, attention_window=None, training_targets="all_prefixes")
     encoder = SentenceEncoder(config)
     torch.nn.init.normal_(encoder.embedding.item_positions.weight, std=0.2)
     return JointEmbeddingModel(
@@ -175,8 +175,8 @@ def test_an_encoder_refuses_the_other_order(sentences, histories):
 
 
 def test_local_attention_is_refused():
-    with pytest.raises(ValueError, match=r"attention_window is 64; allowed .*: null"):
-        EncoderConfig(9, 8, 1, 2, 8, attention_window=64, training_targets="all_prefixes")
+    with pytest.raises(ValueError, match=r"^attention_window is 64; allowed .*: null$"):
+        EncoderConfig.of({**SHAPE, "attention_window": 64, "training_targets": "all_prefixes"})
 
 
 # --- losses

@@ -105,10 +105,26 @@ def test_attended_pairs_equal_a_slow_count(window):
     assert attended_pairs(torch.tensor(lengths), window) == expected
 
 
+def shape(
+    vocab_size: int, hidden: int, layers: int, heads: int, between: int, window: int | None = None
+) -> EncoderConfig:
+    return EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        intermediate_size=between,
+        max_token_positions=64,
+        max_item_positions=9,
+        attention_window=window,
+        dropout=0.0,
+    )
+
+
 def test_encoder_flop_of_one_token():
     from flop import encoder_flop
 
-    config = EncoderConfig(10, 4, 3, 2, 8, attention_window=None)
+    config = shape(10, 4, 3, 2, 8)
     maps = 4 * 4 * 4 + 2 * 4 * 8  # query, key, value, output; in and out of the feed-forward
     assert encoder_flop(torch.tensor([1]), config) == 3 * (2 * maps + 2 * 2 * 4)
 
@@ -124,9 +140,7 @@ def test_padded_models_of_transformers_give_the_same_vectors(window):
     text = texts()
     sentences = ItemSentences.build(text, train_wordpiece(text["title"], 100))
     torch.manual_seed(0)
-    config = EncoderConfig(
-        sentences.vocab_size, 8, 2, 2, 16, 64, 9, attention_window=window, dropout=0.0
-    )
+    config = shape(sentences.vocab_size, 8, 2, 2, 16, window)
     encoder = SentenceEncoder(config)
     encoder.embedding.item_positions.weight.data.normal_()
     make = reference.padded_longformer if window else reference.padded_bert

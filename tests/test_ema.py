@@ -73,12 +73,6 @@ def test_the_step_survives_saving(source):
     assert again.current_momentum() == average.current_momentum() > 0.5
 
 
-@pytest.mark.parametrize("momentum", [-0.1, 1.1])
-def test_momentum_outside_zero_to_one_is_refused(source, momentum):
-    with pytest.raises(ValueError, match="ema_momentum"):
-        ExponentialMovingAverage(source, momentum)
-
-
 def test_another_architecture_is_refused(source):
     with pytest.raises(ValueError, match="not in both"):
         ExponentialMovingAverage(source, 0.9).update(nn.Linear(4, 3))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -24,9 +22,13 @@ CONFIG = EncoderConfig(
 LENGTHS = [1, 30, 2, 9, 8, 70, 31]
 
 
+def changed(**changes: object) -> EncoderConfig:
+    return EncoderConfig.of({**CONFIG.model_dump(), **changes})
+
+
 def encoder(**changes: object) -> SentenceEncoder:
     torch.manual_seed(0)
-    built = SentenceEncoder(replace(CONFIG, **changes)).eval()
+    built = SentenceEncoder(changed(**changes)).eval()
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return built
@@ -133,15 +135,15 @@ def test_positions_beyond_the_tables_are_refused(field, message):
     ("changes", "message"),
     [
         ({"num_heads": 5}, "hidden_size 12 is not a multiple of num_heads 5"),
-        ({"attention_window": 7}, "attention_window 7 is not an even number"),
-        ({"attention_window": 0}, "attention_window 0 is not an even number"),
-        ({"num_layers": 0}, "num_layers 0"),
-        ({"activation": "swish"}, "unknown activation 'swish'"),
+        ({"attention_window": 7}, "attention_window 7 must be null or an even whole number from 2"),
+        ({"attention_window": 0}, "attention_window 0 must be null or an even whole number from 2"),
+        ({"num_layers": 0}, "num_layers 0 must be a whole number from 1"),
+        ({"activation": "swish"}, "activation is 'swish'; allowed: gelu, gelu_new, relu"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        SentenceEncoder(replace(CONFIG, **changes))
+        SentenceEncoder(changed(**changes))
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -156,7 +158,7 @@ def test_bf16_autocast_stays_close(window):
 
 def test_it_learns_masked_tokens():
     torch.manual_seed(0)
-    built, head = SentenceEncoder(replace(CONFIG, dropout=0.0)), MLMHead(CONFIG)
+    built, head = SentenceEncoder(changed(dropout=0.0)), MLMHead(CONFIG)
     optimizer = torch.optim.AdamW([*built.parameters(), *head.parameters()], lr=1e-2)
     tokens = batch([9, 30, 12])
     wanted = tokens.cls_index + 4

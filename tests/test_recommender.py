@@ -230,9 +230,10 @@ def test_a_model_of_ids_does_not_load_onto_other_numbers(folders, tmp_path):
     [
         ('{"vocab_size": 9, "hid', "is not JSON"),
         ("[]", "not an object"),
-        ('{"architectures": ["BertModel"]}', "architectures is unknown; vocab_size is missing"),
-        ({"vocab_size": "60"}, "vocab_size is '60'"),
-        ({"num_heads": 0}, "num_heads 0"),
+        ('{"architectures": ["BertModel"]}', "architectures is unknown"),
+        ({"vocab_size": "60"}, "vocab_size '60' must be a whole number from 1"),
+        ({"num_heads": 0}, "num_heads 0 must be"),
+        ('{"vocab_size": 60}', "hidden_size is missing"),
         ({"vocab_size": 7}, "has ids up to"),
     ],
 )

@@ -21,6 +21,7 @@ from recbole_jepa4rec.config.model_settings import (
     VQRecSettings,
 )
 from recbole_jepa4rec.config.run_settings import RecBoleSettings, RunSettings
+from recbole_jepa4rec.config.settings import Settings
 
 FILES = {"overall": RunSettings, **{f"model/{name}": kind for name, kind in SETTINGS.items()}}
 KEY_LINE = re.compile(r"^(?P<key>\w+):.*# \((?P<type>\w+)\) (?P<meaning>.*)$", re.MULTILINE)
@@ -31,7 +32,7 @@ OTHERS_VALUE = re.compile(r" \[[^][]*\](?=\.$)")
 def own_keys(kind):
     """Keys that a class adds to those of the classes under it, or gives another default."""
     floor = RecBoleSettings if kind is RunSettings else RunSettings
-    above = [each for each in kind.__mro__ if issubclass(each, floor) and each is not floor]
+    above = [e for e in kind.__mro__ if issubclass(e, Settings) and e not in floor.__mro__]
     named = {key for each in above for key in each.__annotations__}
     return {key: value for key, value in kind.keys().items() if key in named}
 

@@ -22,6 +22,7 @@ from recbole_jepa4rec.config.settings import (
     Count,
     Learner,
     Positive,
+    Settings,
     Share,
     ShareBelowOne,
     Whole,
@@ -29,6 +30,7 @@ from recbole_jepa4rec.config.settings import (
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Encoders = Literal["context", "target"]
+TrainingTargets = Literal["random", "all_prefixes"]
 Window = Annotated[int, Field(ge=2, multiple_of=2)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 
@@ -100,23 +102,9 @@ class PretrainedSettings(PhasedSettings):
         return self.stage != "finetune" and self.pretrain_epochs > 0
 
 
-class SentenceSettings(PretrainedSettings):
-    """Of a model that reads items as sentences: RecFormer and JEPA4Rec."""
+class EncoderSettings(Settings):
+    """Shape of an encoder of sentences, as far as one chooses it."""
 
-    MAX_ITEM_LIST_LENGTH: Count = 10
-    """Items of a history; older ones are cut."""
-    max_attribute_tokens: AtLeastTwo = 32
-    """Tokens of one attribute, its name included."""
-    max_sequence_tokens: AtLeastTwo = 512
-    """Tokens of a history, [CLS] included; the oldest are cut."""
-    vocab_size: Annotated[int, Field(ge=10)] = 8000
-    """WordPiece vocabulary trained on the items' text, where nothing brings its own."""
-
-    encoder_checkpoint: str | None = None
-    """Folder or hub name of Longformer, RoBERTa, BERT or MiniLM weights, or (training_targets
-    random) a RecFormer state dict."""
-    encoder_config: str | None = None
-    """Folder or hub name with config.json and tokenizer for a bare state dict."""
     hidden_size: Count = 64
     """D."""
     num_layers: Count = 1
@@ -134,7 +122,37 @@ class SentenceSettings(PretrainedSettings):
     """Of embeddings, attention and feed-forward outputs."""
     attention_dropout: ShareBelowOne = 0.0
     """Of attention probabilities; costs up to a third of a step on a CPU."""
+    training_targets: TrainingTargets = "all_prefixes"
+    """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
+    item."""
 
+    @model_validator(mode="after")
+    def _is_dense_where_items_are_causal(self) -> EncoderSettings:
+        window = self.attention_window
+        if self.training_targets == "all_prefixes" and window is not None:
+            raise ValueError(
+                f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
+            )
+        return self
+
+
+class SentenceSettings(PretrainedSettings, EncoderSettings):
+    """Of a model that reads items as sentences: RecFormer and JEPA4Rec."""
+
+    MAX_ITEM_LIST_LENGTH: Count = 10
+    """Items of a history; older ones are cut."""
+    max_attribute_tokens: AtLeastTwo = 32
+    """Tokens of one attribute, its name included."""
+    max_sequence_tokens: AtLeastTwo = 512
+    """Tokens of a history, [CLS] included; the oldest are cut."""
+    vocab_size: Annotated[int, Field(ge=10)] = 8000
+    """WordPiece vocabulary trained on the items' text, where nothing brings its own."""
+
+    encoder_checkpoint: str | None = None
+    """Folder or hub name of Longformer, RoBERTa, BERT or MiniLM weights, or (training_targets
+    random) a RecFormer state dict."""
+    encoder_config: str | None = None
+    """Folder or hub name with config.json and tokenizer for a bare state dict."""
     history_mask_ratio: Share = 0.15
     """Share of history tokens selected for masking."""
     next_item_mask_ratio: Share = 0.15
@@ -149,9 +167,6 @@ class SentenceSettings(PretrainedSettings):
     items_per_step: Whole = 2048
     """Item sentences a step encodes anew, with gradient: all, or a sample of so many; 0: none, the
     table stays as the epoch began."""
-    training_targets: Literal["random", "all_prefixes"] = "all_prefixes"
-    """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
-    item."""
 
     epochs: Whole = 12
     """Of finetuning with the item table re-encoded every epoch, at most."""
@@ -164,12 +179,8 @@ class SentenceSettings(PretrainedSettings):
     is made."""
 
     @model_validator(mode="after")
-    def _encodes_as_it_trains(self) -> SentenceSettings:
-        window, heads = self.attention_window, self.num_heads
-        if self.training_targets == "all_prefixes" and window is not None:
-            raise ValueError(
-                f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
-            )
+    def _starts_from_one_thing(self) -> SentenceSettings:
+        heads = self.num_heads
         if self.checkpoint and self.encoder_checkpoint:
             raise ValueError(
                 f"checkpoint={self.checkpoint!r} and encoder_checkpoint="
@@ -206,7 +217,7 @@ class JEPA4RecSettings(SentenceSettings):
     """... and at the end of pre-training."""
     item_encoder: Encoders = "context"
     """Encoder that makes the item table: context, target."""
-    training_targets: Literal["random", "all_prefixes"] = "all_prefixes"
+    training_targets: TrainingTargets = "all_prefixes"
     """random: the paper's, one next item a history; all_prefixes: item-causal, the item after each
     item."""
 

@@ -87,6 +87,8 @@ class Settings(BaseModel):
         if fault["type"] == "value_error":  # raised here, in words that say it all
             raise ValueError(str(fault["ctx"]["error"]))
         key = str(fault["loc"][0])
+        if fault["type"] == "missing":
+            raise ValueError(f"{key} is missing")
         schema = cls.model_json_schema()["properties"][key]
         raise ValueError(refusal(key, values[key], schema))
 

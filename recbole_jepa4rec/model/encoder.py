@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_jepa4rec.config.model_settings import EncoderSettings, TrainingTargets, Window
+from recbole_jepa4rec.config.settings import Count, Positive, ShareBelowOne
 from recbole_jepa4rec.model.attention import SelfAttention
 from recbole_jepa4rec.model.attention_layout import (
     MIN_FILL,
     MIN_FILL_FOR_CLS,
     AttentionLayout,
 )
-from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, RANDOM, TRAINING_TARGETS, TokenBatch
+from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch
 
 Followed = TypeVar("Followed", bound=nn.Module)
 
@@ -33,68 +34,36 @@ ACTIVATIONS = {
     "gelu_new": lambda hidden: F.gelu(hidden, approximate="tanh"),
     "relu": F.relu,
 }
+Activation = Literal["gelu", "gelu_new", "relu"]
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Shape of a sentence encoder.
+class EncoderConfig(EncoderSettings):
+    """Shape of a sentence encoder: what settings decide, and what follows from vocabulary and data.
 
-    Attributes:
-        vocab_size: tokens, ``V``.
-        hidden_size: ``D``.
-        num_layers: Transformer layers.
-        num_heads: attention heads; divides ``hidden_size``.
-        intermediate_size: width of the feed-forward networks.
-        max_token_positions: longest sequence, in tokens.
-        max_item_positions: items of a history plus one for [CLS].
-        attention_window: tokens seen locally (even: half on each side, while [CLS] sees and is
-            seen by all), or None for dense attention.
-        dropout: dropout of embeddings and layer outputs, in [0, 1).
-        attention_dropout: dropout of attention probabilities, in [0, 1); slow on a CPU.
-        layer_norm_eps: epsilon of every LayerNorm.
-        activation: of the feed-forward networks, a key of ``ACTIVATIONS``.
-        use_token_type: whether token types are embedded.
-        training_targets: how a history is read. ``random``: the paper's way, newest item first,
-            every token sees every other, one [CLS] in front, which predicts the one next item.
-            ``all_prefixes``: oldest item first, tokens see their own item and earlier ones, a
-            [CLS] behind each item, which predicts the item after it; attention is dense.
+    How a history is read depends on ``training_targets``. ``random``: the paper's way, newest item
+    first, every token sees every other, one [CLS] in front, which predicts the one next item.
+    ``all_prefixes``: oldest item first, tokens see their own item and earlier ones, a [CLS] behind
+    each item, which predicts the item after it; attention is dense.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int
-    max_token_positions: int = 1024
-    max_item_positions: int = 51
-    attention_window: int | None = 64
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    layer_norm_eps: float = 1e-12
-    activation: str = "gelu"
-    use_token_type: bool = True
-    training_targets: str = RANDOM
-
-    def __post_init__(self) -> None:
-        window = self.attention_window
-        if window is not None and (window < 2 or window % 2):
-            raise ValueError(f"attention_window {window} is not an even number above 0 (or null)")
-        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} {value!r} is not a whole number above 0")
-        if self.activation not in ACTIVATIONS:
-            allowed = ", ".join(ACTIVATIONS)
-            raise ValueError(f"unknown activation {self.activation!r} (allowed: {allowed})")
-        if self.training_targets not in TRAINING_TARGETS:
-            allowed = ", ".join(TRAINING_TARGETS)
-            raise ValueError(
-                f"unknown training_targets {self.training_targets!r} (allowed: {allowed})"
-            )
-        if self.training_targets == ALL_PREFIXES and window is not None:
-            raise ValueError(
-                f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
-            )
+    vocab_size: Count
+    """Tokens, V."""
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    """Attention heads; they divide hidden_size."""
+    intermediate_size: Count
+    max_token_positions: Count = 1024
+    """Longest sequence, in tokens."""
+    max_item_positions: Count = 51
+    """Items of a history plus one for [CLS]."""
+    attention_window: Window | None = 64
+    dropout: ShareBelowOne = 0.1
+    layer_norm_eps: Positive = 1e-12
+    """Of every LayerNorm."""
+    activation: Activation = "gelu"
+    """Of the feed-forward networks."""
+    training_targets: TrainingTargets = RANDOM
 
 
 class SentenceEncoder(nn.Module):
@@ -276,18 +245,12 @@ class ExponentialMovingAverage(FixedCopy[Followed]):
         source: the module to follow.
         momentum: m at the first update, in ``[0, 1]``.
         final_momentum: m from update ``steps`` on, in ``[0, 1]``.
-
-    Raises:
-        ValueError: if a momentum lies outside ``[0, 1]``.
     """
 
     step: Tensor
 
     def __init__(self, source: Followed, momentum: float, final_momentum: float = 1.0) -> None:
         super().__init__(source)
-        for name, value in (("ema_momentum", momentum), ("ema_final_momentum", final_momentum)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}; allowed: 0 to 1")
         self.momentum, self.final_momentum = momentum, final_momentum
         self.steps = 1
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))

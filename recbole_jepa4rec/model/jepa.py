@@ -6,8 +6,7 @@ out; three losses compare it with other items, with the masked tokens and with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass, fields
 
 import pandas as pd
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive
+from recbole_jepa4rec.config.model_settings import SentenceSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.encoder import FixedCopy, MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.item_table import ItemTable, draw_candidates
@@ -33,55 +33,26 @@ from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
 class Objective:
     """What is masked and compared, and with which weight (paper 3.3, 3.4).
 
-    Attributes:
-        history_mask_ratio: share of history tokens selected for masking.
-        next_item_mask_ratio: share of the next item's tokens selected for masking.
-        temperature: tau of the contrastive losses.
-        mlm_weight: lambda_1; 0 leaves the masked-token loss out.
-        sequence_pass: whether L_S-I reads h_CLS from the masked history or from a clean pass.
-        items_per_step: item sentences that a finetuning step encodes anew, with gradient: all of
-            them if there are no more, else the batch's next items and a sample of the others,
-            weighted to stand for them all. 0: none, the table stays as the epoch began.
-        mapping_weight: lambda_2; 0 leaves the mapping loss out.
-        mapping_reduction: over D, in the mapping loss.
-        unmasked_target: history item to guess where none was masked.
-        positive_encoder: which encoder gives the next items' vectors in L_S-I.
-        item_encoder: which encoder makes the item table.
-
-    Raises:
-        ValueError: for a value outside its range; names it.
+    The fields are keys of ``JEPA4RecSettings``, which says what each means and allows; those with a
+    default leave out what RecFormer has not.
     """
 
     history_mask_ratio: float
     next_item_mask_ratio: float
     temperature: float
     mlm_weight: float
-    sequence_pass: Literal["masked", "clean"]
+    sequence_pass: str
     items_per_step: int
     mapping_weight: float = 0.0
-    mapping_reduction: Literal["sum", "mean"] = "sum"
-    unmasked_target: Literal["uniform", "newest"] = "uniform"
-    positive_encoder: Literal["context", "target"] = "context"
-    item_encoder: Literal["context", "target"] = "context"
+    mapping_reduction: str = "sum"
+    unmasked_target: str = "uniform"
+    positive_encoder: str = "context"
+    item_encoder: str = "context"
 
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value, allowed = getattr(self, name), ""
-            if get_args(kind) and value not in get_args(kind):
-                allowed = ", ".join(get_args(kind))
-            elif name.endswith("_ratio") and not 0 <= value <= 1:
-                allowed = "0 to 1"
-            elif (name.endswith("_weight") or name == "items_per_step") and not value >= 0:
-                allowed = "0 or more"
-            elif name == "temperature" and not value > 0:
-                allowed = "> 0"
-            if allowed:
-                raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
-        if self.item_encoder == "target" and self.items_per_step:
-            raise ValueError(
-                f"items_per_step is {self.items_per_step}; allowed with item_encoder='target', "
-                "which gets no gradient: 0"
-            )
+    @classmethod
+    def of(cls, settings: SentenceSettings) -> Objective:
+        """What the settings of a model ask for."""
+        return cls(**settings.model_dump(include={field.name for field in fields(cls)}))
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -269,7 +240,7 @@ class JointEmbeddingModel(nn.Module):
         """L_FT: softmax over all item sentences (paper 3.4).
 
         The candidates are the distinct sentences: items with the same text are one item to a text
-        model. See ``Objective.items_per_step`` for how old their vectors are.
+        model. See the key ``items_per_step`` for how old their vectors are.
 
         Args:
             histories: each with its next item as target.

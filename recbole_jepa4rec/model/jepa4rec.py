@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from torch import Tensor
 
 from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.config.model_settings import JEPA4RecSettings, SentenceSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN, PhasedModel
-from recbole_jepa4rec.model.encoder import (
-    ExponentialMovingAverage,
-    FixedCopy,
-    MLMHead,
-    SentenceEncoder,
-)
+from recbole_jepa4rec.model.encoder import ExponentialMovingAverage, FixedCopy
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
@@ -39,46 +34,15 @@ class JEPA4Rec(PhasedModel):
     """
 
     has_item_vectors = True
+    settings: ClassVar[type[SentenceSettings]] = JEPA4RecSettings
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.seed = config["seed"]
+        settings = self.settings.of(config)
+        self.seed, self.training_targets = settings.seed, settings.training_targets
         self.phase, self.epoch, self.step = FINETUNE, 0, 0
         self._resumed_epoch: int | None = None
-        start = starting_point(config, dataset.item_text)
-        self.tokenizer, self.training_targets = start.tokenizer, start.encoder.training_targets
-        encoder, mlm_head = SentenceEncoder(start.encoder), MLMHead(start.encoder)
-        if start.encoder_weights is not None:
-            encoder.load_state_dict(start.encoder_weights)
-        if start.mlm_head_weights is not None:
-            mlm_head.load_state_dict(start.mlm_head_weights)
-        sentences = ItemSentences.build(
-            dataset.item_text,
-            start.tokenizer,
-            max_attribute_tokens=config["max_attribute_tokens"],
-            cache_dir=Path(config["cache_dir"] or default_cache_dir()),
-            address=config["address"],
-        )
-        target_encoder, predictor = self.target_parts(config, encoder)
-        self.core = JointEmbeddingModel(
-            sentences=sentences,
-            encoder=encoder,
-            target_encoder=target_encoder,
-            mlm_head=mlm_head,
-            predictor=predictor,
-            objective=objective(config),
-            max_sequence_tokens=config["max_sequence_tokens"],
-            tokens_per_batch=config["tokens_per_batch"],
-        )
-
-    @staticmethod
-    def target_parts(
-        config: Any, encoder: SentenceEncoder
-    ) -> tuple[FixedCopy[SentenceEncoder], Predictor | None]:
-        """The target encoder, which follows the context encoder, and the predictor."""
-        momentum = config["ema_momentum"], config["ema_final_momentum"]
-        target_encoder = ExponentialMovingAverage(encoder, *momentum)
-        return target_encoder, Predictor(encoder.config.hidden_size)
+        self.core = joint_embedding_model(settings, dataset.item_text)
 
     @property
     def label(self) -> str:
@@ -180,10 +144,38 @@ class JEPA4Rec(PhasedModel):
 
     def prepare_run_folder(self, folder: Path) -> None:
         """Keep tokenizer and architecture beside the weights: together they encode any text."""
-        save_starting_point(folder, self.tokenizer, self.core.encoder.config)
+        save_starting_point(folder, self.core.sentences.tokenizer, self.core.encoder.config)
 
 
-def objective(config: Any) -> Objective:
-    """The objective, its fields read from the keys of the same names that the model has."""
-    names = [field.name for field in fields(Objective) if field.name in config]
-    return Objective(**{name: config[name] for name in names})
+def joint_embedding_model(
+    settings: SentenceSettings, item_text: pd.DataFrame
+) -> JointEmbeddingModel:
+    """The core that settings ask for, each of its parts built here.
+
+    Args:
+        settings: JEPA4Rec's; others have a fixed copy for a target encoder, and no predictor.
+        item_text: one row an item, see ``ItemSentences.build``.
+    """
+    tokenizer, encoder, mlm_head = starting_point(settings, item_text)
+    sentences = ItemSentences.build(
+        item_text,
+        tokenizer,
+        max_attribute_tokens=settings.max_attribute_tokens,
+        cache_dir=Path(settings.cache_dir or default_cache_dir()),
+        address=settings.address,
+    )
+    target_encoder, predictor = FixedCopy(encoder), None
+    if isinstance(settings, JEPA4RecSettings):
+        momentum = settings.ema_momentum, settings.ema_final_momentum
+        target_encoder = ExponentialMovingAverage(encoder, *momentum)
+        predictor = Predictor(encoder.config.hidden_size)
+    return JointEmbeddingModel(
+        sentences=sentences,
+        encoder=encoder,
+        target_encoder=target_encoder,
+        mlm_head=mlm_head,
+        predictor=predictor,
+        objective=Objective.of(settings),
+        max_sequence_tokens=settings.max_sequence_tokens,
+        tokens_per_batch=settings.tokens_per_batch,
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from recbole_jepa4rec.model.encoder import FixedCopy, SentenceEncoder
+from recbole_jepa4rec.config.model_settings import RecFormerSettings
 from recbole_jepa4rec.model.jepa4rec import JEPA4Rec
 
 
@@ -19,9 +17,4 @@ class RecFormer(JEPA4Rec):
         dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
     """
 
-    @staticmethod
-    def target_parts(
-        config: Any, encoder: SentenceEncoder
-    ) -> tuple[FixedCopy[SentenceEncoder], None]:
-        """A copy of the encoder that nothing moves, and no predictor."""
-        return FixedCopy(encoder), None
+    settings = RecFormerSettings

@@ -4,89 +4,56 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import tokenizers
-from torch import Tensor
+from tokenizers import Tokenizer
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.base.weight_files import read_description
-from recbole_jepa4rec.model.encoder import EncoderConfig
-from recbole_jepa4rec.model.weights import load_pretrained
+from recbole_jepa4rec.config.model_settings import EncoderSettings, SentenceSettings
+from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.pretrained import load_pretrained
 from recbole_jepa4rec.text.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 
-ARCHITECTURE_KEYS = (
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "intermediate_size",
-    "attention_window",
-    "use_token_type",
-    "training_targets",
-)
 TOKENIZER_FILE, ENCODER_FILE = "tokenizer.json", "encoder.json"
-_TYPES: dict[Any, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-    "int | None": (int, type(None)),
-}
+
+DROPOUTS = ("dropout", "attention_dropout")
+"""Settings of the encoder that a checkpoint does not decide."""
 
 
-@dataclass(frozen=True)
-class StartingPoint:
-    """A tokenizer, an architecture, and the weights of a language model if there are any."""
+def starting_point(
+    settings: SentenceSettings, item_text: pd.DataFrame
+) -> tuple[Tokenizer, SentenceEncoder, MLMHead]:
+    """What the keys ``checkpoint`` and ``encoder_checkpoint`` name; with neither, from nothing.
 
-    tokenizer: tokenizers.Tokenizer
-    encoder: EncoderConfig
-    encoder_weights: dict[str, Tensor] | None = None
-    mlm_head_weights: dict[str, Tensor] | None = None
-
-
-def starting_point(config: Any, item_text: pd.DataFrame) -> StartingPoint:
-    """Choose by the keys ``checkpoint`` and ``encoder_checkpoint``; with neither, from nothing.
+    The weights of a run are still to be loaded; those of a language model are there.
 
     Raises:
-        ValueError: if both keys are set, if a key typed by the user contradicts the
-            checkpoint's architecture, or if its position tables are too short.
+        ValueError: if a key typed by the user contradicts the checkpoint's architecture, or if its
+            position tables are too short.
     """
-    if config["checkpoint"] and config["encoder_checkpoint"]:
-        raise ValueError(
-            f"checkpoint={config['checkpoint']!r} and encoder_checkpoint="
-            f"{config['encoder_checkpoint']!r} are both set; allowed: one of them"
+    if settings.checkpoint:
+        tokenizer, shape = _of_run(settings, Path(settings.checkpoint))
+    elif settings.encoder_checkpoint:
+        return _from_language_model(settings, settings.encoder_checkpoint)
+    else:
+        tokenizer = train_wordpiece(_training_text(item_text), settings.vocab_size)
+        shape = EncoderConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            max_token_positions=settings.max_sequence_tokens,
+            max_item_positions=settings.MAX_ITEM_LIST_LENGTH + 1,
+            **settings.model_dump(include=set(EncoderSettings.model_fields)),
         )
-    if config["checkpoint"]:
-        return _from_run(config)
-    if config["encoder_checkpoint"]:
-        return _from_language_model(config)
-    return _from_nothing(config, item_text)
+    return tokenizer, SentenceEncoder(shape), MLMHead(shape)
 
 
-def save_starting_point(
-    folder: Path, tokenizer: tokenizers.Tokenizer, encoder: EncoderConfig
-) -> None:
+def save_starting_point(folder: Path, tokenizer: Tokenizer, encoder: EncoderConfig) -> None:
     """Keep beside the weights what is needed to load them again."""
     save_tokenizer(tokenizer, folder / TOKENIZER_FILE)
     with atomic_write(folder / ENCODER_FILE) as file:
-        file.write(json.dumps(asdict(encoder), indent=1).encode())
-
-
-def _from_nothing(config: Any, item_text: pd.DataFrame) -> StartingPoint:
-    tokenizer = train_wordpiece(_training_text(item_text), config["vocab_size"])
-    encoder = EncoderConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        max_token_positions=config["max_sequence_tokens"],
-        max_item_positions=config["MAX_ITEM_LIST_LENGTH"] + 1,
-        dropout=config["dropout"],
-        attention_dropout=config["attention_dropout"],
-        **{key: config[key] for key in ARCHITECTURE_KEYS},
-    )
-    return StartingPoint(tokenizer, encoder)
+        file.write(json.dumps(encoder.model_dump(), indent=1).encode())
 
 
 def _training_text(item_text: pd.DataFrame) -> Iterable[str]:
@@ -97,76 +64,66 @@ def _training_text(item_text: pd.DataFrame) -> Iterable[str]:
         yield from [name.replace("_", " ")] * len(values)
 
 
-def _from_language_model(config: Any) -> StartingPoint:
+def _from_language_model(
+    settings: SentenceSettings, source: str
+) -> tuple[Tokenizer, SentenceEncoder, MLMHead]:
     pretrained = load_pretrained(
-        config["encoder_checkpoint"],
-        encoder_config=config["encoder_config"],
-        attention_window=config["attention_window"],
-        max_token_positions=config["max_sequence_tokens"],
-        max_item_positions=config["MAX_ITEM_LIST_LENGTH"] + 1,
-        dropout=config["dropout"],
-        attention_dropout=config["attention_dropout"],
-        use_token_type=config["use_token_type"],
-        training_targets=config["training_targets"],
+        source,
+        settings.encoder_config,
+        max_token_positions=settings.max_sequence_tokens,
+        max_item_positions=settings.MAX_ITEM_LIST_LENGTH + 1,
+        **settings.model_dump(
+            include={"attention_window", "use_token_type", "training_targets", *DROPOUTS}
+        ),
     )
     for note in pretrained.notes:
-        getLogger().info(f"{config['encoder_checkpoint']}: {note}")
-    _refuse_contradiction(config, pretrained.config, config["encoder_checkpoint"])
-    return StartingPoint(
-        _load_tokenizer(pretrained.tokenizer_source, pretrained.config),
-        pretrained.config,
-        pretrained.encoder_state,
-        pretrained.mlm_head_state,
-    )
+        getLogger().info(f"{source}: {note}")
+    _refuse_contradiction(settings, pretrained.config, source)
+    encoder, mlm_head = SentenceEncoder(pretrained.config), MLMHead(pretrained.config)
+    encoder.load_state_dict(pretrained.encoder_state)
+    if pretrained.mlm_head_state is not None:
+        mlm_head.load_state_dict(pretrained.mlm_head_state)
+    return _load_tokenizer(pretrained.tokenizer_source, pretrained.config), encoder, mlm_head
 
 
-def _from_run(config: Any) -> StartingPoint:
-    path = Path(config["checkpoint"])
+def _of_run(settings: SentenceSettings, path: Path) -> tuple[Tokenizer, EncoderConfig]:
     folder = path if path.is_dir() else path.parent
     for name in (TOKENIZER_FILE, ENCODER_FILE):
         if not (folder / name).is_file():
             raise ValueError(
-                f"checkpoint={config['checkpoint']}: no {name} beside the weights; expected the "
-                "run folder of a text model"
+                f"checkpoint={path}: no {name} beside the weights; expected the run folder of a "
+                "text model"
             )
-    encoder = _read_encoder(folder / ENCODER_FILE)
-    if config["training_targets"] != encoder.training_targets:
+    shape = _read_encoder(folder / ENCODER_FILE)
+    if settings.training_targets != shape.training_targets:
         raise ValueError(
-            f"training_targets={config['training_targets']}; the checkpoint {folder} reads "
-            f"histories as training_targets={encoder.training_targets} does, write that"
+            f"training_targets={settings.training_targets}; the checkpoint {folder} reads "
+            f"histories as training_targets={shape.training_targets} does, write that"
         )
-    _refuse_contradiction(config, encoder, config["checkpoint"])
+    _refuse_contradiction(settings, shape, str(path))
     for key, needed, held in (
-        ("max_sequence_tokens", config["max_sequence_tokens"], encoder.max_token_positions),
-        ("MAX_ITEM_LIST_LENGTH", config["MAX_ITEM_LIST_LENGTH"], encoder.max_item_positions - 1),
+        ("max_sequence_tokens", settings.max_sequence_tokens, shape.max_token_positions),
+        ("MAX_ITEM_LIST_LENGTH", settings.MAX_ITEM_LIST_LENGTH, shape.max_item_positions - 1),
     ):
         if needed > held:
             raise ValueError(f"{key}={needed}; the checkpoint {folder} allows at most {held}")
-    encoder = replace(
-        encoder, dropout=config["dropout"], attention_dropout=config["attention_dropout"]
-    )
-    return StartingPoint(_load_tokenizer(folder / TOKENIZER_FILE, encoder), encoder)
+    shape = shape.model_copy(update=settings.model_dump(include=set(DROPOUTS)))
+    return _load_tokenizer(folder / TOKENIZER_FILE, shape), shape
 
 
 def _read_encoder(file: Path) -> EncoderConfig:
     """The shape that ``save_starting_point`` wrote."""
     described = read_description(file)
-    known = {field.name: field for field in fields(EncoderConfig)}
-    faults = [f"{name} is unknown" for name in described if name not in known]
-    for name, field in known.items():
-        if name in described and type(described[name]) not in _TYPES[field.type]:
-            faults.append(f"{name} is {described[name]!r} (allowed: {field.type})")
-        elif name not in described and field.default is MISSING:
-            faults.append(f"{name} is missing")
-    if faults:
-        raise ValueError(f"{file} describes no encoder of ours: {'; '.join(faults[:3])}")
+    unknown = [name for name in described if name not in EncoderConfig.model_fields]
     try:
-        return EncoderConfig(**described)
+        if unknown:
+            raise ValueError(f"{', '.join(unknown[:3])} is unknown")
+        return EncoderConfig.of(described)
     except ValueError as error:
         raise ValueError(f"{file} describes no encoder of ours: {error}") from None
 
 
-def _load_tokenizer(source: str | Path, encoder: EncoderConfig) -> tokenizers.Tokenizer:
+def _load_tokenizer(source: str | Path, encoder: EncoderConfig) -> Tokenizer:
     """The tokenizer that belongs to an encoder, whose table has a row for each token."""
     tokenizer = load_tokenizer(source)
     largest = max(tokenizer.get_vocab().values())
@@ -178,11 +135,11 @@ def _load_tokenizer(source: str | Path, encoder: EncoderConfig) -> tokenizers.To
     return tokenizer
 
 
-def _refuse_contradiction(config: Any, encoder: EncoderConfig, source: str) -> None:
+def _refuse_contradiction(settings: SentenceSettings, encoder: EncoderConfig, source: str) -> None:
     """The checkpoint's architecture wins over defaults, but not over what the user asked for."""
-    for key in ARCHITECTURE_KEYS:
-        asked = config[key] != config.internal_config_dict[key]
-        if asked and config[key] != getattr(encoder, key):
+    for key in (key for key in EncoderSettings.model_fields if key not in DROPOUTS):
+        given, default = getattr(settings, key), type(settings).model_fields[key].default
+        if given not in (default, getattr(encoder, key)):
             raise ValueError(
-                f"{key}={config[key]} contradicts {source}, which has {getattr(encoder, key)}"
+                f"{key}={given} contradicts {source}, which has {getattr(encoder, key)}"
             )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
-RANDOM, ALL_PREFIXES = "random", "all_prefixes"
-TRAINING_TARGETS = (RANDOM, ALL_PREFIXES)
+RANDOM: Final = "random"
+ALL_PREFIXES: Final = "all_prefixes"
 """What a history is trained to predict: its one next item, or the item after each of its items."""
 
 
@@ -33,7 +33,7 @@ class TokenBatch:
             with ``all_prefixes`` that of its item; int64 ``[T]``.
         offsets: sequence ``b`` holds the tokens ``offsets[b]:offsets[b + 1]``, int64 ``[B + 1]``.
         cls_index: places of the ``[CLS]`` among the packed tokens, ascending, ``[Q]``.
-        training_targets: one of ``TRAINING_TARGETS``.
+        training_targets: ``RANDOM`` or ``ALL_PREFIXES``.
     """
 
     input_ids: Tensor
@@ -152,7 +152,7 @@ def pack(
         sentences: ids of all sequences' sentences end to end, newest first in each, ``[M]``.
         lengths: sentences of each sequence, 0 allowed, ``[B]``, sum ``M``.
         max_tokens: tokens a sequence may have, ``[CLS]`` included; None: any number.
-        training_targets: one of ``TRAINING_TARGETS``.
+        training_targets: ``RANDOM`` or ``ALL_PREFIXES``.
 
     Raises:
         ValueError: if ``max_tokens`` leaves no room for ``[CLS]``.
