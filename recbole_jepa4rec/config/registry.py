@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.base.yaml_files import find_properties
-from recbole_jepa4rec.config.protocol import LIST_METRICS
+from recbole_jepa4rec.config.protocol import LIST_METRICS, RANK_METRICS
 from recbole_jepa4rec.config.run_settings import Loss
 from recbole_jepa4rec.config.settings import Keys
 
@@ -31,7 +31,7 @@ DATASET = "recbole_jepa4rec.data.dataset:SequentialTextDataset"
 PHASE_TRAINER = "recbole_jepa4rec.training.phase_trainer:PhaseTrainer"
 WITH_PROTOCOL = "recbole_jepa4rec.training.recbole_loop:with_protocol"
 FULL_MRR = "recbole_jepa4rec.evaluation.metrics:FullMRR"
-LIST_METRIC = "recbole_jepa4rec.evaluation.metrics:ListMetric"
+OWN_METRIC = "recbole_jepa4rec.evaluation.metrics:OwnMetric"
 """What stands on higher floors and is looked up by name when it is first asked for."""
 
 
@@ -206,10 +206,11 @@ def _answer(module: ModuleType, names: Mapping[str, Callable[[], type]]) -> None
 
 
 def _register_metrics() -> None:
-    """Add the uncut reciprocal rank, and the metrics of lists, to RecBole's tables."""
+    """Add the uncut reciprocal rank, and the metrics that RecBole lacks, to its tables."""
     tables = import_module("recbole.evaluator.register")
-    for name, target in {"fullmrr": FULL_MRR, **dict.fromkeys(LIST_METRICS, LIST_METRIC)}.items():
-        metric = _resolve(target)
+    lacking = [name for name in (*RANK_METRICS, *LIST_METRICS) if name not in tables.metrics_dict]
+    for name, target in {"fullmrr": FULL_MRR, **dict.fromkeys(lacking, OWN_METRIC)}.items():
+        metric: Any = _resolve(target)
         tables.metrics_dict[name] = metric
         tables.metric_information[name] = metric.metric_need
         tables.metric_types[name] = metric.metric_type

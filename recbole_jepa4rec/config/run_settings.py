@@ -104,7 +104,7 @@ class RunSettings(RecBoleSettings):
     eval_args: dict[str, Any] = {**PROTOCOL, "mode": "full"}
     """Leave one out in time order; every item is ranked."""
     metrics: Names = ["Recall", "NDCG", "MRR"]
-    """Of Recall, Hit, NDCG, MRR, Precision, MAP; the uncut mrr is always there."""
+    """Of those in docs/protocol.md, in any case; the uncut mrr is always there."""
     topk: TopK = [10]
     """Cut-offs, in items."""
     valid_metric: str = "NDCG@10"

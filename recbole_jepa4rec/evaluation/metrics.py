@@ -186,19 +186,19 @@ class FullMRR(AbstractMetric):
         return {"mrr": round(float((1 / rank_sum).mean()), self.decimal_place)}
 
 
-class ListMetric(AbstractMetric):
-    """Stands for ``LIST_METRICS`` in RecBole's tables; our own loop measures them."""
+class OwnMetric(AbstractMetric):
+    """Stands in RecBole's tables for the metrics that RecBole lacks; our own loop measures them."""
 
     metric_type = EvaluatorType.RANKING
     metric_need: list[str] = []
 
     def calculate_metric(self, dataobject: Any) -> dict[str, float]:
-        """Refuse: RecBole's collector keeps no list of what was recommended and counted.
+        """Refuse: RecBole's collector does not keep what these need.
 
         Raises:
-            ValueError: always; says which metrics are meant.
+            ValueError: always; says which RecBole has.
         """
-        raise ValueError(f"metrics {', '.join(LIST_METRICS)} are measured by run_recbole.py alone")
+        raise ValueError("metrics that RecBole lacks are measured by run_recbole.py alone")
 
 
 def _hit(ranks: np.ndarray, k: int) -> np.ndarray:
