@@ -7,13 +7,15 @@ from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.run_settings import RecBoleSettings, RunSettings
 from recbole_jepa4rec.config.settings import Settings
+from recbole_jepa4rec.study.group import GroupKeys
+from recbole_jepa4rec.study.search.request import SearchKeys
 
 PAGE = Path(__file__).with_name("keys.md")
 
 INTRODUCTION = """# Keys
 
-Made by `python docs/keys.py` from the settings classes in `recbole_jepa4rec/config/`, in the order
-of the files in [properties/](../properties/); change those, not this page.
+Made by `python docs/keys.py` from the settings classes of the code, in the order of the files in
+[properties/](../properties/); change those, not this page.
 
 A key is set on the command line (`--key=value`, `--key.part=value` for an entry of a mapping), in
 a file (`--config_files="a.yaml b.yaml"`) or in Python (`config_dict`). Of these, what comes later
@@ -27,7 +29,21 @@ RecBole's other keys, for its models and for data, work as its
 [documentation](https://recbole.io/docs/user_guide/config_settings.html) says.
 """
 
-THEIRS = "Keys of RecBole's that we read or check as well; a model's file may set another default."
+CLASSES = {
+    "RecBole's": (
+        RecBoleSettings,
+        "Keys of RecBole's that we read or check as well; a model's file may set another default.",
+    ),
+    "A comparison": (
+        GroupKeys,
+        "Of `run_recbole_group.py` itself ([page](comparison.md)); all others go to every run.",
+    ),
+    "A search": (
+        SearchKeys,
+        "Of `run_hyper.py` itself ([page](search.md)); all others go to every trial.",
+    ),
+}
+"""Titles of sections, their classes, and what is said of them."""
 
 HEAD = "| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
 
@@ -38,12 +54,13 @@ KEY = re.compile(r"(\w+):.* # \(\w+\) .*?(?:\[([^][]+)\]\.)?")
 
 def page() -> str:
     """The page, whole."""
-    theirs = "".join(lines_of(RecBoleSettings).values())
     models = [section(name, f"model/{name}.yaml", kind) for name, kind in SETTINGS.items()]
+    others = [
+        f"## {title}\n\n{words}\n\n{HEAD}{''.join(lines_of(kind).values())}"
+        for title, (kind, words) in CLASSES.items()
+    ]
     every_run = section("Every run", "overall.yaml", RunSettings)
-    return "\n".join(
-        [INTRODUCTION, every_run, f"## RecBole's\n\n{THEIRS}\n\n{HEAD}{theirs}", *models]
-    )
+    return "\n".join([INTRODUCTION, every_run, *others, *models])
 
 
 def section(title: str, file: str, kind: type[Settings]) -> str:
@@ -63,9 +80,13 @@ def lines_of(kind: type[Settings]) -> dict[str, str]:
     """A line of a table for each key."""
     found = {}
     for key, said in kind.keys().items():
-        default = "null" if said.default is None else said.default
+        default = said.default
+        if isinstance(default, tuple):  # of a study, whose lists are written with commas
+            default = ",".join(map(str, default))
+        default = "null" if default is None else default
+        shown = f"`{default}`" if default != "" else "–"
         meaning = said.meaning.replace("<", r"\<")
-        found[key] = f"| `{key}` | `{default}` | {said.allowed} | {meaning} |\n"
+        found[key] = f"| `{key}` | {shown} | {said.allowed} | {meaning} |\n"
     return found
 
 
