@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["Config", "JEPA4Rec", "find_model", "load", "run"]
 
-if find_spec("recbole") is None:
-    raise ImportError("RecBole is not installed; mend it by: pip install --no-deps recbole==1.2.1")
-
-from recbole_jepa4rec.config.registry import find_model, register
+from recbole_jepa4rec.config.registry import find_model
+from recbole_jepa4rec.plugin import register
 
 register()
 

@@ -24,8 +24,10 @@ from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_jepa4rec
 from recbole_jepa4rec.base.events import EventWriter
+from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config import registry
 from recbole_jepa4rec.config.model_settings import SETTINGS, PhasedSettings
+from recbole_jepa4rec.plugin import register
 from recbole_jepa4rec.training.phase_trainer import PhaseTrainer
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
 from tests.conftest import ROOT
@@ -72,7 +74,7 @@ def test_upstream_has_not_moved(function):
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_every_entry_imports_and_has_a_yaml(name):
     assert recbole_jepa4rec.find_model(name).__name__ == name
-    assert (registry.find_properties() / "model" / f"{name}.yaml").is_file()
+    assert (find_properties() / "model" / f"{name}.yaml").is_file()
     trainer = registry.find_trainer(
         recbole_jepa4rec.find_model(name), {"MODEL_TYPE": ModelType.SEQUENTIAL}
     )
@@ -128,7 +130,7 @@ def test_recboles_own_names_stay():
 
 def test_registering_twice_wraps_once():
     load, writer = RecBoleConfig._load_internal_config_dict, recbole_trainer.get_tensorboard
-    registry.register()
+    register()
     assert RecBoleConfig._load_internal_config_dict is load
     assert recbole_trainer.get_tensorboard is writer
 

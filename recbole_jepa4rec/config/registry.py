@@ -1,37 +1,23 @@
-"""The only file that knows names, and the only one that adds to RecBole's own tables."""
+"""The only file that knows names; what they stand for is imported when it is asked for."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
-import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
-import numpy as np
-from torch.utils.tensorboard import SummaryWriter
-
-from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.spelling import did_you_mean
-from recbole_jepa4rec.base.yaml_files import find_properties
-from recbole_jepa4rec.config.protocol import LIST_METRICS, RANK_METRICS
 from recbole_jepa4rec.config.run_settings import Loss
 from recbole_jepa4rec.config.settings import Keys
-
-for _alias, _name in {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}.items():
-    if _alias not in np.__dict__:  # numpy 2 dropped them; RecBole's Config still reads them
-        setattr(np, _alias, getattr(np, _name))
 
 DATASET = "recbole_jepa4rec.data.dataset:SequentialTextDataset"
 PHASE_TRAINER = "recbole_jepa4rec.training.phase_trainer:PhaseTrainer"
 WITH_PROTOCOL = "recbole_jepa4rec.training.recbole_loop:with_protocol"
-FULL_MRR = "recbole_jepa4rec.evaluation.metrics:FullMRR"
-OWN_METRIC = "recbole_jepa4rec.evaluation.metrics:OwnMetric"
 """What stands on higher floors and is looked up by name when it is first asked for."""
 
 
@@ -82,26 +68,30 @@ SEQUENTIAL = "recbole.model.sequential_recommender"
 LOSSES = get_args(Loss)
 
 
-def find_model(name: str) -> type:
-    """Our model of that name, else RecBole's sequential one.
+def refuse_unknown_model(name: str) -> None:
+    """Refuse what is no sequential model; neither RecBole nor the model is imported.
 
     Raises:
-        ValueError: if there is none; names the nearest spelling, or says that it is not sequential.
+        ValueError: names the nearest spelling, or says that the model is not sequential.
     """
-    if name in MODELS:
-        return _resolve(MODELS[name].target)
-    theirs = {
-        key: value
-        for key, value in vars(import_module(SEQUENTIAL)).items()
-        if isinstance(value, type)
-    }
-    if name in theirs:
-        return theirs[name]
-    folder = Path(import_module("recbole.model").__path__[0])
+    theirs = _sequential_models()
+    if name in MODELS or name in theirs:
+        return
+    folder = recbole_folder() / "model"
     others = {file.stem for file in folder.glob("*_recommender/*.py")} - {*map(str.lower, theirs)}
     if name.lower() in others:
         raise ValueError(f"model {name!r} is not sequential; only sequential models can run here")
     raise ValueError(f"unknown model {name!r}{did_you_mean(name, [*MODELS, *theirs])}")
+
+
+def find_model(name: str) -> type:
+    """Our model of that name, else RecBole's sequential one.
+
+    Raises:
+        ValueError: as ``refuse_unknown_model``.
+    """
+    refuse_unknown_model(name)
+    return resolve(MODELS[name].target if name in MODELS else f"{SEQUENTIAL}:{name}")
 
 
 def find_entry(entry: str) -> tuple[str, dict[str, str]]:
@@ -113,7 +103,7 @@ def find_entry(entry: str) -> tuple[str, dict[str, str]]:
         ValueError: if there is no such model, or its loss cannot be chosen in this way.
     """
     name, dash, loss = entry.partition("-")
-    find_model(name)
+    refuse_unknown_model(name)
     if not dash:
         return name, {}
     if not has_loss_type(name):
@@ -126,7 +116,7 @@ def find_entry(entry: str) -> tuple[str, dict[str, str]]:
 
 def has_loss_type(name: str) -> bool:
     """Whether the loss of a model can be chosen: its yaml of RecBole's has a ``loss_type``."""
-    properties = Path(import_module("recbole").__path__[0], "properties", "model", f"{name}.yaml")
+    properties = recbole_folder() / "properties" / "model" / f"{name}.yaml"
     if name in MODELS or not properties.is_file():
         return False
     return re.search(r"^loss_type *:", properties.read_text(encoding="utf-8"), re.M) is not None
@@ -144,9 +134,9 @@ def find_trainer(model_class: type, config: Keys) -> type:
     """The trainer of a model: ours, or RecBole's with our protocol mixed in."""
     name = model_class.__name__
     if name in PHASED_MODELS:
-        return _resolve(PHASE_TRAINER)
+        return resolve(PHASE_TRAINER)
     get_trainer = import_module("recbole.utils").get_trainer
-    return _resolve(WITH_PROTOCOL)(get_trainer(config["MODEL_TYPE"], name))
+    return resolve(WITH_PROTOCOL)(get_trainer(config["MODEL_TYPE"], name))
 
 
 def find_dataset(model_class: type) -> type:
@@ -158,96 +148,32 @@ def find_dataset(model_class: type) -> type:
     name = model_class.__name__
     if name not in MODELS and hasattr(import_module("recbole.data.dataset"), f"{name}Dataset"):
         raise ValueError(f"model {name!r} needs RecBole's own {name}Dataset, which cannot run here")
-    return _resolve(DATASET)
+    return resolve(DATASET)
 
 
-def register() -> None:
-    """Let RecBole's own look-ups find our models, trainers, data sets, yaml files and metrics.
+def recbole_folder() -> Path:
+    """Where RecBole is installed; it is not imported.
 
-    Classes are resolved at their first use. RecBole's models see no difference.
+    Raises:
+        ImportError: if it is not; names the command that mends it.
     """
-    import_module(SEQUENTIAL)
-    for name, entry in MODELS.items():
-        alias = f"{SEQUENTIAL}.{name.lower()}"
-        module = ModuleType(alias, f"Alias of {entry.target}.")
-        module.__spec__ = ModuleSpec(alias, None)  # get_model asks find_spec, which reads this
-        _answer(module, {name: functools.partial(_resolve, entry.target)})
-        sys.modules[alias] = module
-    trainers = {f"{name}Trainer": functools.partial(_own_trainer, name) for name in MODELS}
-    _answer(import_module("recbole.trainer"), trainers)
-    datasets = {f"{name}Dataset": functools.partial(_resolve, DATASET) for name in MODELS}
-    _answer(import_module("recbole.data.dataset"), datasets)
-    _register_metrics()
-    _register_properties()
-    _register_events()
+    spec = find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        command = "pip install --no-deps recbole==1.2.1"
+        raise ImportError(f"RecBole is not installed; mend it by: {command}")
+    return Path(spec.submodule_search_locations[0])
 
 
-def _resolve(target: str) -> Any:
+@functools.cache
+def _sequential_models() -> frozenset[str]:
+    """Names of RecBole's sequential models: what the package of their modules imports."""
+    package = recbole_folder() / "model" / "sequential_recommender" / "__init__.py"
+    nodes = ast.parse(package.read_text(encoding="utf-8")).body
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    return frozenset(alias.name for node in imports for alias in node.names)
+
+
+def resolve(target: str) -> Any:
     """What ``module:name`` names."""
     module, name = target.split(":")
     return getattr(import_module(module), name)
-
-
-def _own_trainer(name: str) -> type:
-    if name in PHASED_MODELS:
-        return _resolve(PHASE_TRAINER)
-    return _resolve(WITH_PROTOCOL)(import_module("recbole.trainer").Trainer)
-
-
-def _answer(module: ModuleType, names: Mapping[str, Callable[[], type]]) -> None:
-    """Give a module attributes that are computed when they are asked for."""
-
-    def __getattr__(name: str) -> Any:  # noqa: N807
-        if name in names:
-            return names[name]()
-        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-
-    module.__dict__["__getattr__"] = __getattr__
-
-
-def _register_metrics() -> None:
-    """Add the uncut reciprocal rank, and the metrics that RecBole lacks, to its tables."""
-    tables = import_module("recbole.evaluator.register")
-    lacking = [name for name in (*RANK_METRICS, *LIST_METRICS) if name not in tables.metrics_dict]
-    for name, target in {"fullmrr": FULL_MRR, **dict.fromkeys(lacking, OWN_METRIC)}.items():
-        metric: Any = _resolve(target)
-        tables.metrics_dict[name] = metric
-        tables.metric_information[name] = metric.metric_need
-        tables.metric_types[name] = metric.metric_type
-
-
-def _register_properties() -> None:
-    """Add a layer to RecBole's Config: the yaml file of our model, if it is one of ours."""
-    from recbole.config import Config
-
-    def load_ours_too(load: Callable[..., None]) -> Callable[..., None]:
-        def load_internal(self: Any, model: str, model_class: type, dataset: str) -> None:
-            load(self, model, model_class, dataset)
-            if model in MODELS:
-                self._update_internal_config_dict(find_properties() / "model" / f"{model}.yaml")
-
-        return load_internal
-
-    _wrap_once(Config, "_load_internal_config_dict", load_ours_too)
-
-
-def _register_events() -> None:
-    """Have RecBole's trainers open their folder of events when the first value is written.
-
-    Ours put a writer of the run's folder in its place before that.
-    """
-    import recbole.trainer.trainer as recbole_trainer
-
-    def open_late(get_tensorboard: Callable[[Any], SummaryWriter]) -> Callable[[Any], EventWriter]:
-        return lambda logger: EventWriter(lambda: get_tensorboard(logger))
-
-    _wrap_once(recbole_trainer, "get_tensorboard", open_late)
-
-
-def _wrap_once(holder: Any, name: str, wrapped: Callable[[Any], Any]) -> None:
-    """Put a function of ours around one of RecBole's, whose modules import such things by name."""
-    function = getattr(holder, name)
-    if not hasattr(function, "is_ours"):
-        ours: Any = functools.wraps(function)(wrapped(function))
-        ours.is_ours = True
-        setattr(holder, name, ours)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from recbole.evaluator.base_metric import AbstractMetric
-from recbole.utils import EvaluatorType
 from torch import Tensor
 
 from recbole_jepa4rec.data.histories import Histories
@@ -159,46 +156,6 @@ def list_metrics(
     """
     names = [name.lower() for name in metrics if name.lower() in LIST_METRICS]
     return {f"{name}@{k}": LIST_METRICS[name](best[:, :k], counts) for name in names for k in topk}
-
-
-class FullMRR(AbstractMetric):
-    """Mean reciprocal rank over the whole ranking, ``mrr``, for RecBole's own evaluator."""
-
-    metric_type = EvaluatorType.RANKING
-    metric_need = ["rec.meanrank"]
-
-    def calculate_metric(self, dataobject: Any) -> dict[str, float]:
-        """Average the reciprocals of the mean ranks that RecBole's collector has gathered.
-
-        Args:
-            dataobject: RecBole's ``DataStruct``; its ``rec.meanrank`` holds rows of
-                ``[sum of target ranks, number of items, number of targets]``.
-
-        Returns:
-            ``{"mrr": value}``, rounded to ``metric_decimal_place``.
-
-        Raises:
-            ValueError: if a row has more than one target.
-        """
-        rank_sum, _, num_targets = dataobject.get("rec.meanrank").double().unbind(dim=1)
-        if bool((num_targets != 1).any()):
-            raise ValueError("metric 'FullMRR' needs exactly one target per row")
-        return {"mrr": round(float((1 / rank_sum).mean()), self.decimal_place)}
-
-
-class OwnMetric(AbstractMetric):
-    """Stands in RecBole's tables for the metrics that RecBole lacks; our own loop measures them."""
-
-    metric_type = EvaluatorType.RANKING
-    metric_need: list[str] = []
-
-    def calculate_metric(self, dataobject: Any) -> dict[str, float]:
-        """Refuse: RecBole's collector does not keep what these need.
-
-        Raises:
-            ValueError: always; says which RecBole has.
-        """
-        raise ValueError("metrics that RecBole lacks are measured by run_recbole.py alone")
 
 
 def _hit(ranks: np.ndarray, k: int) -> np.ndarray:
