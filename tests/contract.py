@@ -14,6 +14,7 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.runner.recommender import load
+from recbole_jepa4rec.runner.retriever import make_model, retriever_for
 
 SMALL = {
     "data_path": "dataset",
@@ -30,6 +31,11 @@ def training_batch(part: Any) -> Any:
     sampler = create_samplers(config, part, [part] * 3)[0]
     loader = get_dataloader(config, "train")(config, part, sampler, shuffle=False)
     return loader.collate_fn(torch.arange(64))
+
+
+def made(config: Any, part: Any) -> Any:
+    """A new model for the training part of a data set."""
+    return make_model(config, part, retriever_for(config, Path(), part)).eval()
 
 
 class ModelContract:
@@ -57,7 +63,7 @@ class ModelContract:
     @pytest.fixture
     def net(self, config, parts):
         torch.manual_seed(5)
-        return config.model_class(config, parts[0]).eval()
+        return made(config, parts[0])
 
     @pytest.fixture
     def rows(self, parts):
@@ -110,7 +116,7 @@ class ModelContract:
     def test_saved_weights_give_the_same_scores(self, net, config, parts, rows, tmp_path):
         save_weights(net, tmp_path / "model.safetensors")
         torch.manual_seed(99)
-        again = config.model_class(config, parts[0]).eval()
+        again = made(config, parts[0])
         load_weights(again, tmp_path / "model.safetensors")
         with torch.no_grad():
             assert torch.equal(net.full_sort_predict(rows), again.full_sort_predict(rows))

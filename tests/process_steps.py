@@ -15,7 +15,7 @@ from recbole_jepa4rec.base.launch import joined
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.runner.quick_start import run
-from tests.contract import SMALL, training_batch
+from tests.contract import SMALL, made, training_batch
 from tests.process_ends import call_named_function
 from tests.tiny_encoder import TEXTS, save_tiny_bert, write_data_sets
 from tests.tiny_llama import save_tiny_llama
@@ -81,7 +81,7 @@ def _step(folder: Path, rows: int, model: str, phase: str, settings: dict) -> di
     train = find_dataset(config.model_class)(config).build()[0]
     batch = training_batch(train)
     torch.manual_seed(5)
-    net = config.model_class(config, train).eval()
+    net = made(config, train)
     for parameter in net.parameters():  # so that target and context encoder differ
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
@@ -91,7 +91,7 @@ def _step(folder: Path, rows: int, model: str, phase: str, settings: dict) -> di
     terms = net.calculate_loss(batch[processes.shard(torch.arange(rows) * 5)])
     sum(terms).backward()
     processes.all_reduce_gradients(net.parameters())
-    encoder = net.retriever.model if model == "LlamaRec" else net
+    encoder = net.retriever.offer if model == "LlamaRec" else net
     if model == "LlamaRec" and processes.is_main():  # the retriever's table is there for it
         net.full_sort_predict(batch[torch.arange(2)])
     return {

@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -16,15 +18,18 @@ from safetensors import safe_open
 pytest.importorskip("peft", reason="the extra llm is not installed")
 
 from recbole_jepa4rec import load
+from recbole_jepa4rec.base.command import RESUMABLE
 from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.base.stopping import ending_on_sigterm
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.evaluation.metrics import target_ranks
-from recbole_jepa4rec.evaluation.reranking import rerank, retrieve, training_candidates
-from recbole_jepa4rec.model.llamarec import LlamaRec
+from recbole_jepa4rec.model.llamarec import LlamaRec, _items_of
+from recbole_jepa4rec.model.reranking import rerank, retrieve, training_candidates
 from recbole_jepa4rec.runner.quick_start import run
-from recbole_jepa4rec.runner.retriever import Retriever
-from tests.contract import SMALL, ModelContract
+from recbole_jepa4rec.runner.retriever import read_retriever
+from recbole_jepa4rec.training.checkpoints import CheckpointFolder
+from tests.contract import SMALL, ModelContract, made
 from tests.tiny_llama import save_tiny_llama
 
 SASREC = {"hidden_size": 16, "inner_size": 16, "loss_type": "CE", "epochs": 2}
@@ -64,14 +69,24 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def make(tiny):
-    """Build LlamaRec; returns it and its training, validation and test parts."""
+def read(tiny):
+    """The training, validation and test parts that LlamaRec is made with."""
 
     def call(**settings):
         config = Config("LlamaRec", "toy", config_dict={**SMALL, **tiny, **settings})
-        parts = SequentialTextDataset(config).build()
+        return SequentialTextDataset(config).build()
+
+    return call
+
+
+@pytest.fixture
+def make(read):
+    """Make LlamaRec; returns it and its training, validation and test parts."""
+
+    def call(**settings):
+        parts = read(**settings)
         torch.manual_seed(3)
-        return LlamaRec(config, parts[0]).eval(), parts
+        return made(parts[0].config, parts[0]), parts
 
     return call
 
@@ -128,9 +143,9 @@ def test_letter_logits_equal_one_row_at_a_time(model):
     net, parts = model
     merge(net)
     rows = parts[2].inter_feat[0:12]
-    scores = net.retriever.scores(rows)
+    scores = net.retriever.scores(net.packed(rows))
     items, _ = retrieve(scores, 20)
-    histories = net._histories(rows)
+    histories = _items_of(net.packed(rows))
     prompts = net.prompt.encode(histories, items.tolist())
     assert len({len(prompt) for prompt in prompts}) > 3
     together = net.verbaliser(prompts)
@@ -148,7 +163,7 @@ def test_loss_is_the_cross_entropy_over_twenty_letters(model):
     rows = parts[0].inter_feat[0:200:25]
     net.begin_epoch(4)
     (loss,) = net.calculate_loss(rows)
-    keys = derive(net.config["seed"], 4, rows["user_id"], rows["item_id"])
+    keys = derive(net.seed, 4, rows["user_id"], rows["item_id"])
     drawn, _ = training_candidates(rows["item_id"], rows["item_id_list"], net.n_items, 20, keys)
     expected = []
     for row, target in enumerate(rows["item_id"].tolist()):
@@ -192,8 +207,9 @@ def test_item_tokens_bound_every_prompt(model):
     rows = parts[0].inter_feat[0:300:7]
     keys = derive(1, rows["user_id"])
     items, _ = training_candidates(rows["item_id"], rows["item_id_list"], net.n_items, 20, keys)
-    prompts = net.prompt.encode(net._histories(rows), items.tolist())
-    for prompt, history in zip(prompts, net._histories(rows), strict=True):
+    histories = _items_of(net.packed(rows))
+    prompts = net.prompt.encode(histories, items.tolist())
+    for prompt, history in zip(prompts, histories, strict=True):
         assert len(prompt) <= int(net.item_tokens[history].sum())
 
 
@@ -302,24 +318,24 @@ def test_a_retriever_reads_what_it_was_trained_on(make, tiny):
         .inter_feat[0:40]
     )
     own = load(tiny["retriever"]).model.full_sort_predict(own_rows)
-    assert torch.equal(net.retriever.scores(rows)[:, 1:], own[:, 1:])
+    assert torch.equal(net.retriever.scores(net.packed(rows))[:, 1:], own[:, 1:])
 
 
-def test_a_retriever_that_numbers_the_items_otherwise_is_refused(make, tiny):
-    net, parts = make()
+def test_a_retriever_that_numbers_the_items_otherwise_is_refused(read, tiny):
+    parts = read()
     assert parts[0].fingerprint  # kept: it does not depend on the numbers
     tokens = parts[0].field2id_token["item_id"]
     tokens[[3, 7]] = tokens[[7, 3]]
     with pytest.raises(ValueError, match="numbers the items in another order") as caught:
-        Retriever(Path(tiny["retriever"]), net.config, parts[0])
+        read_retriever(Path(tiny["retriever"]), parts[0].config, parts[0])
     assert tiny["retriever"] in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_reading_a_retriever_draws_no_random_numbers(make, tiny):
-    net, parts = make()
+def test_reading_a_retriever_draws_no_random_numbers(read, tiny):
+    parts = read()
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    Retriever(Path(tiny["retriever"]), net.config, parts[0])
+    read_retriever(Path(tiny["retriever"]), parts[0].config, parts[0])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -390,6 +406,26 @@ def test_a_retriever_is_not_trained_twice_and_has_its_share_of_the_time(result, 
         result(max_train_seconds=100, retriever_settings={"epochs": 2})
 
 
+def test_told_to_end_while_its_retriever_trains_it_goes_on(result, tmp_path, monkeypatch):
+    whole = result("whole", retriever_settings={**SASREC, "epochs": 2})
+    write = CheckpointFolder.write
+
+    def write_and_be_told(self, state):
+        write(self, state)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "write", write_and_be_told)
+        with ending_on_sigterm(), pytest.raises(SystemExit) as ended:
+            result("broken", retriever_settings={**SASREC, "epochs": 2})
+    assert ended.value.code == RESUMABLE
+    assert (tmp_path / "broken" / "retriever" / "checkpoints").exists()
+    found = run(config_dict={"resume": str(tmp_path / "broken")})
+    assert [found[key] for key in ("valid", "test")] == [whole[key] for key in ("valid", "test")]
+    retriever = json.loads((tmp_path / "broken" / "retriever" / "result.json").read_text())
+    assert retriever["starts"] == 2
+
+
 def test_without_epochs_the_weights_fit_any_retriever_that_is_trained_later(result, tmp_path):
     result(epochs=0)
     net = load(tmp_path / "run").model
@@ -399,10 +435,21 @@ def test_without_epochs_the_weights_fit_any_retriever_that_is_trained_later(resu
 # --- wrong input
 
 
-def test_wrong_settings_of_the_retriever_are_refused_at_once(result, tmp_path):
-    with pytest.raises(ValueError, match=r"retriever_settings: unknown key 'epoch' \(did you mean"):
-        result(retriever_settings={"epoch": 3})
-    assert not (tmp_path / "run" / "retriever").exists()
+def test_wrong_settings_are_refused_before_the_retriever_is_trained(result, tmp_path):
+    for settings, message in (
+        ({"retriever_settings": {"epoch": 3}}, "retriever_settings: unknown key 'epoch'.* mean"),
+        ({"language_model": "/nowhere"}, "language_model '/nowhere' cannot be used"),
+        ({"lora_target_modules": ["c_attn"]}, "lora_target_modules .* do not fit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            result(**settings)
+        assert not (tmp_path / "run" / "retriever").exists()
+
+
+def test_without_a_retriever_it_is_not_made(read):
+    part = read()[0]
+    with pytest.raises(ValueError, match="needs a retriever, which RecBole's own scripts do not"):
+        LlamaRec(part.config, part)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +460,7 @@ def test_wrong_settings_of_the_retriever_are_refused_at_once(result, tmp_path):
         ({"num_candidates": 27}, "num_candidates 27 must be a whole number from 2 to 26"),
         ({"retriever": "SASRek"}, "'SASRek' is neither a run folder nor a model: .*'SASRec'"),
         ({"retriever": "LlamaRec"}, "retriever 'LlamaRec' would need a retriever itself"),
-        ({"retriever": "SASRec"}, "'SASRec' is trained inside a run folder"),
+        ({"retriever": "SASRec"}, "'retriever' is no finished run's folder"),
         ({"retriever": "dataset/toy"}, "'dataset/toy' is no finished run's folder"),
         ({"retriever_settings": 3}, "retriever_settings 3 must be a mapping"),
         ({"MAX_ITEM_LIST_LENGTH": 5}, "reads 10 items .*allowed: --MAX_ITEM_LIST_LENGTH=10"),
@@ -458,16 +505,18 @@ def test_a_retriever_of_other_data_is_refused(make, other_data):
         make(data_path=str(other_data))
 
 
-def test_a_data_set_without_text_is_refused(make, other_data):
+def test_a_data_set_without_text_is_refused(read, other_data):
     (other_data / "toy" / "toy.item").unlink()
+    part = read(data_path=str(other_data))[0]
     with pytest.raises(ValueError, match=r"toy\.item"):
-        make(data_path=str(other_data))
+        LlamaRec.refuse_settings(part.config, part)
 
 
-def test_more_candidates_than_items_are_refused(make, other_data):
+def test_more_candidates_than_items_are_refused(read, other_data):
     file = other_data / "toy" / "toy.inter"
     header, *lines = file.read_text(encoding="utf-8").splitlines()
     few = [line for line in lines if line.split("\t")[1] < "i10"]
     file.write_text("\n".join([header, *few]) + "\n", encoding="utf-8")
+    part = read(data_path=str(other_data))[0]
     with pytest.raises(ValueError, match=r"num_candidates is 20; allowed: 2 to \d+, the items"):
-        make(data_path=str(other_data))
+        LlamaRec.refuse_settings(part.config, part)

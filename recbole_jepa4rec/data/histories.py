@@ -148,6 +148,13 @@ class PackedHistories:
         moved = (getattr(self, field.name).to(device) for field in fields(self))
         return PackedHistories(*moved)
 
+    def newest(self, most: int) -> PackedHistories:
+        """The same without the older items of histories that hold more than ``most``."""
+        to_end = self.lengths.cumsum(0).repeat_interleave(self.lengths)
+        to_end -= torch.arange(len(self.items), device=to_end.device)
+        lengths = self.lengths.clamp(max=most)
+        return PackedHistories(self.items[to_end <= most], lengths, self.users, self.targets)
+
     def newest_first(self) -> Tensor:
         """Items newest first in each history, ``[M]``."""
         ends = self.lengths.cumsum(0)

@@ -3,7 +3,8 @@
 ====================  =====================================================================
 who                   what it calls
 ====================  =====================================================================
-the run               ``prepare_run_folder`` once, before training; ``label`` for its tables
+the run               ``refuse_settings`` before it trains a retriever, where ``needs_retriever``;
+                      ``prepare_run_folder`` once, before training; ``label`` for its tables
 validation            where there are ``choices``, ``scores_of_choices`` and then ``choose``, once,
                       before training
 training in phases    ``kept_from_start`` where it starts from a checkpoint, then for each of
@@ -30,6 +31,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
@@ -79,6 +81,10 @@ class Offer:
     def scores_of_choices(self, histories: PackedHistories) -> Iterator[Tensor]:
         """Scores of all items under each of ``choices``, ``[B, N]`` each, in their order."""
         raise NotImplementedError(f"{self.label} has no choices")
+
+    def scores(self, histories: PackedHistories) -> Tensor:
+        """Scores of all items, padding item included, ``[B, N]``."""
+        raise NotImplementedError
 
     def prepare_run_folder(self, folder: Path) -> None:
         """Write beside the weights what is needed to load them again; the first process calls."""
@@ -136,9 +142,14 @@ class Model(Offer, SequentialRecommender):
     Args:
         config: a RecBole config with the keys of the model's yaml file.
         dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
+
+    Attributes:
+        needs_retriever: whether it is made with a third argument, a trained model whose best items
+            it orders anew (``reranking.py``).
     """
 
     input_type = InputType.POINTWISE
+    needs_retriever: ClassVar[bool] = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         SequentialRecommender.__init__(self, config, dataset)
@@ -157,9 +168,9 @@ class Model(Offer, SequentialRecommender):
         """What training lowers, of the rows of a batch."""
         raise NotImplementedError
 
-    def scores(self, histories: PackedHistories) -> Tensor:
-        """Scores of all items, padding item included, ``[B, N]``."""
-        raise NotImplementedError
+    @classmethod
+    def refuse_settings(cls, config: Any, dataset: Any) -> None:
+        """Refuse what the model could not be made with, before its retriever is trained."""
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Any) -> Tensor:
@@ -238,7 +249,8 @@ class RecBoleModel(Offer):
     """
 
     def __init__(self, model: nn.Module, label: str) -> None:
-        self._model, self._label = model, label
+        self._model: Any = model
+        self._label = label
 
     @property
     def net(self) -> nn.Module:
@@ -249,6 +261,17 @@ class RecBoleModel(Offer):
     def label(self) -> str:
         """Its name and, where it can be chosen, its loss."""
         return self._label
+
+    def scores(self, histories: PackedHistories) -> Tensor:
+        """Those of ``full_sort_predict``, for windows of the width that it is trained with."""
+        model, windows = self._model, histories.padded()
+        missing = model.max_seq_length - windows.shape[1]
+        columns = {
+            model.ITEM_SEQ: nn.functional.pad(windows, (0, missing)),
+            model.ITEM_SEQ_LEN: histories.lengths,
+            model.USER_ID: histories.users,
+        }
+        return model.full_sort_predict(Interaction(columns)).reshape(len(histories), -1)
 
 
 def offered_by(model: nn.Module, label: str) -> Offer:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.config.model_settings import ItemVectorSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN, PhasedModel
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity
 from recbole_jepa4rec.text.item_vectors import ItemVectors
 
-LAYERS = (
+LAYERS = {
     "hidden_size",
     "n_layers",
     "n_heads",
@@ -27,7 +28,7 @@ LAYERS = (
     "attn_dropout_prob",
     "hidden_act",
     "layer_norm_eps",
-)
+}
 """Keys of the Transformer's layers, RecBole's names."""
 
 MASKED = -10000.0
@@ -118,33 +119,22 @@ class ItemVectorModel(PhasedModel):
     Args:
         config: a RecBole config with the keys of the model's yaml file.
         dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
+        settings: the config's.
     """
 
     has_item_vectors = True
     training_targets = "all_prefixes"
-    trains_all_prefixes = True
     pretrain_weights: dict[str, float]
     _table: Tensor | None
     _rows: Tensor | None
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Any, dataset: Any, settings: ItemVectorSettings) -> None:
         super().__init__(config, dataset)
-        self.seed, self.temperature = config["seed"], config["temperature"]
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature!r}; allowed: > 0")
-        if config["hidden_size"] % config["n_heads"]:
-            raise ValueError(
-                f"hidden_size={config['hidden_size']} is no multiple of n_heads={config['n_heads']}"
-            )
-        stage = config["train_stage"]
-        goes_on = stage == "both" and config["checkpoint"]
-        self.pretrains = stage != "finetune" and config["pretrain_epochs"] > 0 and not goes_on
+        self.seed, self.temperature = settings.seed, settings.temperature
         self.phase, self.epoch = FINETUNE, 0
         self.text = ItemVectors.of(config, dataset)
         self.encoder = ItemSequenceEncoder(
-            self.max_seq_length,
-            config["initializer_range"],
-            **{key: config[key] for key in LAYERS},
+            self.max_seq_length, settings.initializer_range, **settings.model_dump(include=LAYERS)
         )
         self.forget_table()
         self.register_load_state_dict_post_hook(_forget_table)

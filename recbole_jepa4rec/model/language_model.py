@@ -1,17 +1,21 @@
-"""A causal language model from disk or the hub, and the low-rank weights that finetune it."""
+"""A causal language model, low-rank weights that finetune it, and its answer in one letter."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_jepa4rec.base.weight_files import locate
+from recbole_jepa4rec.text.token_batch import fill_batches
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the key ``language_model_precision``."""
 
 
 def load_language_model(source: str, precision: str) -> tuple[nn.Module, Any]:
@@ -19,20 +23,24 @@ def load_language_model(source: str, precision: str) -> tuple[nn.Module, Any]:
 
     Args:
         source: folder or hub name.
-        precision: that the weights are held in, one of ``PRECISIONS``.
+        precision: that the weights are held in, one of ``DTYPES``.
 
     Raises:
         ValueError: if there is none or it is no causal language model; names the key. Without
-            ``peft``, before anything is loaded.
+            ``peft``, before anything is loaded: ``add_lora`` needs it next, and the weights may
+            take minutes to come.
     """
-    refuse_without_peft()  # add_lora needs it next; the weights may take minutes to come
+    if not find_spec("peft"):
+        raise ValueError(
+            'LlamaRec trains with peft, which is not installed: pip install "recbole_jepa4rec[llm]"'
+        )
     # transformers 5 has renamed the argument
     dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     try:
         folder = str(locate(source))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, **{dtype: PRECISIONS[precision]}
+            folder, trust_remote_code=False, **{dtype: DTYPES[precision]}
         )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -40,20 +48,8 @@ def load_language_model(source: str, precision: str) -> tuple[nn.Module, Any]:
     return model.requires_grad_(False), tokenizer
 
 
-def refuse_without_peft() -> None:
-    """Refuse to start where the low-rank weights cannot be made.
-
-    Raises:
-        ValueError: names the extra to install.
-    """
-    if not find_spec("peft"):
-        raise ValueError(
-            'LlamaRec trains with peft, which is not installed: pip install "recbole_jepa4rec[llm]"'
-        )
-
-
 def add_lora(
-    model: nn.Module, rank: int, alpha: int, dropout: float, target_modules: list[str]
+    model: nn.Module, rank: int, alpha: int, dropout: float, target_modules: list[str] | str
 ) -> nn.Module:
     """The model with low-rank weights beside the named linear layers (Hu et al. 2022).
 
@@ -75,3 +71,65 @@ def add_lora(
         return get_peft_model(model, lora)
     except ValueError as error:
         raise ValueError(f"lora_target_modules {target_modules!r} do not fit: {error}") from error
+
+
+class Verbaliser(nn.Module):
+    """A language model that answers each prompt with one of some letters (LlamaRec, section 3.3).
+
+    The letters' logits are computed in float32 from the hidden state of the last token, whatever
+    the model computes in: bfloat16 logits would tie. A final soft cap, where a model has one, is
+    left out; it would not change their order.
+
+    Args:
+        language_model: a causal one of transformers, wrapped by peft.
+        letters: vocabulary ids of the letters, ``C``.
+
+    Raises:
+        ValueError: if the output layer is not a plain linear one.
+    """
+
+    letters: Tensor
+
+    def __init__(self, language_model: Any, letters: Sequence[int]) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.register_buffer("letters", torch.tensor(letters), persistent=False)
+        self.tokens_seen = 0
+        if not isinstance(self._causal.get_output_embeddings(), nn.Linear):
+            raise ValueError("lora_target_modules must leave out the language model's output layer")
+
+    @property
+    def _causal(self) -> Any:
+        """The model of transformers, its layers with the low-rank weights inside."""
+        return self.language_model.get_base_model()
+
+    def forward(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of the letters after each prompt, float32 ``[B, C]``.
+
+        Prompts are padded on the right, where no token of a causal model ever looks.
+        """
+        device = self.letters.device
+        rows = [torch.tensor(prompt) for prompt in prompts]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        self.tokens_seen += sum(map(len, prompts))
+        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        place = torch.arange(input_ids.shape[1], device=device)
+        hidden = self._causal.base_model(
+            input_ids=input_ids, attention_mask=(place < lengths[:, None]).long(), use_cache=False
+        ).last_hidden_state
+        last = hidden[torch.arange(len(rows), device=device), lengths - 1]
+        head = self._causal.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[self.letters].float()
+        with torch.autocast(device.type, enabled=False):
+            return F.linear(last.float(), head.weight[self.letters].float(), bias)
+
+    @torch.no_grad()
+    def in_batches(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
+        """As :meth:`forward`, prompts of like length together, ``max_tokens`` at once."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        order = lengths.argsort(stable=True)
+        sizes = fill_batches(lengths[order], max_tokens, max(1, len(prompts)))
+        logits = torch.empty(len(prompts), len(self.letters), device=self.letters.device)
+        for part in order.split(sizes):
+            logits[part.to(logits.device)] = self([prompts[row] for row in part.tolist()])
+        return logits

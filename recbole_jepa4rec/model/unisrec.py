@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.base.weight_files import read_tensors
+from recbole_jepa4rec.config.model_settings import UniSRecSettings
 from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, Windows, last_output
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity, zero_of
 
-MODES = ("inductive", "transductive")
 PUBLISHED = {
     "moe_adaptor.": "adaptor.",
     **{name: f"encoder.{name}" for name in ("position_embedding.", "trm_encoder.", "LayerNorm.")},
@@ -107,41 +107,32 @@ class UniSRec(ItemVectorModel):
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)
-        self.mode = config["finetune_mode"]
-        if self.mode not in MODES:
-            raise ValueError(f"finetune_mode is {self.mode!r}; allowed: {', '.join(MODES)}")
-        self.fixes_encoder = config["fix_encoder"]
-        started = config["checkpoint"] or config["encoder_checkpoint"]
-        if self.fixes_encoder and not (self.pretrains or started):
-            raise ValueError(
-                "fix_encoder is True without pre-training; allowed with train_stage=both, a "
-                "checkpoint or an encoder_checkpoint"
-            )
+        settings = UniSRecSettings.of(config)
+        super().__init__(config, dataset, settings)
+        self.mode, self.fixes_encoder = settings.finetune_mode, settings.fix_encoder
         self.pretrain_weights = {
             "sequence_item": 1.0,
-            "sequence_sequence": config["sequence_sequence_weight"],
+            "sequence_sequence": settings.sequence_sequence_weight,
         }
-        self.item_drop_ratio = config["item_drop_ratio"]
-        self.item_drop_share = config["item_drop_share"]
+        self.item_drop_ratio = settings.item_drop_ratio
+        self.item_drop_share = settings.item_drop_share
         self.adaptor = MixtureOfExperts(
             self.text.width,
-            config["hidden_size"],
-            config["n_experts"],
-            config["adaptor_dropout_prob"],
-            config["initializer_range"],
+            settings.hidden_size,
+            settings.n_experts,
+            settings.adaptor_dropout_prob,
+            settings.initializer_range,
         )
         self.adaptor.centre_on(self.text.table[1:].mean(dim=0))
         self.id_embedding: nn.Embedding | None = None
-        if self.mode == "transductive" and config["train_stage"] != "pretrain":
-            self.id_embedding = nn.Embedding(self.n_items, config["hidden_size"])
-            nn.init.normal_(self.id_embedding.weight, std=config["initializer_range"])
-        dropped = self.text.word_dropped(config["word_drop_ratio"]) if self.pretrains else None
+        if self.mode == "transductive" and settings.train_stage != "pretrain":
+            self.id_embedding = nn.Embedding(self.n_items, settings.hidden_size)
+            nn.init.normal_(self.id_embedding.weight, std=settings.initializer_range)
+        ratio = settings.word_drop_ratio
+        dropped = self.text.word_dropped(ratio) if settings.pretrains else None
         self.register_buffer("word_dropped", dropped, persistent=False)
-        if config["encoder_checkpoint"]:
-            if config["checkpoint"]:
-                raise ValueError("checkpoint and encoder_checkpoint are both set; allowed: one")
-            self._load_published(Path(config["encoder_checkpoint"]))
+        if settings.encoder_checkpoint:
+            self._load_published(Path(settings.encoder_checkpoint))
 
     @property
     def label(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.config.model_settings import VQRecSettings
 from recbole_jepa4rec.model.base import PERMUTATION
 from recbole_jepa4rec.model.item_codes import (
     CodePermutation,
@@ -47,24 +48,25 @@ class VQRec(ItemVectorModel):
     catalogue: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)
-        self.digits, self.values = config["code_digits"], config["code_values"]
-        self.replaced_share = config["code_replacement_ratio"]
-        self.sinkhorn_iterations = config["sinkhorn_iterations"]
+        settings = VQRecSettings.of(config)
+        super().__init__(config, dataset, settings)
+        self.digits, self.values = settings.code_digits, settings.code_values
+        self.replaced_share = settings.code_replacement_ratio
+        self.sinkhorn_iterations = settings.sinkhorn_iterations
         rows = torch.unique(self.text.row_of_item[1:])
         self.quantiser = ProductQuantiser.cached(
             self.text.table[rows],
             self.digits,
             self.values,
             self.text.key,
-            Path(config["cache_dir"] or default_cache_dir()),
+            Path(settings.cache_dir or default_cache_dir()),
         )
         key = torch.tensor([*bytes.fromhex(self.text.key)], dtype=torch.uint8)
         self.register_buffer("catalogue", key)  # whose codes the embeddings are for
         self.code_embedding = nn.Parameter(
-            torch.empty(self.digits, self.values, config["hidden_size"])
+            torch.empty(self.digits, self.values, settings.hidden_size)
         )
-        nn.init.normal_(self.code_embedding, std=config["initializer_range"])
+        nn.init.normal_(self.code_embedding, std=settings.initializer_range)
         self.permutation: CodePermutation | None = None
         self._codes: tuple[Tensor, Tensor] | None = None
 

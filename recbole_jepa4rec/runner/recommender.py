@@ -9,14 +9,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from recbole.data.interaction import Interaction
 
-from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.base.spelling import did_you_mean
-from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import Model, offered_by
-from recbole_jepa4rec.training.pretrained_chain import is_chained
+from recbole_jepa4rec.runner.retriever import load_model
 
 Item = str | Mapping[str, str]
 """An item id, or the attributes of an item that has none: ``{"title": ...}``."""
@@ -33,23 +30,7 @@ def load(run_dir: str | Path, **settings: Any) -> Recommender:
     Raises:
         ValueError: if the folder is no run's, or the weights do not fit the data set.
     """
-    folder = Path(run_dir)
-    for name in ("config.yaml", WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no run folder: it has no {name}")
-    config = Config(
-        config_file_list=[folder / "config.yaml"],
-        config_dict={"checkpoint": str(folder), "encoder_checkpoint": None, **settings},
-    )
-    if is_chained(config):  # the other stage would read the file of the first
-        config = config.with_settings({"train_stage": "pretrain"})
-    dataset = find_dataset(config.model_class)(config)
-    train = dataset.build()[0]
-    model = config.model_class(config, train).to(config["device"])
-    fits_any = offered_by(model, config["model"]).fits_any_catalogue
-    items = item_ids_digest(train, fits_any)
-    load_weights(model, folder / WEIGHTS_NAME, item_ids=items)
-    return Recommender(model, train)
+    return Recommender(*load_model(Path(run_dir), **settings))
 
 
 class Recommender:
@@ -63,7 +44,6 @@ class Recommender:
     def __init__(self, model: Any, dataset: Any) -> None:
         self.model = model.eval()
         self.offer = offered_by(model, type(model).__name__)
-        self.fields = model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.USER_ID
         self.max_length = model.max_seq_length
         self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
         self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
@@ -235,12 +215,9 @@ class Recommender:
     @torch.no_grad()
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:
         """Scores of all items for histories of internal ids, ``[B, N]`` on the CPU."""
-        recent = [torch.tensor(row[-self.max_length :], dtype=torch.int64) for row in rows]
-        lengths = torch.tensor([len(history) for history in recent])
-        item_seq = torch.zeros(len(rows), self.max_length, dtype=torch.int64)
-        for window, history in zip(item_seq, recent, strict=True):
-            window[: len(history)] = history
-        values = item_seq, lengths, torch.zeros_like(lengths)
-        interaction = Interaction(dict(zip(self.fields, values, strict=True)))
-        scores = self.model.full_sort_predict(interaction.to(self.model.device))
-        return scores.reshape(len(rows), -1).float().cpu()
+        recent = [row[-self.max_length :] for row in rows]
+        items = torch.tensor([item for row in recent for item in row], dtype=torch.int64)
+        nobody = torch.zeros(len(rows), dtype=torch.int64)
+        lengths = torch.tensor([len(row) for row in recent])
+        histories = PackedHistories(items, lengths, nobody, nobody)
+        return self.offer.scores(histories.to(self.model.device)).float().cpu()

@@ -258,10 +258,12 @@ class Clock:
         self._laps: dict[str, float] = {}
         self._begun = self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """Name the time since the last call."""
-        now = time.perf_counter()
-        self._laps[name], self._last = now - self._last, now
+    def lap(self, name: str) -> float:
+        """Add the seconds since the last call to those of that name; returns them."""
+        before, self._last = self._last, time.perf_counter()
+        seconds = self._last - before
+        self._laps[name] = self._laps.get(name, 0.0) + seconds
+        return seconds
 
     def add(self, seconds: float) -> None:
         """Count what an earlier start of the run took."""

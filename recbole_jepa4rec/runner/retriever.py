@@ -1,95 +1,128 @@
-"""The first of two stages: a trained sequential model whose best items a ranker orders anew."""
+"""Trained models out of their run folders, and the retriever that the run of a ranker needs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import recbole
 import torch
-from recbole.data.interaction import Interaction
-from torch import Tensor
 
-from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import find_entry
+from recbole_jepa4rec.config.registry import find_dataset, find_entry
 from recbole_jepa4rec.data.item_files import settle_attributes
-from recbole_jepa4rec.runner import quick_start
-from recbole_jepa4rec.runner.recommender import load
+from recbole_jepa4rec.model.base import Model, offered_by
+from recbole_jepa4rec.model.reranking import Retriever
+from recbole_jepa4rec.runner.result import asking_command
+from recbole_jepa4rec.runner.resume import asked_config
 from recbole_jepa4rec.runner.run_folder import RunFolder
+from recbole_jepa4rec.training.pretrained_chain import is_chained
 
 MACHINE = ("seed", "data_path", "use_gpu", "gpu_id", "state", "reproducibility", "show_progress")
 """Keys beside data and protocol that a retriever has from its ranker."""
 
+Train = Callable[[Config, RunFolder, str], Any]
+"""Makes a run, by its settings, in its folder, for the command that asks for it."""
 
-class Retriever:
-    """A frozen model out of a run folder.
 
-    No ``nn.Module``, so that its weights are neither trained nor saved with the ranker's.
+def load_model(folder: Path, **settings: Any) -> tuple[Any, Any]:
+    """The model that a run left behind, and the training part of its data set.
 
     Args:
-        folder: of a finished run.
+        folder: of the run.
+        **settings: keys that differ on this machine.
+
+    Raises:
+        ValueError: if the folder is no run's, or the weights do not fit the data set.
+    """
+    for name in ("config.yaml", WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no run folder: it has no {name}")
+    config = Config(
+        config_file_list=[folder / "config.yaml"],
+        config_dict={"checkpoint": str(folder), "encoder_checkpoint": None, **settings},
+    )
+    if is_chained(config):  # the other stage would read the file of the first
+        config = config.with_settings({"train_stage": "pretrain"})
+    dataset = find_dataset(config.model_class)(config).build()[0]
+    model = make_model(config, dataset, retriever_for(config, folder, dataset))
+    fits_any = offered_by(model, config["model"]).fits_any_catalogue
+    load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids_digest(dataset, fits_any))
+    return model.eval(), dataset
+
+
+def make_model(config: Config, dataset: Any, retriever: Retriever | None) -> Any:
+    """A new model on its device, with the retriever if it needs one."""
+    parts = (config, dataset) if retriever is None else (config, dataset, retriever)
+    return config.model_class(*parts).to(config["device"])
+
+
+def retriever_for(
+    config: Config, folder: Path, dataset: Any, train: Train | None = None
+) -> Retriever | None:
+    """The retriever that the model of a run needs; ``None`` for a model that needs none.
+
+    It lies in a folder of its own that the key ``retriever`` names, or in the run's. There it is
+    trained first, unless an earlier start of the run has done so.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        dataset: the training part of its data.
+        train: makes the retriever's run; ``None`` where there must be one already.
+
+    Raises:
+        ValueError: if there is none, it does not fit, or its settings cannot be used.
+    """
+    if not (issubclass(config.model_class, Model) and config.model_class.needs_retriever):
+        return None
+    if is_folder(config["retriever"]):
+        folder = Path(config["retriever"])
+    else:
+        folder = folder / "retriever"
+        if train:
+            _train(config, folder, dataset, train)
+    with processes.main_first():
+        retriever = read_retriever(folder, config, dataset)
+    if processes.world_size() > 1 and retriever.offer.has_item_vectors:
+        retriever.offer.item_vectors()  # together, before each process ranks users of its own
+    return retriever
+
+
+def read_retriever(folder: Path, config: Config, dataset: Any) -> Retriever:
+    """The model of a finished run, for a ranker.
+
+    Args:
+        folder: of the run.
         config: the ranker's.
         dataset: the ranker's; the run must have had the same histories and items.
 
     Raises:
         ValueError: if the folder is no finished run's, the run had other data, or its model reads
             more of a history than there will be.
-
-    Attributes:
-        label: what tables call the run.
-        digest: SHA-256 of the weights file, ``[32]`` bytes.
     """
-
-    def __init__(self, folder: Path, config: Any, dataset: Any) -> None:
-        _check_fingerprint(folder, dataset)
-        with torch.random.fork_rng():  # what is drawn later must not depend on it
-            recommender = load(
-                folder, data_path=str(Path(config["data_path"]).parent), use_gpu=config["use_gpu"]
-            )
-        if recommender.item_ids != [*map(str, dataset.field2id_token[dataset.iid_field])]:
-            raise ValueError(f"retriever {str(folder)!r} numbers the items in another order")
-        if recommender.max_length > config["MAX_ITEM_LIST_LENGTH"]:
-            raise ValueError(
-                f"retriever {str(folder)!r} reads {recommender.max_length} items of a history, "
-                f"more than MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']}; allowed: "
-                f"--MAX_ITEM_LIST_LENGTH={recommender.max_length} or more"
-            )
-        self.folder, self.model = folder, recommender.model
-        self.label = _read_result(folder)["label"]
-        weights = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes())
-        self.digest = torch.tensor(list(weights.digest()), dtype=torch.uint8)
-
-    @torch.no_grad()
-    def scores(self, interaction: Any) -> Tensor:
-        """Scores of all items by its own model, float32 ``[B, N]``; the padding item has -inf.
-
-        Raises:
-            ValueError: if a score is not a finite number.
-        """
-        rows = len(interaction)
-        scores = self.model.full_sort_predict(self._own_window(interaction)).view(rows, -1)
-        scores = scores.float().clone()
-        if not scores[:, 1:].isfinite().all():
-            raise ValueError(f"retriever {str(self.folder)!r} gives scores that are not finite")
-        scores[:, 0] = -torch.inf
-        return scores
-
-    def _own_window(self, interaction: Any) -> Any:
-        """The rows with histories cut to what the model was trained to read."""
-        item_seq, lengths = (interaction[n] for n in (self.model.ITEM_SEQ, self.model.ITEM_SEQ_LEN))
-        width = self.model.max_seq_length
-        if item_seq.shape[1] <= width:
-            return interaction
-        kept = lengths.clamp(max=width)
-        place = torch.arange(width, device=item_seq.device)
-        window = item_seq.gather(1, (lengths - kept)[:, None] + place)
-        window = window.masked_fill(place >= kept[:, None], 0)
-        cut = {self.model.ITEM_SEQ: window, self.model.ITEM_SEQ_LEN: kept}
-        return Interaction({**interaction.interaction, **cut})
+    label = _check_run(folder, dataset)
+    with torch.random.fork_rng():  # what is drawn later must not depend on it
+        data_path = str(Path(config["data_path"]).parent)
+        model, own = load_model(folder, data_path=data_path, use_gpu=config["use_gpu"])
+    field = dataset.iid_field
+    if [*own.field2id_token[field]] != [*dataset.field2id_token[field]]:
+        raise ValueError(f"retriever {str(folder)!r} numbers the items in another order")
+    if model.max_seq_length > config["MAX_ITEM_LIST_LENGTH"]:
+        raise ValueError(
+            f"retriever {str(folder)!r} reads {model.max_seq_length} items of a history, "
+            f"more than MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']}; allowed: "
+            f"--MAX_ITEM_LIST_LENGTH={model.max_seq_length} or more"
+        )
+    weights = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes())
+    digest = torch.tensor(list(weights.digest()), dtype=torch.uint8)
+    return Retriever(offered_by(model, label), str(folder), label, model.max_seq_length, digest)
 
 
 def is_folder(retriever: str) -> bool:
@@ -143,23 +176,33 @@ def retriever_config(config: Any) -> Config:
     return asked
 
 
-def train_retriever(settings: Config, folder: Path) -> None:
+def _train(config: Config, folder: Path, dataset: Any, train: Train) -> None:
     """Train a model for the ranker, unless an interrupted run has done so already.
 
     Args:
-        settings: of ``retriever_config``.
-        folder: its run folder.
+        config: the ranker's.
+        folder: of the retriever's run.
+        dataset: the ranker's.
+        train: see ``retriever_for``.
 
     Raises:
-        ValueError: as ``quick_start.run``, or if the folder holds a model of other settings.
+        ValueError: for settings that cannot be used, or if the folder holds a model of others.
     """
-    given = settings.external()
-    if not (folder / "result.json").is_file():
-        key = "resume" if RunFolder(folder).is_unfinished else "run_dir"
-        with torch.random.fork_rng(), torch.enable_grad():  # maybe amid an evaluation
-            quick_start.run(config_dict={**given, key: str(folder)})
-    elif read_yaml(folder / "config.yaml") != given:
-        raise ValueError(f"{folder} holds a retriever that was trained with other settings")
+    if processes.world_size() > 1:
+        raise ValueError(
+            f"retriever {config['retriever']!r} would be trained first, by one process; allowed "
+            f"with {processes.world_size()}: the run folder of a trained one"
+        )
+    given = retriever_config(config).external()
+    if (folder / "result.json").is_file():
+        if read_yaml(folder / "config.yaml") != given:
+            raise ValueError(f"{folder} holds a retriever that was trained with other settings")
+        return
+    config.model_class.refuse_settings(config, dataset)
+    key = "resume" if RunFolder(folder).is_unfinished else "run_dir"
+    asked: dict[str, Any] = {**given, key: str(folder)}
+    settings = asked_config(config_dict=asked)
+    train(settings, RunFolder.of(settings), asking_command(None, None, (), asked, ()))
 
 
 def _data_keys() -> set[str]:
@@ -167,27 +210,22 @@ def _data_keys() -> set[str]:
     return set(read_yaml(Path(recbole.__file__).parent / "properties" / "dataset" / "sample.yaml"))
 
 
-def _read_result(folder: Path) -> dict[str, Any]:
-    """What a finished run says of itself.
+def _check_run(folder: Path, dataset: Any) -> str:
+    """What tables call a finished run on the same data.
 
     Raises:
-        ValueError: if the folder is no finished run's.
+        ValueError: if the folder is no finished run's, or the run had other data.
     """
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return {key: result[key] for key in ("label", "data_fingerprint", "dataset")}
+        label, fingerprint, name = (result[k] for k in ("label", "data_fingerprint", "dataset"))
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"retriever {str(folder)!r} is no finished run's folder: no result.json that names data"
         ) from None
-
-
-def _check_fingerprint(folder: Path, dataset: Any) -> None:
-    """Refuse a run on other data before its model is loaded."""
-    result = _read_result(folder)
-    if result["data_fingerprint"] != dataset.fingerprint:
+    if fingerprint != dataset.fingerprint:
         raise ValueError(
-            f"retriever {str(folder)!r} was trained on other data: {result['dataset']} "
-            f"({result['data_fingerprint']}) instead of {dataset.dataset_name} "
-            f"({dataset.fingerprint})"
+            f"retriever {str(folder)!r} was trained on other data: {name} ({fingerprint}) instead "
+            f"of {dataset.dataset_name} ({dataset.fingerprint})"
         )
+    return label

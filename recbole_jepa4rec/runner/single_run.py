@@ -21,8 +21,10 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
+from recbole_jepa4rec.model.reranking import Retriever
 from recbole_jepa4rec.runner.result import Clock, Result, describe, per_user
 from recbole_jepa4rec.runner.resume import identity_of, refuse_other_run
+from recbole_jepa4rec.runner.retriever import make_model, retriever_for
 from recbole_jepa4rec.runner.run_folder import RunFolder, without_logging
 from recbole_jepa4rec.training.pretrained_chain import PretrainedChain, asked_stage, is_chained
 from recbole_jepa4rec.training.state import Listener, Session
@@ -220,8 +222,13 @@ def _train(
     for key in config.unread_keys():
         logger.warning(f"{config['model']} does not read {key!r}")
 
+    clock.lap("load")
+    retriever = retriever_for(config, folder.path, data, train_and_test)
+    if retriever:
+        session = session.after(clock.lap("retriever"))
+
     def make_trainer(config: Config) -> Any:
-        return _make_trainer(config, folder, data)
+        return _make_trainer(config, folder, data, retriever)
 
     if is_chained(config):
         clock.lap("load")
@@ -241,11 +248,11 @@ def _train(
     return _Trained(trainer, stage, result)
 
 
-def _make_trainer(config: Config, folder: RunFolder, data: Any) -> Any:
+def _make_trainer(config: Config, folder: RunFolder, data: Any, retriever: Retriever | None) -> Any:
     """A trainer, and in it a new model on its device."""
     init_seed(config["seed"], config["reproducibility"])
     with processes.main_first():
-        model = build_model(config, data)
+        model = build_model(config, data, retriever)
     give_back_freed_memory()  # what reading and tokenising text needed
     if processes.rank():  # dropout, unlike the weights, differs between processes
         torch.manual_seed(config["seed"] + processes.rank())
@@ -255,7 +262,7 @@ def _make_trainer(config: Config, folder: RunFolder, data: Any) -> Any:
     return trainer
 
 
-def build_model(config: Config, dataset: Any) -> Any:
+def build_model(config: Config, dataset: Any, retriever: Retriever | None = None) -> Any:
     """The model on its device.
 
     Raises:
@@ -263,7 +270,7 @@ def build_model(config: Config, dataset: Any) -> Any:
             value of a setting.
     """
     try:
-        return config.model_class(config, dataset).to(config["device"])
+        return make_model(config, dataset, retriever)
     except KeyError as error:
         _explain(error, config)
         raise

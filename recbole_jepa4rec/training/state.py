@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
@@ -163,6 +163,11 @@ class Session:
     before: TrainingState | None = None
     time_share: float = 1.0
     on_validation: Listener | None = None
+
+    def after(self, seconds: float) -> Session:
+        """The same behind the training of a retriever, which took so long."""
+        stage_seconds = {"pretrain": 0.0, "finetune": seconds}
+        return replace(self, before=TrainingState(seconds=seconds, stage_seconds=stage_seconds))
 
     def tell(self, point: Validation, stage: str) -> None:
         """Pass on a point of the learning curve of a run in that stage."""

@@ -1,14 +1,52 @@
-"""Which items a ranker sees beside each other, and what its order makes of a full ranking."""
+"""Two stages: whose best items a ranker sees, and what its order makes of a full ranking."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base.keyed_random import Draw, below, derive
+from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.model.base import Offer
 
 _BOUND = 1 << 61
 """Draws below it hardly ever tie, and twice it is still an int64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Retriever:
+    """The first stage: a trained model, frozen, whose best items a ranker orders anew.
+
+    No ``nn.Module``, so that its weights are neither trained nor saved with the ranker's.
+
+    Attributes:
+        offer: the model in evaluation mode.
+        folder: of its run, for whom an error tells.
+        label: what tables call it.
+        max_items: newest items of a history that it was trained to read.
+        digest: SHA-256 of its weights file, ``[32]`` bytes.
+    """
+
+    offer: Offer
+    folder: str
+    label: str
+    max_items: int
+    digest: Tensor
+
+    @torch.no_grad()
+    def scores(self, histories: PackedHistories) -> Tensor:
+        """Scores of all items by its own model, float32 ``[B, N]``; the padding item has -inf.
+
+        Raises:
+            ValueError: if a score is not a finite number.
+        """
+        scores = self.offer.scores(histories.newest(self.max_items)).float().clone()
+        if not scores[:, 1:].isfinite().all():
+            raise ValueError(f"retriever {self.folder!r} gives scores that are not finite")
+        scores[:, 0] = -torch.inf
+        return scores
 
 
 def training_candidates(
