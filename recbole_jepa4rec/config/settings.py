@@ -166,7 +166,7 @@ def _type_name(schema: dict[str, Any]) -> str:
     return names[schema["type"]]
 
 
-def _if(fits: Callable[[Any], bool]) -> AfterValidator:
+def only_if(fits: Callable[[Any], bool]) -> AfterValidator:
     """A rule that no bound can say."""
 
     def check(value: Any) -> Any:
@@ -177,7 +177,7 @@ def _if(fits: Callable[[Any], bool]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _must(words: str) -> Any:
+def must(words: str) -> Any:
     """The words for such a rule, after "must be"."""
     return Field(json_schema_extra={"must": words})
 
@@ -215,24 +215,24 @@ Positive = Annotated[float, Field(gt=0)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-Switch = Annotated[bool | None, _must("True or False")]
-Names = Annotated[list[str] | str, Field(min_length=1), _must("a name or a list of names")]
-TopK = Annotated[list[Count] | Count, _must("a whole number from 1 or a list of such numbers")]
-Seed = Annotated[int, Field(ge=0, lt=2**32), _must(f"a whole number from 0 to {2**32 - 1}")]
+Switch = Annotated[bool | None, must("True or False")]
+Names = Annotated[list[str] | str, Field(min_length=1), must("a name or a list of names")]
+TopK = Annotated[list[Count] | Count, must("a whole number from 1 or a list of such numbers")]
+Seed = Annotated[int, Field(ge=0, lt=2**32), must(f"a whole number from 0 to {2**32 - 1}")]
 Learner = Annotated[
-    str, _if(lambda name: name.lower() in LEARNERS), _must(f"one of {', '.join(LEARNERS)}")
+    str, only_if(lambda name: name.lower() in LEARNERS), must(f"one of {', '.join(LEARNERS)}")
 ]
 Level = Annotated[
-    str, _if(lambda name: name.lower() in LEVELS), _must(f"one of {', '.join(LEVELS)}")
+    str, only_if(lambda name: name.lower() in LEVELS), must(f"one of {', '.join(LEVELS)}")
 ]
 Clipping = Annotated[
     dict[str, Any] | None,
-    _if(_is_clipping),
-    _must("null or a mapping with the number max_norm"),
+    only_if(_is_clipping),
+    must("null or a mapping with the number max_norm"),
 ]
 LoadCol = Annotated[
     dict[str, Any] | None,
-    _if(_is_load_col),
-    _must("null or a mapping from a file's suffix to '*' or a list of names"),
+    only_if(_is_load_col),
+    must("null or a mapping from a file's suffix to '*' or a list of names"),
 ]
-Interval = Annotated[str | None, _if(_is_interval), _must("an interval such as '[5,inf)'")]
+Interval = Annotated[str | None, only_if(_is_interval), must("an interval such as '[5,inf)'")]

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from recbole_jepa4rec.base.command import run_command
 from recbole_jepa4rec.base.files import atomic_write, locked
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
-from recbole_jepa4rec.config.run_settings import Count, Seed
+from recbole_jepa4rec.config.settings import Count, Seed, must
 from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.data.item_files import refuse_without_text, settle_attributes
 from recbole_jepa4rec.study.cells import Cell, finished_runs
@@ -58,7 +58,7 @@ class GroupKeys(StudyKeys):
         tuple[Seed, ...],
         BeforeValidator(_listed),
         AfterValidator(_distinct),
-        Field(json_schema_extra={"must": f"a whole number from 0 to {2**32 - 1}, or several"}),
+        must(f"a whole number from 0 to {2**32 - 1}, or several"),
     ] = (2020,)
     """The seeds with which every model is trained, with commas."""
     jobs: Count = 1

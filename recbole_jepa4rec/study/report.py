@@ -1,4 +1,4 @@
-"""What a study writes for people: html pages that need no network, and tables in other formats."""
+"""What a study writes for people: pages that need no network, and tables in other formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 from recbole_jepa4rec.base.files import atomic_write
@@ -39,47 +39,36 @@ TEX_SIGNS = {
 
 
 def write_report(comparison: Mapping[str, Any], folder: Path) -> None:
-    """Write ``comparison.md``, ``.tex`` and ``.html``, each whole or not at all.
+    """Write ``comparison.md``, ``.tex`` (for a paper that loads booktabs) and ``.html``.
 
     Args:
         comparison: what ``comparison.json`` holds.
         folder: where to write.
 
     Raises:
-        OSError: if a file cannot be written.
+        OSError: if a file cannot be written; none is there in part.
     """
-    for kind, render in (("md", markdown), ("tex", latex), ("html", html)):
+    view, look = _view(comparison), {"styles": styles(comparison)}
+    texts = {
+        "md": _template("comparison.md", escape_markdown).render(view),
+        "tex": _template("comparison.tex", escape_latex, **TEX_SIGNS).render(view),
+        "html": page("comparison.html", comparison_plots(comparison), {**view, **look}),
+    }
+    for kind, text in texts.items():
         with atomic_write(folder / f"comparison.{kind}", "w") as file:
-            file.write(render(comparison))
+            file.write(text)
 
 
-def markdown(comparison: Mapping[str, Any]) -> str:
-    """The tables as GitHub shows them."""
-    return _environment(escape_markdown).get_template("comparison.md").render(_view(comparison))
-
-
-def latex(comparison: Mapping[str, Any]) -> str:
-    """The table of results for a paper that loads ``booktabs``."""
-    environment = _environment(escape_latex, **TEX_SIGNS)
-    return environment.get_template("comparison.tex").render(_view(comparison))
-
-
-def html(comparison: Mapping[str, Any]) -> str:
-    """The page of a comparison."""
-    view = {**_view(comparison), "styles": styles(comparison)}
-    return page("comparison.html", comparison_plots(comparison), view)
-
-
-def page(template: str, plots: Sequence[Mapping[str, Any]], view: Mapping[str, Any]) -> str:
+def page(name: str, plots: Sequence[Mapping[str, Any]], view: Mapping[str, Any]) -> str:
     """A page that needs no network.
 
     Args:
-        template: that extends ``page.html``.
+        name: of a template that extends ``page.html``.
         plots: of ``figures.drawn``.
         view: what else the template reads.
     """
-    environment = _environment(None, autoescape=True)
-    return environment.get_template(template).render(view, plots=plots, plotly=get_plotlyjs())
+    template = _template(name, str, autoescape=True)
+    return template.render(view, plots=plots, plotly=get_plotlyjs())
 
 
 def escape_markdown(value: Any) -> str:
@@ -93,7 +82,7 @@ def escape_latex(value: Any) -> str:
     return "".join(LATEX.get(sign, sign) for sign in str(value))
 
 
-def _environment(escape: Callable[[Any], str] | None, **options: Any) -> Environment:
+def _template(name: str, escape: Callable[[Any], str], **options: Any) -> Template:
     environment = Environment(
         loader=PackageLoader("recbole_jepa4rec.study"),
         undefined=StrictUndefined,
@@ -102,11 +91,8 @@ def _environment(escape: Callable[[Any], str] | None, **options: Any) -> Environ
         keep_trailing_newline=True,
         **options,
     )
-    for name in ("metric_name", "number", "spread", "amount", "percent", "p_value", "plain"):
-        environment.filters[name] = getattr(wording, name)
-    if escape:
-        environment.filters["esc"] = escape
-    return environment
+    environment.filters |= wording.FILTERS | {"esc": escape}
+    return environment.get_template(name)
 
 
 def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:

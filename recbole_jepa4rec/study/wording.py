@@ -66,54 +66,43 @@ def plain(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def label_of(comparison: Mapping[str, Any], entry: str) -> str:
-    """What the row of an entry is called."""
-    return next(row["label"] for row in comparison["rows"] if row["entry"] == entry)
+FILTERS = {
+    each.__name__: each for each in (metric_name, number, spread, amount, percent, p_value, plain)
+}
+"""What templates call by these names."""
 
 
 def headline(comparison: Mapping[str, Any]) -> list[str]:
     """The comparison in one sentence, and what the test says of it in another, if it says any."""
-    reference, best = comparison["reference"], comparison["best_baseline"]
-    name, key = label_of(comparison, reference), comparison["valid_metric"]
-    row = next(row for row in comparison["rows"] if row["entry"] == reference)
-    if not row["counts"]:
-        return [f"{name} has no complete result on {comparison['dataset']}: nothing is tested."]
-    reached = (
-        f"On {comparison['dataset']}, {name} reaches {metric_name(key)} "
-        f"{number(row['test'][key]['mean'])} on the test split"
-    )
-    if best is None:
+    rows = {row["entry"]: row for row in comparison["rows"]}
+    reference, baseline = rows[comparison["reference"]], rows.get(comparison["best_baseline"])
+    name, dataset, key = reference["label"], comparison["dataset"], comparison["valid_metric"]
+    if not reference["counts"]:
+        return [f"{name} has no complete result on {dataset}: nothing is tested."]
+    mine = reference["test"][key]["mean"]
+    reached = f"On {dataset}, {name} reaches {metric_name(key)} {number(mine)} on the test split"
+    if baseline is None:
         return [f"{reached}; there is no baseline to compare it with."]
-    against = f"{_stands(comparison, key)} {label_of(comparison, best)}"
+    theirs, change = baseline["test"][key]["mean"], comparison["improvement"][key]
+    by = "" if change is None else f"{abs(change):.1f} % "
+    stands = "the same as" if mine == theirs else f"{by}{'above' if mine > theirs else 'below'}"
+    asked = (baseline["entry"], key)
+    test = next(t for t in comparison["tests"] if (t["baseline"], t["metric"]) == asked)
     return [
-        f"{reached}, {against}, the best baseline on validation.",
-        _verdict(comparison, name, best, key),
+        f"{reached}, {stands} {baseline['label']}, the best baseline on validation.",
+        _verdict(test, name, comparison["users"]),
     ]
 
 
-def _stands(comparison: Mapping[str, Any], key: str) -> str:
-    """Where the reference stands, seen from the best baseline."""
-    change = comparison["improvement"][key]
-    means = {row["entry"]: row["test"][key]["mean"] for row in comparison["rows"] if row["counts"]}
-    mine, theirs = means[comparison["reference"]], means[comparison["best_baseline"]]
-    if mine == theirs:
-        return "the same as"
-    by = "" if change is None else f"{abs(change):.1f} % "
-    return f"{by}{'above' if mine > theirs else 'below'}"
-
-
-def _verdict(comparison: Mapping[str, Any], name: str, best: str, key: str) -> str:
-    test = next(t for t in comparison["tests"] if (t["baseline"], t["metric"]) == (best, key))
-    figures = f"p {_equals(test['p_holm'])} after Holm's correction, {comparison['users']:,} users"
-    if test["p_holm"] < ALPHA:
+def _verdict(test: Mapping[str, Any], name: str, users: int) -> str:
+    p = test["p_holm"]
+    equals = p_value(p) if p < 1e-4 else f"= {p_value(p)}"
+    figures = f"p {equals} after Holm's correction, {users:,} users"
+    if p < ALPHA:
         return f"The difference is significant ({figures})."
     if test["difference"] <= 0:
         return f"Nothing here says that {name} is better ({figures})."
     return f"The difference may be chance ({figures})."
-
-
-def _equals(p: float) -> str:
-    return p_value(p) if p < 1e-4 else f"= {p_value(p)}"
 
 
 def progress(comparison: Mapping[str, Any]) -> str | None:

@@ -10,13 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
 from recbole.utils import argument_list
 
 from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_entry
-from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, Count
+from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
+from recbole_jepa4rec.config.settings import Count, must, only_if
 from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.study.cells import Cell
@@ -59,24 +59,16 @@ PER_RUN = {
 """Settings of one run, and what to write instead."""
 
 
-def _shares_gpus(value: float | None) -> float | None:
+def _shares_gpus(value: float | None) -> bool:
     """Ray shares one GPU among several trials, but no trial has 1.5."""
-    if value is not None and not (0 <= value <= 1 or value.is_integer()):
-        raise AssertionError
-    return value
+    return value is None or 0 <= value <= 1 or (value > 1 and value.is_integer())
 
 
-def _names_head(value: str | None) -> str | None:
+def _names_head(value: str | None) -> bool:
     """Ray's client (``ray://``) cannot drive a search."""
     host, _, port = (value or "").rpartition(":")
     is_port = port.isascii() and port.isdigit() and int(port) < 2**16
-    if value not in (None, "auto") and (not host or "/" in host or not is_port):
-        raise AssertionError
-    return value
-
-
-def _must(words: str) -> Any:
-    return Field(json_schema_extra={"must": words})
+    return value in (None, "auto") or (bool(host) and "/" not in host and is_port)
 
 
 class SearchKeys(StudyKeys):
@@ -91,18 +83,13 @@ class SearchKeys(StudyKeys):
     cpus_per_trial: Count = 1
     """CPU cores of a trial."""
     gpus_per_trial: Annotated[
-        float | None,
-        Field(ge=0),
-        AfterValidator(_shares_gpus),
-        _must("a share of one GPU or a whole number"),
+        float | None, only_if(_shares_gpus), must("a share of one GPU or a whole number")
     ] = None
     """GPUs of a trial, fractions too; None is one where there are any."""
     max_concurrent: Count | None = None
     """Trials at once, at most; None is as many as fit."""
     address: Annotated[
-        str | None,
-        AfterValidator(_names_head),
-        _must("auto or HOST:PORT of a Ray cluster's head"),
+        str | None, only_if(_names_head), must("auto or HOST:PORT of a Ray cluster's head")
     ] = None
     """Of a running Ray cluster, auto too; None starts one here."""
     scheduler: Literal["asha", "none"] = "asha"
