@@ -85,8 +85,7 @@ def _run_missing(
     board: Board[str, Record],
     identity: Mapping[str, Any],
 ) -> None:
-    from recbole_jepa4rec.study.search.cluster import cluster
-    from recbole_jepa4rec.study.search.tuning import tune_trials
+    from recbole_jepa4rec.study.search.tuning import cluster, tune_trials
 
     with cluster(request) as gpus:  # one that is not there leaves no search behind
         _write_identity(request.folder, identity)
