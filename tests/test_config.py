@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 import recbole
 import yaml
+from recbole.utils import argument_list
 
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties
 from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import MODELS, sequential_models
 from recbole_jepa4rec.config.run_settings import refuse_theirs
-from recbole_jepa4rec.config.syntax import known_keys, parse_command_line, parse_value
+from recbole_jepa4rec.config.syntax import (
+    arguments_of_recbole,
+    default_settings,
+    known_keys,
+    parse_command_line,
+    parse_value,
+)
 from tests.conftest import ROOT
 
 RECBOLE = Path(recbole.__file__).parent / "properties"
@@ -71,6 +79,16 @@ class TestLayers:
         assert made["load_col"]["item"] == ["item_id", "class"]
         assert made["load_col"]["inter"] == config()["load_col"]["inter"]
         assert made["clip_grad_norm"] == {"max_norm": 5}
+
+    @pytest.mark.parametrize("dataset", ["ml-100k", "toy"])
+    def test_what_is_checked_early_is_what_recbole_reads(self, dataset):
+        for model in [*MODELS, *sequential_models()]:
+            early, late = (
+                default_settings(model, dataset),
+                config(model=model, dataset=dataset).internal_config_dict,
+            )
+            differs = {key for key in {*early, *late} if early.get(key) != late.get(key)}
+            assert differs <= {"MODEL_TYPE", "load_col", "additional_feat_suffix"}
 
     def test_full_softmax_needs_no_negatives(self):
         assert config()["train_neg_sample_args"]["distribution"] == "none"
@@ -363,6 +381,14 @@ class TestDevice:
 
 
 class TestOurFiles:
+    def test_recboles_lists_are_read_as_it_has_them(self):
+        for kind in ("general", "dataset"):
+            ours = [*arguments_of_recbole(kind)]
+            theirs = getattr(argument_list, f"{kind}_arguments")
+            assert ours and ours == theirs[: len(ours)]  # its Config appends to them
+        with pytest.raises(ValueError, match="lists no other arguments"):
+            arguments_of_recbole("other")
+
     def test_every_key_of_a_preset_is_known(self):
         for file in find_properties().glob("preset/*.yaml"):
             content = yaml.load(file.read_text(encoding="utf-8"), Loader)

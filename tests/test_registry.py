@@ -213,11 +213,45 @@ def test_a_model_with_a_data_set_class_of_its_own_is_refused():
 
 
 def test_importing_is_light():
-    heavy = python(
-        "import recbole_jepa4rec, sys; heavy = {'ray', 'transformers', 'recbole.quick_start'};"
-        "print(sorted(heavy & set(sys.modules)))"
+    assert python(f"import recbole_jepa4rec\n{PRINT_HEAVY}") == "[]"
+
+
+PRINT_HEAVY = """
+import sys
+print(sorted({"numpy", "pandas", "ray", "recbole", "torch", "transformers"} & {*sys.modules}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model=SASRc", "--dataset=ml-100k"], "unknown model 'SASRc' (did you mean 'SASRec'?)"),
+        (["--model=SASRec", "--dataset=ml-100"], "no data set 'ml-100' in dataset (did you mean"),
+        (["--model=SASRec", "--dataset=ml-100k", "--epoch=1"], "unknown key 'epoch' (did you mean"),
+        (["--model=VQRec", "--dataset=ml-100k", "--epochs=-1"], "epochs -1 must be a whole number"),
+        (["--model=SASRec", "--dataset=ml-100k", "--config_files=x"], "cannot read config file x"),
+        (["--dataset=ml-100k"], "no model is named (write --model=NAME)"),
+        (["SASRec"], "stray word 'SASRec' on the command line"),
+    ],
+)
+def test_words_are_refused_before_anything_heavy_is_imported(words, message):
+    run = f"from recbole_jepa4rec.runner.quick_start import main\nprint(main({words!r}))"
+    said = python(f"import sys\nsys.stderr = sys.stdout\n{run}\n{PRINT_HEAVY}").splitlines()
+    assert said[0].startswith(f"error: {message}")
+    assert said[1:] == ["2", "[]"]
+
+
+def test_recbole_may_be_imported_afterwards():
+    script = (
+        "import recbole_jepa4rec\n"
+        "from recbole.utils import ModelType, get_model, get_trainer\n"
+        "from recbole.data import dataset\n"
+        "from recbole.evaluator import metrics_dict\n"
+        "names = get_model('JEPA4Rec'), get_trainer(ModelType.SEQUENTIAL, 'JEPA4Rec')\n"
+        "names += dataset.JEPA4RecDataset, metrics_dict['fullmrr']\n"
+        "print(*(each.__name__ for each in names))"
     )
-    assert heavy == "[]"
+    assert python(script) == "JEPA4Rec PhaseTrainer SequentialTextDataset FullMRR"
 
 
 def test_without_recbole_one_command_is_named():

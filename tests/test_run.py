@@ -276,7 +276,7 @@ class TestErrors:
         assert "Traceback" in (workplace / log).read_text()
         assert not (workplace / "out" / "result.json").exists()
         monkeypatch.setattr(quick_start, "run", lambda **_: fail())
-        assert main([]) == 1
+        assert main(words) == 1
         *trace, last = capsys.readouterr().err.splitlines()
         assert last == "error: TypeError: a fault of ours"
         assert trace[0].startswith("Traceback")  # which no log holds
@@ -304,12 +304,12 @@ class TestErrors:
         assert "no user has at least 3 interactions" in capsys.readouterr().err
         assert not (workplace / "runs").exists()
 
-    def test_an_interrupted_run_says_so(self, monkeypatch, capsys):
+    def test_an_interrupted_run_says_so(self, words, monkeypatch, capsys):
         def interrupt(**_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(quick_start, "run", interrupt)
-        assert main([]) == 130
+        assert main(words) == 130
         assert capsys.readouterr().err == "interrupted\n"
 
     def test_an_interrupted_run_names_its_folder(self, workplace, words, monkeypatch, capsys):

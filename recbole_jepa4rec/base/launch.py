@@ -170,11 +170,6 @@ def is_launched() -> bool:
     return bool(os.environ.get("RANK"))
 
 
-def is_alone_or_main() -> bool:
-    """Whether this process speaks for its run, by the environment; before and after it as well."""
-    return os.environ.get("RANK") in (None, "", "0")
-
-
 @contextmanager
 def joined(on_gpu: bool, given: Mapping[str, Any]) -> Iterator[None]:
     """Be one of the run's processes meanwhile: over nccl on GPUs, else over gloo; or be alone.

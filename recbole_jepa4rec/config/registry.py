@@ -74,7 +74,7 @@ def refuse_unknown_model(name: str) -> None:
     Raises:
         ValueError: names the nearest spelling, or says that the model is not sequential.
     """
-    theirs = _sequential_models()
+    theirs = sequential_models()
     if name in MODELS or name in theirs:
         return
     folder = recbole_folder() / "model"
@@ -165,7 +165,7 @@ def recbole_folder() -> Path:
 
 
 @functools.cache
-def _sequential_models() -> frozenset[str]:
+def sequential_models() -> frozenset[str]:
     """Names of RecBole's sequential models: what the package of their modules imports."""
     package = recbole_folder() / "model" / "sequential_recommender" / "__init__.py"
     nodes = ast.parse(package.read_text(encoding="utf-8")).body

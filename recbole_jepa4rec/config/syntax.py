@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import recbole
 import yaml
-from recbole.utils import argument_list
 
 from recbole_jepa4rec.base.spelling import did_you_mean
-from recbole_jepa4rec.base.yaml_files import Loader, find_properties
+from recbole_jepa4rec.base.yaml_files import Loader, find_properties, read_yaml
 from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.protocol import PROTOCOL
+from recbole_jepa4rec.config.registry import recbole_folder
 from recbole_jepa4rec.config.run_settings import RunSettings
 from recbole_jepa4rec.config.settings import CLIPPING
 
@@ -143,12 +142,44 @@ def keys_of_others(model: str) -> set[str]:
     return others - own - general
 
 
+def default_settings(model: str, dataset: str) -> dict[str, Any]:
+    """What a run starts from where nothing is given, read without RecBole.
+
+    Of the files that RecBole's Config looks for those of a sequential model, and then ours. Values
+    that it sets beside them, and files of a few models that say which columns are loaded, are left
+    out.
+    """
+    theirs, ours = recbole_folder() / "properties", find_properties()
+    names = ("overall", f"model/{model}", "dataset/sample", f"dataset/{dataset}")
+    files = [theirs / f"{name}.yaml" for name in (*names, "quick_start_config/sequential")]
+    files += [ours / f"{name}.yaml" for name in names if name != "dataset/sample"]
+    settings: dict[str, Any] = {}
+    for file in files:
+        if file.is_file():
+            settings |= _defaults().get(file) or read_yaml(file)
+    return settings
+
+
+@functools.cache
+def arguments_of_recbole(kind: str) -> tuple[str, ...]:
+    """Keys that RecBole lists for its command line.
+
+    Args:
+        kind: ``"general"``, ``"training"``, ``"evaluation"`` or ``"dataset"``.
+    """
+    file = recbole_folder() / "utils" / "argument_list.py"
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{kind}_arguments":
+            return tuple(ast.literal_eval(node.value))
+    raise ValueError(f"{file} lists no {kind} arguments")
+
+
 @functools.cache
 def known_keys() -> frozenset[str]:
     """Every key that RecBole or we read."""
     named = {key for content in _defaults().values() for key in content}
-    listed = (getattr(argument_list, f"{kind}_arguments") for kind in ("general", "dataset"))
-    return frozenset(named.union(ELSEWHERE, *listed) - {"config_file"})
+    listed = (theirs for kind in ("general", "dataset") for theirs in arguments_of_recbole(kind))
+    return frozenset(named.union(ELSEWHERE, listed) - {"config_file"})
 
 
 @functools.cache
@@ -169,8 +200,7 @@ def text_keys() -> frozenset[str]:
 @functools.cache
 def _defaults() -> dict[Path, dict[str, Any]]:
     """Contents of RecBole's yaml files and ours."""
-    theirs = Path(recbole.__file__).parent / "properties"
-    ours = find_properties()
+    theirs, ours = recbole_folder() / "properties", find_properties()
     files = [
         theirs / "overall.yaml",
         theirs / "dataset" / "sample.yaml",

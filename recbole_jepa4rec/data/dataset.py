@@ -15,8 +15,8 @@ import torch
 from pandas.api.types import union_categoricals
 from recbole.utils import FeatureSource
 
-from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.layers import refuse_missing_folder
 from recbole_jepa4rec.config.protocol import PARTS, PROTOCOL, split_names
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
@@ -196,7 +196,7 @@ class SequentialTextDataset(RawSequentialDataset):
         """Load RecBole's tables; of several data sets only ids and times, with prefixed ids."""
         folders = self._source_folders()
         for name, folder in folders.items():
-            _check_folder(name, folder)
+            refuse_missing_folder(name, folder)
         if not self.config["source_datasets"]:
             super()._load_data(token, dataset_path)
             return
@@ -271,14 +271,6 @@ class SequentialTextDataset(RawSequentialDataset):
             self.user_num,
             None if part is None else torch.from_numpy(part),
         )
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    if folder.is_dir():
-        return
-    others = [path.name for path in folder.parent.glob("*") if path.is_dir()]
-    hint = did_you_mean(name, [*others, "ml-100k"])
-    raise ValueError(f"no data set {name!r} in {folder.parent}{hint}")
 
 
 def _joined(tables: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:

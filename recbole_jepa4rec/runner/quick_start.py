@@ -1,4 +1,7 @@
-"""``run``: the run that is asked for, in one process or in several, new or resumed."""
+"""Which run is asked for, and in how many processes: from a command line to ``single_run``.
+
+What takes seconds to import stands inside the functions, after the words are understood.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,17 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.command import RESUMABLE, run_command
-from recbole_jepa4rec.base.launch import NAMES, is_alone_or_main, is_launched, joined, launch
 from recbole_jepa4rec.base.stopping import TERMINATED
-from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import PHASED_MODELS
-from recbole_jepa4rec.runner.result import asking_command
-from recbole_jepa4rec.runner.resume import asked_config
-from recbole_jepa4rec.runner.run_folder import RunFolder
-from recbole_jepa4rec.runner.single_run import train_and_test
+from recbole_jepa4rec.config.syntax import parse_command_line
+
+if TYPE_CHECKING:
+    from recbole_jepa4rec.config.config import Config
+    from recbole_jepa4rec.runner.run_folder import RunFolder
 
 
 def main(command_line: Sequence[str]) -> int:
@@ -37,11 +37,20 @@ def main(command_line: Sequence[str]) -> int:
     """
 
     def run_and_print() -> None:
+        _refuse_early(command_line)
         path = run(command_line=command_line)["path"]
-        if is_alone_or_main():
+        if os.environ.get("RANK") in (None, "", "0"):  # of several that torchrun starts the first
             print(path)
 
     return run_command(run_and_print)
+
+
+def _refuse_early(command_line: Sequence[str]) -> None:
+    """Refuse words that cannot be understood, before anything is imported that takes a while."""
+    resume = parse_command_line(command_line).get("resume")
+    files = [Path(resume, "config.yaml")] if resume else []
+    if all(file.is_file() for file in files):
+        Layers(files=files, command_line=command_line).refuse_early()
 
 
 def run(
@@ -70,7 +79,12 @@ def run(
             else 143. With ``nproc`` above 1: with the status of the process that failed, which has
             said why.
     """
-    asked = (model, dataset, config_files, config_dict, command_line)
+    from recbole_jepa4rec.base.launch import is_launched, launch
+    from recbole_jepa4rec.runner.result import asking_command
+    from recbole_jepa4rec.runner.resume import asked_config
+    from recbole_jepa4rec.runner.run_folder import RunFolder
+
+    asked = (model, dataset, config_files, dict(config_dict or {}), command_line)
     config = asked_config(*asked)
     folder, command = RunFolder.of(config), asking_command(*asked)
     several = config["nproc"] > 1 or (config["world_size"] or 1) > 1
@@ -78,7 +92,7 @@ def run(
         _refuse_processes(config)
     if not several or is_launched():
         return _run_here(config, folder, command)
-    words = worker_words(config["model"], *asked[1:], str(folder.path), command)
+    words = _worker_words((config["model"], *asked[1:]), str(folder.path), command)
     places = {key: config[key] for key in ("nproc", "ip", "port", "world_size", "group_offset")}
     status = launch(words, **places)
     if status == TERMINATED and folder.is_unfinished:
@@ -89,17 +103,8 @@ def run(
     return {**result, "path": str(folder.result_file)}
 
 
-def worker_words(
-    model: str,
-    dataset: str | Sequence[str] | None,
-    config_files: Sequence[str | Path],
-    config_dict: Mapping[str, Any] | None,
-    command_line: Sequence[str],
-    run_dir: str,
-    command: str,
-) -> list[str]:
+def _worker_words(asked: Sequence[Any], run_dir: str, command: str) -> list[str]:
     """What follows ``python`` to start one of several processes of a run; see ``work``."""
-    asked = [model, dataset, [*config_files], dict(config_dict or {}), [*command_line]]
     text = json.dumps([asked, run_dir, command], default=str)
     return ["-m", "recbole_jepa4rec", "worker", text.replace("$", "\\u0024")]  # torch fills in $
 
@@ -108,10 +113,13 @@ def work(text: str) -> int:
     """Be one of the processes that ``nproc`` asks for; returns its exit status.
 
     Args:
-        text: the last of ``worker_words``.
+        text: the last of ``_worker_words``.
     """
 
     def run_here() -> None:
+        from recbole_jepa4rec.runner.resume import asked_config
+        from recbole_jepa4rec.runner.run_folder import RunFolder
+
         asked, run_dir, command = json.loads(text)
         _run_here(asked_config(*asked), RunFolder(run_dir), command)
 
@@ -120,6 +128,8 @@ def work(text: str) -> int:
 
 def _refuse_processes(config: Config) -> None:
     """Refuse to share a training whose loop is RecBole's, or a machine that is too small."""
+    import torch
+
     if config["model"] not in PHASED_MODELS:
         raise ValueError(
             f"model {config['model']!r} runs in one process; allowed with nproc, world_size or "
@@ -134,6 +144,11 @@ def _refuse_processes(config: Config) -> None:
 
 def _run_here(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
     """The run in this process: alone, or as one of those that the environment tells of."""
+    from recbole_jepa4rec.base import processes
+    from recbole_jepa4rec.base.launch import NAMES, joined
+    from recbole_jepa4rec.runner.run_folder import RunFolder
+    from recbole_jepa4rec.runner.single_run import train_and_test
+
     given = {key: config[key] for key in NAMES if config.given(key)}
     with joined(config["device"].type == "cuda", given):
         folder = RunFolder(processes.broadcast(str(folder.path)))
