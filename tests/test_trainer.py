@@ -327,7 +327,7 @@ def test_a_loss_that_is_not_finite_is_named(train):
         ("mapping_reduction", "max", "sum, mean"),
         ("item_encoder", "both", "context, target"),
         ("history_mask_ratio", 1.5, "0 to 1"),
-        ("temperature", 0, "> 0"),
+        ("temperature", 0, "above 0"),
         ("accumulation_steps", 0, "whole number from 1"),
         ("accumulation_steps", 1.5, "whole number"),
         ("pretrain_epochs", -1, "whole number from 0"),

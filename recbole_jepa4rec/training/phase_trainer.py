@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.config.model_settings import PhasedSettings
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.model.base import PRETRAIN, PhasedModel
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
@@ -25,7 +26,6 @@ from recbole_jepa4rec.training.phases import (
     PhasePosition,
     phases_of,
     plan_epoch,
-    refuse_settings,
 )
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
 from recbole_jepa4rec.training.state import Session
@@ -45,9 +45,12 @@ class PhaseTrainer(ProtocolTrainer):
     def __init__(self, config: Any, model: PhasedModel) -> None:
         super().__init__(config, model)
         self.sources = config["source_datasets"] or [config["dataset"]]
-        if self.state.stage == "both" and config["checkpoint"]:
-            self.state.stage = "finetune"  # the checkpoint is pre-trained
-        refuse_settings(config, self.state.stage, self.sources)
+        self.state.stage = stage = PhasedSettings.of(config).stage
+        if len(self.sources) > 1 and stage != "pretrain":
+            raise ValueError(
+                f"train_stage is {stage!r} with {len(self.sources)} data sets; allowed: 'pretrain' "
+                "(finetune on one of them afterwards, with --checkpoint)"
+            )
         self.tokens_trained, self.seconds_trained = 0, 0.0
         self._position: PhasePosition | None = None
 

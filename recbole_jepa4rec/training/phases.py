@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,6 @@ from recbole_jepa4rec.model.base import (
 )
 from recbole_jepa4rec.text.token_batch import fill_batches
 
-STAGES = ("pretrain", "finetune", "both")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 FINETUNING = (
@@ -96,30 +95,6 @@ class PhasePosition:
         self.is_over = is_last
 
 
-def refuse_settings(config: Any, stage: str, sources: Sequence[str]) -> None:
-    """Check what only training in phases reads.
-
-    Args:
-        config: settings of the run.
-        stage: ``train_stage``, or what it comes to with a checkpoint.
-        sources: names of the data sets.
-
-    Raises:
-        ValueError: for a value that is not allowed; names the key.
-    """
-    for key, allowed in (("train_stage", STAGES), ("precision", tuple(PRECISIONS))):
-        if config[key] not in allowed:
-            raise ValueError(f"{key} is {config[key]!r}; allowed: {', '.join(allowed)}")
-    for key in ("enable_amp", "enable_scaler"):
-        if config[key]:
-            raise ValueError(f"{key} is RecBole's; allowed here: precision=bf16 or fp16")
-    if len(sources) > 1 and stage != "pretrain":
-        raise ValueError(
-            f"train_stage is {stage!r} with {len(sources)} data sets; allowed: 'pretrain' "
-            "(finetune on one of them afterwards, with --checkpoint)"
-        )
-
-
 def phases_of(
     config: Any,
     stage: str,
@@ -134,7 +109,7 @@ def phases_of(
 
     Args:
         config: settings of the run.
-        stage: one of ``STAGES``.
+        stage: ``pretrain``, ``finetune`` or ``both``.
         histories: of the training rows.
         model: says, after pre-training, whether it has a permutation to learn first.
         validate_held_out: metrics of the targets at these positions, of users held out of
