@@ -91,3 +91,13 @@ def test_every_model_and_source_of_ours_stands_on_its_page():
     assert [name for name in MODELS if f"| `{name}` |" not in table] == []
     table = read("docs/data.md").split("\n## Converting")[1]
     assert [name for name in SOURCES if f"`{name}`" not in table] == []
+
+
+def test_models_that_train_on_several_processes_are_those_trained_in_phases():
+    head, row = (
+        re.search(f"^\\| {start}.*$", read("docs/models.md"), re.MULTILINE)[0].split(" | ")
+        for start in (r"\| JEPA4Rec", "trains on several processes")
+    )
+    said = dict(zip((cell.strip("| ") for cell in head), row, strict=True))
+    for name, entry in MODELS.items():
+        assert said.get(name, said["others"]).startswith("yes") == entry.in_phases, name
