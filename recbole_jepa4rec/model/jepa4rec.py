@@ -18,7 +18,7 @@ from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predicto
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tensor_cache import default_cache_dir
-from recbole_jepa4rec.text.token_batch import ALL_PREFIXES
+from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, RANDOM
 
 
 class JEPA4Rec(PhasedModel):
@@ -47,13 +47,8 @@ class JEPA4Rec(PhasedModel):
     @property
     def label(self) -> str:
         """What tables call the model, which name the targets of a pass (``training_targets``)."""
-        targets = "all prefixes" if self.trains_all_prefixes else "one random target"
-        return f"{type(self).__name__} ({targets})"
-
-    @property
-    def trains_all_prefixes(self) -> bool:
-        """Whether a history trains on the item after each item, not on the next item alone."""
-        return self.training_targets == ALL_PREFIXES
+        targets = {RANDOM: "one random target", ALL_PREFIXES: "all prefixes"}
+        return f"{type(self).__name__} ({targets[self.training_targets]})"
 
     @property
     def fits_any_catalogue(self) -> bool:
@@ -65,7 +60,7 @@ class JEPA4Rec(PhasedModel):
         """Tokens that each item takes in a history, ``[N]`` on the CPU."""
         sentences = self.core.sentences
         tokens = sentences.sentence_lengths[sentences.sentence_of_item].cpu()
-        return tokens + 1 if self.trains_all_prefixes else tokens
+        return tokens + 1 if self.training_targets == ALL_PREFIXES else tokens  # each a [CLS]
 
     @property
     def tokens_seen(self) -> int:

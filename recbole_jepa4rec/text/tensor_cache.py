@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from recbole_jepa4rec.base.files import atomic_write
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 LARGEST_IN_MEMORY = 1 << 26
 """Bytes of a tensor that is held in memory; a larger one is mapped from its file."""
 
-_ALIGNMENT = 8  # of a safetensors file, in bytes
 _BYTES_AT_ONCE = 1 << 20
 _TEXTS_AT_ONCE = 1 << 14
 
@@ -86,9 +85,8 @@ class TensorCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.path) as file:
-                for part in _file_parts(tensors, metadata):
-                    file.write(part)
-        except OSError as error:
+                save_file(tensors, file.name, metadata)
+        except (OSError, SafetensorError) as error:
             logger.warning("%s cache %s was not written: %s", self.kind, self.path, error)
             return False
         return True
@@ -197,32 +195,6 @@ def _checksum(tensors: Mapping[str, Tensor], contents: Mapping[str, Iterable[Any
     return digest.hexdigest()
 
 
-def _file_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Any]:
-    """A safetensors file piece by piece; the library's ``save`` makes a copy of all tensors.
-
-    Eight bytes say how long the header is, which is JSON, filled up with blanks to a multiple of
-    eight; the tensors follow, the most strictly aligned first.
-    """
-    header = _header(save({name: tensor.flatten()[:0] for name, tensor in tensors.items()}))
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    place = 0
-    for name in names:
-        end = place + tensors[name].nbytes
-        header[name] |= {"shape": list(tensors[name].shape), "data_offsets": [place, end]}
-        place = end
-    text = json.dumps({**header, "__metadata__": dict(metadata)}).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    yield len(text).to_bytes(_ALIGNMENT, "little") + text
-    for name in names:
-        yield from _bytes(tensors[name])
-
-
-def _header(start: bytes) -> dict[str, Any]:
-    """What a safetensors file says of each tensor."""
-    length = int.from_bytes(start[:_ALIGNMENT], "little")
-    return json.loads(start[_ALIGNMENT : _ALIGNMENT + length])
-
-
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     """A tensor's contents, some at a time."""
     data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
@@ -231,14 +203,16 @@ def _bytes(tensor: Tensor) -> Iterator[memoryview]:
 
 
 def _stored_bytes(path: Path) -> dict[str, Iterator[bytes]]:
-    """Contents of a file's tensors, read and not mapped: checking them leaves no page resident."""
+    """Contents of a file's tensors, read and not mapped: checking them leaves no page resident.
+
+    A safetensors file begins with the length of its header in eight bytes, then the header, JSON.
+    """
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(_ALIGNMENT), "little")
+        length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    begin = _ALIGNMENT + length
     return {
-        name: _between(path, *(begin + offset for offset in entry["data_offsets"]))
+        name: _between(path, *(8 + length + offset for offset in entry["data_offsets"]))
         for name, entry in header.items()
     }
 
