@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.data.atomic_files import read_atomic
-from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key, default_cache_dir
 from recbole_jepa4rec.text.text_encoder import TextEncoder
 
 
@@ -33,8 +32,6 @@ class ItemVectors(nn.Module):
         columns: names of the attributes that make up a text, in order.
         encoder: what made the table; ``None`` for vectors from a file.
         source: what tables call the encoder or the file.
-        cache_dir: folder of the cache.
-        show_progress: whether encoding draws a bar on a terminal.
     """
 
     table: Tensor
@@ -49,15 +46,12 @@ class ItemVectors(nn.Module):
         columns: Sequence[str] = (),
         encoder: TextEncoder | None = None,
         source: str = "",
-        cache_dir: Path | None = None,
-        show_progress: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("row_of_item", row_of_item, persistent=False)
         self.key, self.texts, self.columns = key, list(texts), list(columns)
         self.encoder, self.source = encoder, encoder.name if encoder else source
-        self.cache_dir, self.show_progress = cache_dir, show_progress
 
     @classmethod
     def of(cls, config: Any, dataset: Any) -> ItemVectors:
@@ -69,48 +63,40 @@ class ItemVectors(nn.Module):
         if str(config["text_encoder"]).endswith(".npy"):
             return cls.from_file(Path(config["text_encoder"]), dataset)
         item_text = dataset.item_text
-        return cls.encoded(
-            item_text,
-            TextEncoder.of(
-                config["text_encoder"], config["text_pooling"], config["max_text_tokens"]
-            ),
-            Path(config["cache_dir"] or default_cache_dir()),
-            config["device"],
+        encoder = TextEncoder.of(
+            config["text_encoder"],
+            config["text_pooling"],
+            config["max_text_tokens"],
+            config["cache_dir"],
             bool(config["show_progress"]),
         )
+        return cls.encoded(item_text, encoder, config["device"])
 
     @classmethod
     def encoded(
         cls,
         item_text: pd.DataFrame,
         encoder: TextEncoder,
-        cache_dir: Path,
         device: torch.device | str = "cpu",
-        show_progress: bool = False,
     ) -> ItemVectors:
         """Encode a catalogue, or read its vectors from the cache.
 
         Args:
             item_text: one row an item, row 0 (the padding item) empty; one column an attribute.
             encoder: of the texts.
-            cache_dir: folder of the cache.
             device: where the encoder computes.
-            show_progress: whether to draw a bar on a terminal.
         """
         row_of_text = {"": 0}
         texts = joined(item_text)
         rows = [row_of_text.setdefault(text, len(row_of_text)) for text in texts]
         distinct = list(row_of_text)
-        key = _key(distinct, encoder)
         return cls(
-            _cached(distinct, encoder, key, cache_dir, device, show_progress),
+            encoder.cached(distinct, device),
             torch.tensor(rows, dtype=torch.int64),
-            key,
+            encoder.key(distinct),
             distinct,
             [str(name) for name in item_text.columns],
             encoder,
-            cache_dir=cache_dir,
-            show_progress=show_progress,
         )
 
     @classmethod
@@ -162,13 +148,11 @@ class ItemVectors(nn.Module):
         Returns:
             ``[R, W]``, row 0 zero, on the table's device.
         """
-        if self.encoder is None or self.cache_dir is None:
+        if self.encoder is None:
             return None
         texts = [drop_words(text, ratio) for text in self.texts]
         device = self.table.device
-        key = _key(texts, self.encoder)
-        table = _cached(texts, self.encoder, key, self.cache_dir, device, self.show_progress)
-        return table.to(device)
+        return self.encoder.cached(texts, device).to(device)
 
     def append(self, item_text: pd.DataFrame) -> Tensor:
         """Add items at the end of the catalogue, reusing the vectors of texts it has already.
@@ -238,30 +222,6 @@ def drop_words(text: str, ratio: float) -> str:
     kept = draws >= ratio
     kept[draws.argmax()] = True
     return " ".join(word for word, stays in zip(words, kept.tolist(), strict=True) if stays)
-
-
-def _key(texts: Sequence[str], encoder: TextEncoder) -> str:
-    settings = [encoder.identity, encoder.pooling, str(encoder.max_tokens)]
-    return content_key(settings, texts)
-
-
-def _cached(
-    texts: Sequence[str],
-    encoder: TextEncoder,
-    key: str,
-    cache_dir: Path,
-    device: torch.device | str,
-    show_progress: bool,
-) -> Tensor:
-    """Vectors of the texts on the CPU, that of the first, the empty one, zero."""
-    cache = TensorCache(cache_dir, "vectors", key)
-    stored = cache.read()
-    if stored is not None:
-        return stored["vectors"]
-    vectors = encoder.encode(texts[1:], device, show_progress)
-    vectors = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
-    cache.write({"vectors": vectors})
-    return vectors
 
 
 def _item_lines(dataset: Any) -> list[str]:

