@@ -15,7 +15,7 @@ from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import find_dataset, find_entry
+from recbole_jepa4rec.config.registry import find_dataset, find_entry, find_model
 from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.model.reranking import Retriever
@@ -80,14 +80,12 @@ def retriever_for(
     Raises:
         ValueError: if there is none, it does not fit, or its settings cannot be used.
     """
-    if not (issubclass(config.model_class, Model) and config.model_class.needs_retriever):
+    if not _needs_retriever(config.model_class):
         return None
-    if is_folder(config["retriever"]):
-        folder = Path(config["retriever"])
-    else:
-        folder = folder / "retriever"
-        if train:
-            _train(config, folder, dataset, train)
+    trained = is_folder(config["retriever"])
+    folder = Path(config["retriever"]) if trained else folder / "retriever"
+    if train and not trained:
+        _train(config, folder, dataset, train)
     with processes.main_first():
         retriever = read_retriever(folder, config, dataset)
     if processes.world_size() > 1 and retriever.offer.has_item_vectors:
@@ -139,8 +137,8 @@ def is_folder(retriever: str) -> bool:
         raise ValueError(
             f"retriever {retriever!r} is neither a run folder nor a model: {error}"
         ) from None
-    if name == "LlamaRec":
-        raise ValueError("retriever 'LlamaRec' would need a retriever itself; name another model")
+    if _needs_retriever(find_model(name)):
+        raise ValueError(f"retriever {name!r} would need a retriever itself; name another model")
     return False
 
 
@@ -158,7 +156,9 @@ def retriever_config(config: Any) -> Config:
     name, settings = find_entry(config["retriever"])
     external, limit = config.external(), config["max_train_seconds"]
     dataset = external["dataset"]
-    shared = {*MACHINE, *read_yaml(find_properties() / "overall.yaml"), *_data_keys()}
+    theirs = Path(recbole.__file__).parent / "properties" / "dataset" / "sample.yaml"
+    protocol = find_properties() / "overall.yaml"
+    shared = {*MACHINE, *read_yaml(protocol), *read_yaml(theirs)}  # theirs: what is loaded
     given = {key: value for key, value in external.items() if key in shared}
     given |= {
         "model": name,
@@ -205,9 +205,8 @@ def _train(config: Config, folder: Path, dataset: Any, train: Train) -> None:
     train(settings, RunFolder.of(settings), asking_command(None, None, (), asked, ()))
 
 
-def _data_keys() -> set[str]:
-    """Keys that say what is loaded and how it is filtered: those of RecBole's ``sample.yaml``."""
-    return set(read_yaml(Path(recbole.__file__).parent / "properties" / "dataset" / "sample.yaml"))
+def _needs_retriever(model_class: type) -> bool:
+    return issubclass(model_class, Model) and model_class.needs_retriever
 
 
 def _check_run(folder: Path, dataset: Any) -> str:
