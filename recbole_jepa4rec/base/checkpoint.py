@@ -77,30 +77,11 @@ def load_weights(
     """
     tensors, metadata = read_weights(path)
     own = model.state_dict()
-
-    def is_optional(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in (*optional, *keep))
-
-    tensors = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not any(fnmatchcase(name, pattern) for pattern in keep)
-    }
-
-    faults = [
-        f"{name} is missing" for name in own if name not in tensors and not is_optional(name)
-    ] + [f"{name} is unknown" for name in tensors if name not in own and not is_optional(name)]
-    faults += [
-        f"{name} is {list(tensor.shape)} instead of {list(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(
-            f"weights of {metadata.get('model', 'another program')} in {path} do not fit "
-            f"{_class_name(model)}: {'; '.join(faults[:3])}{more}"
-        )
+    tensors = {name: t for name, t in tensors.items() if not _is_one_of(name, keep)}
+    shapes = {name: list(tensor.shape) for name, tensor in own.items()}
+    author = metadata.get("model", "another program")
+    what = f"weights of {author} in {path} do not fit {_class_name(model)}"
+    refuse_misfits(what, tensors, shapes, optional=(*optional, *keep))
     if item_ids is not None and metadata.get("item_ids") != item_ids:
         raise ValueError(
             f"weights in {path} do not fit: {_class_name(model)} knows items by their number, and "
@@ -108,6 +89,36 @@ def load_weights(
         )
     model.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
     return metadata
+
+
+def refuse_misfits(
+    what: str,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, list[int]],
+    optional: Collection[str] = (),
+) -> None:
+    """Refuse tensors that are missing, unknown or of another shape.
+
+    Args:
+        what: says that they do not fit, before the error names three of them.
+        tensors: by name.
+        shapes: wanted, by name.
+        optional: names (shell patterns) that may be missing on either side.
+
+    Raises:
+        ValueError: if one does not fit.
+    """
+    required = (name for name in shapes if not _is_one_of(name, optional))
+    faults = [f"{name} is missing" for name in required if name not in tensors]
+    for name, tensor in tensors.items():
+        shape = list(tensor.shape)
+        if name not in shapes and not _is_one_of(name, optional):
+            faults.append(f"{name} {shape} is unknown")
+        elif name in shapes and shape != shapes[name]:
+            faults.append(f"{name} is {shape} instead of {shapes[name]}")
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"{what}: {'; '.join(faults[:3])}{more}")
 
 
 def item_ids_digest(dataset: Any, fits_any_catalogue: bool = False) -> str | None:
@@ -189,6 +200,10 @@ def weights_file(path: str | Path) -> Path:
     if not file.is_file():
         raise ValueError(f"checkpoint {str(path)!r} is neither a file nor holds {WEIGHTS_NAME}")
     return file
+
+
+def _is_one_of(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _class_name(model: nn.Module) -> str:

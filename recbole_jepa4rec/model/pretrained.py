@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.checkpoint import refuse_misfits
 from recbole_jepa4rec.base.weight_files import locate, read_description, read_tensors
 from recbole_jepa4rec.config.settings import Count, Positive, Settings, Whole
 from recbole_jepa4rec.model.encoder import (
@@ -286,16 +287,8 @@ def _translate(
         shapes.update({name: [rows // len(names[ours]), *rest] for name in names[ours]})
 
     unused = [name for name in tensors if any(fnmatchcase(name, entry) for entry in IGNORED)]
-    faults = [f"{name} is missing" for name in shapes if name not in tensors]
-    for name in (name for name in tensors if name not in unused):
-        shape = list(tensors[name].shape)
-        if name not in shapes:
-            faults.append(f"{name} {shape} is unknown")
-        elif shape != shapes[name]:
-            faults.append(f"{name} is {shape} instead of {shapes[name]}")
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(f"weights in {source} do not fit: {'; '.join(faults[:3])}{more}")
+    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    refuse_misfits(f"weights in {source} do not fit", used, shapes)
     if unused:
         notes.append(f"not used: {', '.join(unused)}")
     states = [

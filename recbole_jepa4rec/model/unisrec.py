@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.checkpoint import refuse_misfits
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.base.weight_files import read_tensors
 from recbole_jepa4rec.config.model_settings import UniSRecSettings
@@ -206,22 +207,14 @@ class UniSRec(ItemVectorModel):
         """Start from the authors' state dict; parts that know items by number are left out."""
         if not file.is_file():
             raise ValueError(f"encoder_checkpoint {str(file)!r} does not exist")
-        own = {k: v for k, v in self.state_dict().items() if not k.startswith("id_embedding.")}
         found = {}
         for name, tensor in read_tensors(file).items():
-            prefix = next((prefix for prefix in PUBLISHED if name.startswith(prefix)), None)
-            if prefix is None and not name.startswith("item_embedding."):
-                raise ValueError(f"encoder_checkpoint {str(file)!r}: {name} is no part of UniSRec")
-            if prefix is not None:
-                found[PUBLISHED[prefix] + name.removeprefix(prefix)] = tensor
-        faults = [
-            f"{name} is {list(found[name].shape) if name in found else 'missing'} instead of "
-            f"{list(own[name].shape) if name in own else 'nothing'}"
-            for name in sorted(own.keys() | found.keys())
-            if name not in own or name not in found or own[name].shape != found[name].shape
-        ]
-        if faults:
-            raise ValueError(f"encoder_checkpoint {str(file)!r} does not fit: {faults[0]}")
+            prefix = next((prefix for prefix in PUBLISHED if name.startswith(prefix)), "")
+            if not name.startswith("item_embedding."):
+                found[PUBLISHED.get(prefix, "") + name.removeprefix(prefix)] = tensor
+        shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
+        shapes.pop("id_embedding.weight", None)
+        refuse_misfits(f"encoder_checkpoint {str(file)!r} does not fit UniSRec", found, shapes)
         self.load_state_dict(found, strict=False)
 
 
