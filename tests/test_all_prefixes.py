@@ -14,29 +14,14 @@ from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.model.encoder import (
     EncoderConfig,
-    ExponentialMovingAverage,
-    MLMHead,
-    SentenceEncoder,
 )
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.text.masking import draw_masked_item
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import fill_batches
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
 from recbole_jepa4rec.training.phases import history_tokens, window_ends
-from tests.test_claims import KEYS, PAPER, STEP, of_eight_users
-
-ITEMS, MAX_TOKENS = 60, 256
-SHAPE = {
-    "vocab_size": 9,
-    "hidden_size": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "intermediate_size": 32,
-    "max_token_positions": MAX_TOKENS,
-    "max_item_positions": 21,
-    "dropout": 0.0,
-}
+from tests.tiny_jepa import ITEMS, KEYS, MAX_TOKENS, SHAPE, STEP, eight_users, tiny_jepa
 
 
 @pytest.fixture(scope="module")
@@ -51,26 +36,12 @@ def sentences() -> ItemSentences:
 
 
 def build(sentences: ItemSentences, layers: int = 2, **aims: object) -> JointEmbeddingModel:
-    torch.manual_seed(11)
-    shape = {**SHAPE, "vocab_size": sentences.vocab_size, "num_layers": layers}
-    config = EncoderConfig(**shape, attention_window=None, training_targets="all_prefixes")
-    encoder = SentenceEncoder(config)
-    torch.nn.init.normal_(encoder.embedding.item_positions.weight, std=0.2)
-    return JointEmbeddingModel(
-        sentences=sentences,
-        encoder=encoder,
-        target_encoder=ExponentialMovingAverage(encoder, 0.9),
-        predictor=Predictor(16),
-        mlm_head=MLMHead(config),
-        objective=Objective(**{**PAPER, **aims}),
-        max_sequence_tokens=MAX_TOKENS,
-        tokens_per_batch=200,
-    )
+    return tiny_jepa(sentences, "all_prefixes", layers, **aims)
 
 
 @pytest.fixture
 def histories() -> PackedHistories:
-    return of_eight_users()
+    return eight_users()
 
 
 def alone(items: list[int], target: int = 0) -> PackedHistories:

@@ -8,35 +8,12 @@ import pytest
 import torch
 
 from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
-from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.evaluation.metrics import target_ranks
-from recbole_jepa4rec.model.encoder import (
-    EncoderConfig,
-    ExponentialMovingAverage,
-    MLMHead,
-    SentenceEncoder,
-)
 from recbole_jepa4rec.model.item_table import draw_candidates
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
-
-ITEMS = 60
-STEP = derive(2020, 0)
-PAPER = {
-    "history_mask_ratio": 0.15,
-    "next_item_mask_ratio": 0.5,
-    "unmasked_target": "uniform",
-    "temperature": 0.05,
-    "mlm_weight": 0.1,
-    "mapping_weight": 0.1,
-    "mapping_reduction": "sum",
-    "sequence_pass": "masked",
-    "positive_encoder": "context",
-    "item_encoder": "context",
-    "items_per_step": 0,
-}
+from tests.tiny_jepa import ITEMS, KEYS, STEP, eight_users, tiny_jepa
 
 
 @pytest.fixture(scope="module")
@@ -49,47 +26,9 @@ def sentences():
     return ItemSentences.build(text, train_wordpiece(corpus, 400), max_attribute_tokens=32)
 
 
-def build(sentences, **aims):
-    torch.manual_seed(11)
-    config = EncoderConfig(
-        vocab_size=sentences.vocab_size,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        intermediate_size=32,
-        max_token_positions=256,
-        max_item_positions=21,
-        attention_window=None,
-        dropout=0.0,
-    )
-    encoder = SentenceEncoder(config)
-    return JointEmbeddingModel(
-        sentences=sentences,
-        encoder=encoder,
-        target_encoder=ExponentialMovingAverage(encoder, 0.9),
-        predictor=Predictor(16),
-        mlm_head=MLMHead(config),
-        objective=Objective(**{**PAPER, **aims}),
-        max_sequence_tokens=256,
-        tokens_per_batch=200,
-    )
-
-
-def of_eight_users():
-    lengths = torch.tensor([3, 1, 5, 2, 8, 4, 2, 6])
-    generator = torch.Generator().manual_seed(5)
-    items = torch.randint(1, ITEMS, (int(lengths.sum()),), generator=generator)
-    next_items = torch.tensor([4, 9, 9, 17, 30, 41, 52, 4])
-    return PackedHistories(items, lengths, torch.arange(8), next_items)
-
-
 @pytest.fixture
 def histories():
-    return of_eight_users()
-
-
-KEYS = derive(1, torch.arange(8))
-"""One for each of these users."""
+    return eight_users()
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +116,7 @@ def test_history_without_tokens_has_no_item_to_draw(sentences):
 
 
 def test_zero_vector_is_used_exactly_when_nothing_was_masked(sentences):
-    predictor = build(sentences).predictor
+    predictor = tiny_jepa(sentences).predictor
     assert torch.equal(predictor.unmasked, torch.zeros(16))
     sequence, position = torch.randn(2, 16), torch.randn(2, 16)
     was_masked = torch.tensor([True, False])
@@ -224,17 +163,19 @@ def test_oldest_tokens_are_cut(sentences, limit):
 
 
 def test_terms_of_the_pretraining_loss(sentences, histories):
-    losses = build(sentences).pretrain_losses(histories, KEYS)
+    losses = tiny_jepa(sentences).pretrain_losses(histories, KEYS)
     assert set(losses) == {"sequence_item", "mlm", "mapping"}
     assert all(math.isfinite(loss.item()) and loss.item() >= 0 for loss in losses.values())
-    without = build(sentences, mlm_weight=0.0, mapping_weight=0.0).pretrain_losses(histories, KEYS)
+    without = tiny_jepa(sentences, mlm_weight=0.0, mapping_weight=0.0).pretrain_losses(
+        histories, KEYS
+    )
     assert set(without) == {"sequence_item"}
     torch.testing.assert_close(without["sequence_item"], losses["sequence_item"])
 
 
 @pytest.mark.parametrize("positive_encoder", ["context", "target"])
 def test_target_encoder_gets_no_gradient_and_all_else_does(sentences, histories, positive_encoder):
-    model = build(sentences, positive_encoder=positive_encoder)
+    model = tiny_jepa(sentences, positive_encoder=positive_encoder)
     sum(model.pretrain_losses(histories, KEYS).values()).backward()
     assert all(p.grad is None for p in model.target_encoder.parameters())
     for part in (model.encoder, model.predictor, model.mlm_head):
@@ -243,7 +184,7 @@ def test_target_encoder_gets_no_gradient_and_all_else_does(sentences, histories,
 
 
 def test_mapping_loss_alone_trains_predictor_and_encoder(sentences, histories):
-    model = build(sentences)
+    model = tiny_jepa(sentences)
     model.pretrain_losses(histories, KEYS)["mapping"].backward()
     assert model.predictor.history[0].weight.grad.abs().sum() > 0
     assert model.predictor.next_item[0].weight.grad.abs().sum() > 0
@@ -252,7 +193,7 @@ def test_mapping_loss_alone_trains_predictor_and_encoder(sentences, histories):
 
 def test_sequence_item_loss_equals_a_slow_batch(sentences, histories):
     """Users 1 and 2 share next item 9, users 0 and 7 share item 4: one candidate each."""
-    model = build(sentences, history_mask_ratio=0.0)
+    model = tiny_jepa(sentences, history_mask_ratio=0.0)
     next_items = histories.targets
     loss = model.pretrain_losses(histories, KEYS)["sequence_item"]
     candidates = sorted(set(next_items.tolist()))
@@ -267,7 +208,7 @@ def test_sequence_item_loss_equals_a_slow_batch(sentences, histories):
 
 
 def test_the_same_item_twice_in_a_batch_is_no_negative(sentences, histories):
-    model = build(sentences)
+    model = tiny_jepa(sentences)
     same = replace(histories, targets=torch.full_like(histories.targets, 9))
     assert model.pretrain_losses(same, KEYS)["sequence_item"].item() == 0.0
 
@@ -287,7 +228,7 @@ def finetune_by_hand(model, sentences, histories):
 
 @pytest.mark.parametrize("items_per_step", [0, 1000])
 def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_per_step):
-    model = build(sentences, items_per_step=items_per_step)
+    model = tiny_jepa(sentences, items_per_step=items_per_step)
     model.item_vectors()
     loss = model.finetune_loss(histories, STEP)
     assert loss.item() == pytest.approx(finetune_by_hand(model, sentences, histories), rel=1e-4)
@@ -297,8 +238,8 @@ def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_
 
 
 def test_a_sample_of_the_items_estimates_the_softmax_over_all(sentences, histories):
-    exact = build(sentences, items_per_step=1000).finetune_loss(histories, STEP).item()
-    sampled = build(sentences, items_per_step=20)
+    exact = tiny_jepa(sentences, items_per_step=1000).finetune_loss(histories, STEP).item()
+    sampled = tiny_jepa(sentences, items_per_step=20)
     estimates = torch.tensor(
         [sampled.finetune_loss(histories, derive(STEP, n)).item() for n in range(200)]
     )
@@ -325,7 +266,7 @@ def test_candidates_hold_every_wanted_sentence_once():
 
 
 def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentences, histories):
-    model = build(sentences)
+    model = tiny_jepa(sentences)
     model.begin_phase(10, items_frozen=True)
     before = model.item_vectors().clone()
     optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.5)
@@ -338,7 +279,7 @@ def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentence
 
 
 def test_other_weights_age_the_item_table(sentences):
-    model, other = build(sentences), build(sentences)
+    model, other = tiny_jepa(sentences), tiny_jepa(sentences)
     with torch.no_grad():
         other.encoder.embedding.tokens.weight.add_(1)
     stale = model.item_vectors().clone()
@@ -349,7 +290,7 @@ def test_other_weights_age_the_item_table(sentences):
 
 def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories):
     """Each user alone: masked passes, FFN1 and FFN2, targets, and every masked token's label."""
-    model = build(sentences)
+    model = tiny_jepa(sentences)
     with torch.no_grad():  # tell the encoders apart, and D_n from zero
         for parameter in model.target_encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -398,9 +339,9 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
 
 
 def test_bf16_autocast_moves_the_losses_by_less_than_two_percent(sentences, histories):
-    exact = build(sentences).pretrain_losses(histories, KEYS)
+    exact = tiny_jepa(sentences).pretrain_losses(histories, KEYS)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = build(sentences).pretrain_losses(histories, KEYS)
+        rounded = tiny_jepa(sentences).pretrain_losses(histories, KEYS)
     for name, loss in exact.items():
         assert rounded[name].item() == pytest.approx(loss.item(), rel=0.02)
 
@@ -416,7 +357,7 @@ def test_tied_ranks_are_mean_ranks():
 def test_items_of_one_sentence_tie_exactly(histories):
     text = pd.DataFrame({"title": ["", *[f"thing {i % 30}" for i in range(1, ITEMS)]]})
     twins = ItemSentences.build(text, train_wordpiece(text["title"], 200))
-    scores = build(twins).eval().scores(histories)
+    scores = tiny_jepa(twins).eval().scores(histories)
     assert torch.equal(scores[:, 1:30], scores[:, 31:60])
 
 

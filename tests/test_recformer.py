@@ -15,8 +15,9 @@ from recbole_jepa4rec.model.recformer import RecFormer
 from recbole_jepa4rec.text.masking import mask_tokens
 from recbole_jepa4rec.text.tokenizer import save_tokenizer, train_wordpiece
 from tests.contract import SMALL, ModelContract
-from tests.test_claims import KEYS, STEP, build, histories, sentences  # noqa: F401 (fixtures)
+from tests.test_claims import histories, sentences  # noqa: F401 (fixtures)
 from tests.test_weights import recformer
+from tests.tiny_jepa import KEYS, STEP, tiny_jepa
 
 TINY = {
     "hidden_size": 16,
@@ -57,7 +58,7 @@ class TestRecFormerInItsFirstPhase(TestRecFormer):
 
 @pytest.fixture
 def model(sentences):  # noqa: F811
-    encoder = build(sentences).encoder
+    encoder = tiny_jepa(sentences).encoder
     aims = Objective(
         history_mask_ratio=0.15,
         next_item_mask_ratio=0.15,

@@ -6,7 +6,7 @@ out; three losses compare it with other items, with the masked tokens and with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive
-from recbole_jepa4rec.config.model_settings import SentenceSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.encoder import FixedCopy, MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.item_table import ItemTable, draw_candidates
@@ -48,11 +47,6 @@ class Objective:
     unmasked_target: str = "uniform"
     positive_encoder: str = "context"
     item_encoder: str = "context"
-
-    @classmethod
-    def of(cls, settings: SentenceSettings) -> Objective:
-        """What the settings of a model ask for."""
-        return cls(**settings.model_dump(include={field.name for field in fields(cls)}))
 
     @property
     def loss_weights(self) -> dict[str, float]:

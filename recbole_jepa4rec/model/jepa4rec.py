@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -164,13 +165,14 @@ def joint_embedding_model(
         momentum = settings.ema_momentum, settings.ema_final_momentum
         target_encoder = ExponentialMovingAverage(encoder, *momentum)
         predictor = Predictor(encoder.config.hidden_size)
+    aims = {field.name for field in fields(Objective)}
     return JointEmbeddingModel(
         sentences=sentences,
         encoder=encoder,
         target_encoder=target_encoder,
         mlm_head=mlm_head,
         predictor=predictor,
-        objective=Objective.of(settings),
+        objective=Objective(**settings.model_dump(include=aims)),
         max_sequence_tokens=settings.max_sequence_tokens,
         tokens_per_batch=settings.tokens_per_batch,
     )

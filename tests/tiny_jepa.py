@@ -1,0 +1,80 @@
+"""A JEPA4Rec of a few thousand weights around given sentences, and histories to train it on."""
+
+from __future__ import annotations
+
+import torch
+
+from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.model.encoder import (
+    EncoderConfig,
+    ExponentialMovingAverage,
+    MLMHead,
+    SentenceEncoder,
+)
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.text.sentences import ItemSentences
+
+ITEMS, MAX_TOKENS = 60, 256
+STEP = derive(2020, 0)
+KEYS = derive(1, torch.arange(8))
+"""One for each of ``eight_users``."""
+
+SHAPE = {
+    "vocab_size": 9,
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "max_token_positions": MAX_TOKENS,
+    "max_item_positions": 21,
+    "attention_window": None,
+    "dropout": 0.0,
+}
+PAPER = {
+    "history_mask_ratio": 0.15,
+    "next_item_mask_ratio": 0.5,
+    "unmasked_target": "uniform",
+    "temperature": 0.05,
+    "mlm_weight": 0.1,
+    "mapping_weight": 0.1,
+    "mapping_reduction": "sum",
+    "sequence_pass": "masked",
+    "positive_encoder": "context",
+    "item_encoder": "context",
+    "items_per_step": 0,
+}
+
+
+def tiny_jepa(
+    sentences: ItemSentences,
+    training_targets: str = "random",
+    layers: int = 1,
+    **aims: object,
+) -> JointEmbeddingModel:
+    """The same weights whenever it is called; item positions are zero with ``random`` alone."""
+    torch.manual_seed(11)
+    shape = {**SHAPE, "vocab_size": sentences.vocab_size, "num_layers": layers}
+    config = EncoderConfig(**shape, training_targets=training_targets)
+    encoder = SentenceEncoder(config)
+    if training_targets != "random":
+        torch.nn.init.normal_(encoder.embedding.item_positions.weight, std=0.2)
+    return JointEmbeddingModel(
+        sentences=sentences,
+        encoder=encoder,
+        target_encoder=ExponentialMovingAverage(encoder, 0.9),
+        predictor=Predictor(16),
+        mlm_head=MLMHead(config),
+        objective=Objective(**{**PAPER, **aims}),
+        max_sequence_tokens=MAX_TOKENS,
+        tokens_per_batch=200,
+    )
+
+
+def eight_users() -> PackedHistories:
+    """Histories of items below ``ITEMS``, and their next items; two occur twice."""
+    lengths = torch.tensor([3, 1, 5, 2, 8, 4, 2, 6])
+    generator = torch.Generator().manual_seed(5)
+    items = torch.randint(1, ITEMS, (int(lengths.sum()),), generator=generator)
+    next_items = torch.tensor([4, 9, 9, 17, 30, 41, 52, 4])
+    return PackedHistories(items, lengths, torch.arange(8), next_items)
