@@ -271,7 +271,7 @@ class TestLoading:
             ("user_id:token\titem_id:token\twhen:float\n", "no column 'timestamp'.*when"),
             (
                 "user_id:token\titem_id:token\ttimestamp:token\n",
-                "'timestamp' must be of type float",
+                "made.inter, line 1: expected column 'timestamp' of type float, found token",
             ),
             ("user:token\titem_id:token\ttimestamp:float\n", "no column 'user_id'"),
             (

@@ -94,6 +94,8 @@ class RecBoleSettings(Settings):
     """User interval for filtering inter, such as [A,B] / [A,B) / (A,B) / (A,B]."""
     item_inter_num_interval: Interval = "[0,inf)"
     """Item interval for filtering inter, such as [A,B] / [A,B) / (A,B) / (A,B]."""
+    rm_dup_inter: Literal["first", "last"] | None = None
+    """Whether to remove duplicated user-item interactions."""
     benchmark_filename: Annotated[list[str] | None, BeforeValidator(split_names)] = None
     """List of pre-split user-item interaction suffix."""
 

@@ -128,6 +128,8 @@ def _words(schema: dict[str, Any]) -> str:
     """What a JSON Schema allows, in words; ``must`` has them where they do not follow from it."""
     if "must" in schema:
         return schema["must"]
+    if choices := _choices(schema):
+        return " or ".join(map(str, choices))
     if "anyOf" in schema:
         parts = sorted(schema["anyOf"], key=lambda part: part.get("type") != "null")
         return " or ".join(map(_words, parts))

@@ -16,6 +16,7 @@ from recbole_jepa4rec.convert.source import Row
 from recbole_jepa4rec.convert.split import NAMES
 from recbole_jepa4rec.convert.tables import BadLines, SeparatedTable
 from recbole_jepa4rec.data.atomic_files import AtomicFileError, Column, is_number, read_header
+from recbole_jepa4rec.data.list_files import UntoldError, unrolled
 from recbole_jepa4rec.data.split_files import repeated_across_parts, without_history
 
 SUFFIXES = ("inter", "item", "user", "kg", "link", "net")
@@ -29,6 +30,7 @@ PANDAS_MISSING = frozenset(
 """Words that ``pandas.read_csv``, and so RecBole, takes for «missing»."""
 
 _INTER = {"user_id": "token", "item_id": "token", "timestamp": "float"}
+_LISTS = "item_id_list"
 _KEY = ["user", "item", "time"]
 
 
@@ -56,32 +58,36 @@ def problems(folder: Path) -> list[Problem]:
     """All problems of the data set in a folder, file by file in the order of the lines.
 
     Raises:
-        ValueError: if the folder holds no ``NAME.inter``.
+        ValueError: if the folder holds neither ``NAME.inter`` nor files of a split.
     """
     name = folder.resolve().name
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in SUFFIXES}
     inter, item = paths["inter"], paths["item"]
-    if not inter.is_file():
-        raise ValueError(f"{folder}: expected a folder with {inter.name}")
-    found: list[Problem] = []
     split = [folder / f"{name}.{part}.inter" for part in NAMES]
     missing = [path for path in split if not path.is_file()]
+    if not inter.is_file() and len(missing) == len(split):
+        raise ValueError(f"{folder}: expected a folder with {inter.name}")
+    found: list[Problem] = []
     if len(missing) < len(split):
         found += [Problem(path, 1, True, "expected this file of the split") for path in missing]
-    rows = _read_interactions([inter] if missing else [inter, *split], found)
+    files = [inter] if missing else [inter, *split]
+    rows = _read_interactions(files, found)
     whole = rows[rows["file"] == 0]
-    bought = _first_lines(whole, "item")
-    found += _swallowed(inter, "user_id", _first_lines(whole, "user"))
-    found += _swallowed(inter, "item_id", bought)
-    found += [*_duplicates(inter, whole), *_unsorted(inter, whole)]
+    if inter.is_file():
+        found += [*_duplicates(inter, whole), *_unsorted(inter, whole)]
+    bought = _first_places(whole if inter.is_file() else rows, "item", files)
+    found += _swallowed("item_id", bought)
+    found += _swallowed("user_id", _first_places(whole, "user", files))
     described: Container[str] = bought
     if item.is_file():
-        described = _check_items(item, inter, bought, found)
-    for suffix in SUFFIXES[2:]:
+        described = _check_items(item, bought, found)
+    for suffix in SUFFIXES[2:]:  # which no run reads unless it is asked to
         if paths[suffix].is_file():
-            for _ in _rows(paths[suffix], found, {}):
+            others: list[Problem] = []
+            for _ in _rows(paths[suffix], others, {}):
                 pass
-    if rows["file"].nunique() == 1 + len(split):
+            found += [problem._replace(fatal=False) for problem in others]
+    if {1, 2, 3} <= {*rows["file"]}:
         found += _check_split([inter, *split], rows, described)
     order = {path: place for place, path in enumerate([*paths.values(), *split])}
     return sorted(found, key=lambda problem: (order[problem.path], problem.line))
@@ -89,43 +95,89 @@ def problems(folder: Path) -> list[Problem]:
 
 def _read_interactions(paths: Sequence[Path], found: list[Problem]) -> pd.DataFrame:
     """The rows that are as they should be, with place of the ``file`` and ``line``."""
-    files, lines = array("b"), array("q")
+    files, lines, lists = array("b"), array("q"), []
+    rounded: list[Problem] = []
 
-    def rows() -> Iterator[Row]:
+    def all_rows() -> Iterator[Row]:
         for number, path in enumerate(paths):
-            faults, before = len(found), len(lines)
-            for line, (user, item, time) in _rows(path, found, _INTER):
-                missing = [n for n, v in zip(_INTER, (user, item, time), strict=True) if not v]
-                if missing:
-                    found.append(Problem(path, line, True, f"expected a {missing[0]}, found none"))
-                elif not math.isfinite(float(time)):
-                    what = f"expected a finite timestamp, found {time!r}"
-                    found.append(Problem(path, line, True, what))
-                else:
-                    files.append(number)
-                    lines.append(line)
-                    yield user, item, int(time) if time.isdecimal() else float(time)
-            if len(lines) == before and len(found) == faults:
+            before = len(lines), len(found)
+            for line, row, words in _interactions(path, found, rounded):
+                files.append(number)
+                lines.append(line)
+                lists.append(words)
+                yield row
+            if (len(lines), len(found)) == before and path.is_file():
                 found.append(Problem(path, 1, True, "expected rows below the header"))
 
-    return read_interactions(rows()).assign(file=np.array(files), line=np.array(lines))
+    table = read_interactions(all_rows())
+    if table["time"].dtype == float:
+        found += rounded
+    table = table.assign(file=np.array(files), line=np.array(lines))
+    return _with_lists(paths, table, lists, found) if any(map(len, lists)) else table
 
 
-def _first_lines(rows: pd.DataFrame, column: str) -> dict[str, int]:
-    """Ids of a column in order of first appearance, with the line of each."""
+def _interactions(
+    path: Path, found: list[Problem], rounded: list[Problem]
+) -> Iterator[tuple[int, Row, np.ndarray]]:
+    """Line number, interaction and list of each row; ``rounded`` gets what is wrong as decimals."""
+    has_lists = any(column.name == _LISTS for column in _header(path))
+    wanted = {**_INTER, **({_LISTS: "token_seq"} if has_lists else {})}
+    for line, fields in _rows(path, found, wanted) if path.is_file() else ():
+        user, item, time, *words = fields
+        missing = [name for name, field in zip(_INTER, fields, strict=False) if not field]
+        if missing:
+            found.append(Problem(path, line, True, f"expected a {missing[0]}, found none"))
+        elif not math.isfinite(moment := float(time)):
+            found.append(Problem(path, line, True, f"expected a finite timestamp, found {time!r}"))
+        else:
+            if time.isdecimal():
+                moment = int(time)
+            if moment != float(time):
+                what = "expected a timestamp up to 2^53, or whole numbers below 2^63 in every row"
+                rounded.append(Problem(path, line, True, what))
+            yield line, (user, item, moment), np.array("".join(words).split(), object)
+
+
+def _with_lists(
+    paths: Sequence[Path], rows: pd.DataFrame, lists: Sequence[np.ndarray], found: list[Problem]
+) -> pd.DataFrame:
+    """The interactions that lists hold as well; see ``list_files``."""
+    tables = []
+    for mask in (rows["file"] == 0, rows["file"] > 0):
+        if not mask.any():
+            continue
+        part, own = rows[mask], [lists[row] for row in np.flatnonzero(mask)]
+        try:
+            table, whose = unrolled(part, own, part["file"].to_numpy(), ("user", "item", "time"))
+        except UntoldError as error:
+            file, line = part[["file", "line"]].iloc[error.row]
+            what = f"expected {_LISTS} to go on from the rows of the user before"
+            found.append(Problem(paths[file], line, True, what))
+            tables.append(part)
+        else:
+            tables.append(table.join(part[["file", "line"]].iloc[whose].reset_index(drop=True)))
+    both = pd.concat(tables, ignore_index=True)
+    return both.astype({"user": "category", "item": "category"})
+
+
+def _first_places(
+    rows: pd.DataFrame, column: str, paths: Sequence[Path]
+) -> dict[str, tuple[Path, int]]:
+    """Ids of a column in order of first appearance, with file and line of each."""
     first = rows.drop_duplicates(column)
-    return dict(zip(first[column], first["line"], strict=True))
+    places = zip([paths[file] for file in first["file"]], first["line"], strict=True)
+    return dict(zip(first[column], places, strict=True))
 
 
-def _swallowed(path: Path, column: str, lines: Mapping[str, int]) -> Iterator[Problem]:
+def _swallowed(column: str, places: Mapping[str, tuple[Path, int]]) -> Iterator[Problem]:
     """Ids that pandas' defaults lose: words for «missing», and quotes."""
-    for value, line in lines.items():
+    for value, place in places.items():
         if value in PANDAS_MISSING:
-            what = f"pandas takes {column} {value!r} for a missing value"
-            yield Problem(path, line, False, what)
+            yield Problem(*place, False, f"pandas takes {column} {value!r} for a missing value")
         elif value.startswith('"'):
-            what = f"pandas takes the quote of {column} {value!r} for its own"
-            yield Problem(path, line, False, what)
+            yield Problem(
+                *place, False, f"pandas takes the quote of {column} {value!r} for its own"
+            )
 
 
 def _duplicates(path: Path, rows: pd.DataFrame) -> Iterator[Problem]:
@@ -145,33 +197,30 @@ def _unsorted(path: Path, rows: pd.DataFrame) -> Iterator[Problem]:
 
 
 def _check_items(
-    path: Path, inter: Path, bought: Mapping[str, int], found: list[Problem]
-) -> dict[str, int]:
-    """Find problems of the item file; give the items that it describes, with the line of each."""
-    try:
-        header = read_header(path)
-    except AtomicFileError:
-        header = []  # ``_rows`` reports it
+    path: Path, bought: Mapping[str, tuple[Path, int]], found: list[Problem]
+) -> dict[str, tuple[Path, int]]:
+    """Find problems of the item file; give the items that it describes, with the place of each."""
+    header = _header(path)
     attributes = [c.name for c in header if c.type.startswith("token") and c.name != "item_id"]
     if header and not attributes:
         found.append(Problem(path, 1, False, "expected a token or token_seq column of item text"))
-    described: dict[str, int] = {}
+    described: dict[str, tuple[Path, int]] = {}
     for line, (item, *texts) in _rows(path, found, dict.fromkeys(["item_id", *attributes])):
         if not item:
             found.append(Problem(path, line, True, "expected an item_id, found none"))
             continue
-        first = described.setdefault(item, line)
+        first = described.setdefault(item, (path, line))[1]
         if first != line:
             found.append(Problem(path, line, True, f"item {item!r} stands in line {first} already"))
-        if item not in bought:
+        if bought and item not in bought:
             found.append(Problem(path, line, False, f"item {item!r} has no interaction"))
         if attributes and not any(text.strip() for text in texts):
             found.append(Problem(path, line, False, f"item {item!r} has no text"))
-    found += _swallowed(path, "item_id", described)
-    if header:
+    found += _swallowed("item_id", described)
+    if any(column.name == "item_id" for column in header):
         found += [
-            Problem(inter, line, False, f"item {item!r} has no row in {path.name}, so no text")
-            for item, line in bought.items()
+            Problem(*place, False, f"item {item!r} has no row in {path.name}, so no text")
+            for item, place in bought.items()
             if item not in described
         ]
     return described
@@ -206,9 +255,10 @@ def _check_split(
     for place, item in enumerate(parts["item"]):
         if item not in trained and item not in described:
             yield problem(place, True, f"expected an item that {train} or the .item file holds")
-    held = parts[_KEY].merge(whole[_KEY].drop_duplicates(), "left", _KEY, indicator="held")["held"]
-    for place in np.flatnonzero(held == "left_only"):
-        yield problem(place, False, f"{paths[0].name} has no such row")
+    if not whole.empty:
+        pairs = parts[_KEY].merge(whole[_KEY].drop_duplicates(), "left", _KEY, indicator="held")
+        for place in np.flatnonzero(pairs["held"] == "left_only"):
+            yield problem(place, False, f"{paths[0].name} has no such row")
 
 
 def _rows(
@@ -218,7 +268,7 @@ def _rows(
 
     Args:
         path: the file.
-        found: gets the problems.
+        found: gets the problems; those of columns that are not wanted are not fatal.
         wanted: names of columns, each with the type that it must have, if it must.
     """
     try:
@@ -228,17 +278,25 @@ def _rows(
         found.append(Problem(path, 1, True, what))
         return
     bad, names = BadLines(math.inf), [column.name for column in header]
-    numbers = [(n, c.name, c.type) for n, c in enumerate(header) if c.type.startswith("float")]
     places = [names.index(name) for name in wanted]
     table = SeparatedTable(path, bad, "\t", quotes=False, columns=names)
     for line, fields in table.rows([(name,) for name in names]):
         if any("\0" in field for field in fields):
             bad.add(path, line, "expected text without NUL bytes")
-        elif fault := _no_number(fields, numbers):
-            bad.add(path, line, fault)
-        else:
+            continue
+        faults = [*_no_numbers(header, fields)]
+        found += [Problem(path, line, name in wanted, what) for name, what in faults]
+        if not any(name in wanted for name, _ in faults):
             yield line, [fields[place] for place in places]
     found += [Problem(path, line, True, what) for (_, line), what in bad.found.items()]
+
+
+def _header(path: Path) -> list[Column]:
+    """The header, or nothing where ``_rows`` will report it."""
+    try:
+        return read_header(path)
+    except AtomicFileError:
+        return []
 
 
 def _checked_header(path: Path, wanted: Mapping[str, str | None]) -> list[Column]:
@@ -254,10 +312,11 @@ def _checked_header(path: Path, wanted: Mapping[str, str | None]) -> list[Column
     return header
 
 
-def _no_number(fields: Sequence[str], numbers: Sequence[tuple[int, str, str]]) -> str | None:
-    for place, name, kind in numbers:
-        values = fields[place].split(" ") if kind == "float_seq" else [fields[place]]
-        for value in values:
-            if value and not is_number(value):
-                return f"expected a number for {name!r}, found {value[:60]!r}"
-    return None
+def _no_numbers(header: Sequence[Column], fields: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Columns whose field is no number, where it should be one, and what is wrong with it."""
+    for (name, kind), field in zip(header, fields, strict=True):
+        if kind.startswith("float"):
+            for value in field.split(" ") if kind == "float_seq" else [field]:
+                if value and not is_number(value):
+                    yield name, f"expected a number for {name!r}, found {value[:60]!r}"
+                    break

@@ -231,7 +231,8 @@ def moment_of(value: Any, name: str, form: str | None = None) -> float:
         return _seconds(datetime.fromisoformat(value.strip().replace("Z", "+00:00")))
     except ValueError:
         expected = f"as {form}" if form else "to be a number or a date such as 2011-12-09 12:50:00"
-        raise FaultError(f"expected {name} {expected}, found {shown(value)}") from None
+        hint = "" if form or not value else " (generic reads other forms by --time-format)"
+        raise FaultError(f"expected {name} {expected}, found {shown(value)}{hint}") from None
 
 
 def _seconds(moment: date) -> float:

@@ -112,12 +112,17 @@ def open_atomic_files(files: Sequence[Path], reading: Reading, bad: BadLines) ->
     are bad lines. By default the ``token`` and ``token_seq`` columns are the item text.
 
     Raises:
-        ValueError: if there is no ``.inter`` file, or a header is none.
+        ValueError: if there is no ``.inter`` file, a header is none, or rows hold lists.
     """
     (folder,) = files
     inter, item = (folder / f"{folder.resolve().name}.{end}" for end in ("inter", "item"))
     if not inter.is_file():
         raise ValueError(f"{folder}: expected a folder with {inter.name}")
+    if any(column.name == "item_id_list" for column in read_header(inter)):
+        raise ValueError(
+            f"{inter}, line 1: column 'item_id_list' holds interactions, which a run reads but "
+            "this does not"
+        )
     header = read_header(item) if item.is_file() else []
     names = [c.name for c in header if c.type.startswith("token") and c.name != "item_id"]
     layout = Layout(
@@ -327,5 +332,5 @@ def _invoice_time(cell: Any, forms: Sequence[str]) -> float:
             return moment_of(str(cell), "InvoiceDate", form)
         except FaultError:
             continue
-    expected = f"expected InvoiceDate as {' or '.join(forms[:2])}"
+    expected = f"expected InvoiceDate as {' or '.join(forms[:2])}, or as --time-format says"
     raise FaultError(f"{expected}, found {shown(str(cell))}")

@@ -44,7 +44,10 @@ def read_header(path: str | Path) -> list[Column]:
 
 
 def read_atomic(
-    path: str | Path, columns: Collection[str] | None = None, as_text: bool = False
+    path: str | Path,
+    columns: Collection[str] | None = None,
+    as_text: bool = False,
+    whole: str | None = None,
 ) -> pd.DataFrame:
     r"""Read an atomic file: UTF-8, one tab between fields, one row a line, blank lines skipped.
 
@@ -54,6 +57,8 @@ def read_atomic(
         path: the file.
         columns: names to read; all by default. The result is in file order.
         as_text: give ``float`` and ``token`` columns as strings, too.
+        whole: a ``float`` column to give as int64 if all its fields are whole numbers, which
+            float64 may not tell apart.
 
     Returns:
         One column per name: ``float`` as float64 with NaN for an empty field, ``token`` as
@@ -71,7 +76,7 @@ def read_atomic(
     wanted = [column for column in header if columns is None or column.name in columns]
     numbers = {column.name for column in header if column.type == "float" and not as_text}
     tokens = [column.name for column in wanted if column.type == "token" and not as_text]
-    table = _read_table(path, header, [column.name for column in wanted], numbers)
+    table = _read_table(path, header, [column.name for column in wanted], numbers, whole)
     if table is None:
         return pd.DataFrame({c.name: [] for c in wanted}).astype(
             {c.name: np.float64 if c.name in numbers else object for c in wanted}
@@ -133,6 +138,23 @@ def refuse_repeated(path: str | Path, ids: pd.Series) -> None:
         )
 
 
+def refuse_rounded(path: str | Path, numbers: pd.Series) -> None:
+    """Refuse whole numbers among decimals that these, as float64, cannot tell apart.
+
+    Args:
+        path: the file that was read.
+        numbers: its column, as ``read_atomic`` returned it.
+
+    Raises:
+        AtomicFileError: for the first such number.
+    """
+    if numbers.dtype == np.float64 and numbers.abs().max() > 2**53:
+        fields = read_text(path, [str(numbers.name)])[numbers.name].to_pylist()
+        rounded = [field.isdecimal() and int(field) != float(field) for field in fields]
+        expected = f"a {numbers.name} up to 2^53, or whole numbers below 2^63 in every row"
+        refuse_rows(path, pd.Series(rounded), expected)
+
+
 def is_number(field: str) -> bool:
     """Tell whether the fast reader takes a field for a number."""
     try:
@@ -184,10 +206,19 @@ def _lines(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_table(
-    path: str | Path, header: list[Column], wanted: list[str], numbers: set[str]
+    path: str | Path,
+    header: list[Column],
+    wanted: list[str],
+    numbers: set[str],
+    whole: str | None = None,
 ) -> pa.Table | None:
-    """The columns, ``numbers`` as float64 and the others as strings; ``None`` where no row is."""
+    """The columns, ``numbers`` as float64 and the others as strings; ``None`` where no row is.
+
+    The number ``whole`` is int64 if all its fields are whole numbers.
+    """
     types = {c.name: pa.float64() if c.name in numbers else pa.string() for c in header}
+    if whole in numbers:
+        types[whole] = pa.int64()
     body = _open_body(path)
     if body is None:
         return None
@@ -205,6 +236,8 @@ def _read_table(
                 ),
             )
     except pa.ArrowInvalid as error:
+        if whole in numbers:
+            return _read_table(path, header, wanted, numbers)
         _raise_first_fault(path, header, numbers, _read_body(path), error)
 
 

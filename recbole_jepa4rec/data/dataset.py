@@ -17,11 +17,13 @@ from recbole.utils import FeatureSource
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.layers import refuse_missing_folder
-from recbole_jepa4rec.config.protocol import PARTS, PROTOCOL, split_names
+from recbole_jepa4rec.config.protocol import PROTOCOL, split_names
+from recbole_jepa4rec.data.atomic_files import AtomicFileError, line_number, refuse_rounded
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
 from recbole_jepa4rec.data.item_files import settle_attributes, source_folders
 from recbole_jepa4rec.data.item_text import read_item_text
+from recbole_jepa4rec.data.list_files import UntoldError, unrolled
 from recbole_jepa4rec.data.raw_dataset import RawSequentialDataset
 from recbole_jepa4rec.data.split_files import checked_parts, refuse_unknown_items
 
@@ -203,6 +205,7 @@ class SequentialTextDataset(RawSequentialDataset):
         tables, ids = [], (self.uid_field, self.iid_field)
         for name, folder in folders.items():
             self._load_inter_feat(name, str(folder))
+            self._sort_large_times()
             for field in ids:
                 column = self.inter_feat[field]
                 names = self._prefix(name) + column.cat.categories
@@ -213,11 +216,19 @@ class SequentialTextDataset(RawSequentialDataset):
         self.field2source[self.uid_field] = FeatureSource.USER_ID
         self.field2source[self.iid_field] = FeatureSource.ITEM_ID
 
+    def _sort_large_times(self) -> None:
+        """Let the order of rows stand in for times that other tables' decimals would round."""
+        times = self.inter_feat[self.time_field]
+        if times.dtype != np.float64 and times.abs().max() > 2**53:
+            table = self.inter_feat.sort_values(self.time_field, kind="stable", ignore_index=True)
+            self.inter_feat = table.astype({self.time_field: np.float64})
+
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         """Load RecBole's table, or those of a split, one after another."""
         names = split_names(self.config["benchmark_filename"])
         if names is None:
             super()._load_inter_feat(token, dataset_path)
+            self._unroll_lists([Path(dataset_path, f"{token}.inter")], [len(self.inter_feat)])
             return
         self.split_paths = [Path(dataset_path, f"{token}.{name}.inter") for name in names]
         tables: list[pd.DataFrame] = []
@@ -230,12 +241,44 @@ class SequentialTextDataset(RawSequentialDataset):
             for field, length in self.field2seqlen.items():
                 longest[field] = max(length, longest.get(field, 0))
         self.field2seqlen.update(longest)
-        item_file, ids = Path(dataset_path, f"{token}.item"), [t[self.iid_field] for t in tables]
-        refuse_unknown_items(self.split_paths, item_file, self.iid_field, ids)
+        times = [table[self.time_field] for table in tables]
+        if len({column.dtype for column in times}) > 1:
+            for path, column in zip(self.split_paths, times, strict=True):
+                refuse_rounded(path, column.astype(np.float64))
         self.inter_feat = _joined(tables, (self.uid_field, self.iid_field))
-        self.part_of_row = np.repeat(
-            np.arange(len(PARTS), dtype=np.int8), [len(table) for table in tables]
-        )
+        self._unroll_lists(self.split_paths, [len(table) for table in tables])
+        ids = [table[self.iid_field] for table in tables]
+        if self.row_of_interaction is not None:
+            trained = self.inter_feat[self.part_of_row[self.row_of_interaction] == 0]
+            ids[0] = trained[self.iid_field].cat.remove_unused_categories()
+        item_file = Path(dataset_path, f"{token}.item")
+        refuse_unknown_items(self.split_paths, item_file, self.iid_field, ids)
+
+    def _unroll_lists(self, paths: Sequence[Path], lengths: Sequence[int]) -> None:
+        """Read the lists of RecBole's benchmark files, if there are any, as interactions.
+
+        Args:
+            paths: the files whose rows stand in the table one after another.
+            lengths: how many rows each has.
+        """
+        part = np.repeat(np.arange(len(paths), dtype=np.int8), lengths)
+        self.part_of_row, self.row_of_interaction = part, None
+        if (lists := self.lists_field) not in self.inter_feat:
+            return
+        fields = (self.uid_field, self.iid_field, self.time_field)
+        for name in self.inter_feat:
+            if name not in (*fields, lists):
+                raise ValueError(f"load_col.inter {name!r}: {paths[0]} has it not for {lists}")
+        try:
+            found = unrolled(self.inter_feat, self.inter_feat[lists], part, fields)
+        except UntoldError as error:
+            path, place = paths[part[error.row]], error.row - sum(lengths[: part[error.row]])
+            expected = f"expected {lists} to go on from the rows of the user before"
+            line = line_number(path, place)
+            raise AtomicFileError(f"{path}, line {line}: {expected}") from error
+        self.inter_feat, self.row_of_interaction = found
+        for known in (self.field2type, self.field2source, self.field2seqlen):
+            del known[lists]
 
     def _data_filtering(self) -> None:
         before = len(self.inter_feat)
@@ -259,12 +302,15 @@ class SequentialTextDataset(RawSequentialDataset):
         low, high = (half.astype(np.uint16) for half in (users, users >> 16))
         order = np.lexsort((times, low, high))  # stable; 16-bit keys are sorted by radix
         columns = {name: table.pop(name).to_numpy()[order] for name in list(table)}
-        self.inter_feat = pd.DataFrame(columns, copy=False)
         users, items = (columns[field] for field in (self.uid_field, self.iid_field))
+        times = columns[self.time_field]
+        columns[self.time_field] = times.astype(np.float64, copy=False)  # their order is settled
+        self.inter_feat = pd.DataFrame(columns, copy=False)
         part = None
         if self.split_paths:
-            in_order = users, items, columns[self.time_field]
-            part = checked_parts(self.split_paths, self.part_of_row, order, in_order)
+            in_order = users, items, times
+            rows = order if self.row_of_interaction is None else self.row_of_interaction[order]
+            part = checked_parts(self.split_paths, self.part_of_row, rows, in_order)
         self.histories = Histories.of(
             torch.from_numpy(users),
             torch.from_numpy(items),

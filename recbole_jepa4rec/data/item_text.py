@@ -108,6 +108,9 @@ def _attributes(
     fields: Sequence[str] | None,
 ) -> list[str]:
     """Names of the columns to read, in order."""
+    for path, header in zip(paths, headers, strict=True):
+        if not any(column.name == item_field for column in header):
+            raise AtomicFileError(f"{path}, line 1: expected a column {item_field!r}, found none")
     files = ", ".join(map(str, paths))
     columns = [column for header in headers for column in header if column.name != item_field]
     there = list(dict.fromkeys(column.name for column in columns))

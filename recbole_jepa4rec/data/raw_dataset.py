@@ -13,10 +13,12 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_jepa4rec.data.atomic_files import (
     AtomicFileError,
+    Column,
     is_number,
     read_atomic,
     read_header,
     refuse_repeated,
+    refuse_rounded,
     refuse_rows,
 )
 
@@ -54,19 +56,10 @@ class RawSequentialDataset(SequentialDataset):
         load, unload = self._get_load_and_unload_col(source)
         if load == set():
             return None
-        header, needed = read_header(filepath), self._needed(source)
-        names = [column.name for column in header]
-        for name in [*needed, *sorted((load or set()) - _BY_DEFAULT)]:
-            if name not in names:
-                there = ", ".join(names)
-                raise AtomicFileError(f"{filepath}: no column {name!r} (there are: {there})")
-        columns = [
-            column
-            for column in header
-            if column.name in needed
-            or ((load is None or column.name in load) and column.name not in (unload or ()))
-        ]
-        frame = read_atomic(filepath, [column.name for column in columns])
+        columns = self._columns(filepath, source, load, unload or set())
+        names = [column.name for column in columns]
+        whole = self.time_field if source == FeatureSource.INTERACTION else None
+        frame = read_atomic(filepath, names, whole=whole)
         self._check_keys(filepath, source, frame)
         for name, kind in columns:
             if source != "link":
@@ -84,6 +77,33 @@ class RawSequentialDataset(SequentialDataset):
                 frame[name] = frame[name].where(present)
         return frame
 
+    def _columns(
+        self, filepath: str, source: Any, load: set[str] | None, unload: set[str]
+    ) -> list[Column]:
+        """The columns to load; refuse files that lack one, or hold ids or times of other types."""
+        header, needed = read_header(filepath), self._needed(source)
+        if source == FeatureSource.INTERACTION:
+            needed += [column.name for column in header if column.name == self.lists_field]
+        types = {column.name: column.type for column in header}
+        for name in [*needed, *sorted((load or set()) - _BY_DEFAULT)]:
+            if name not in types:
+                there = ", ".join(types)
+                raise AtomicFileError(f"{filepath}: no column {name!r} (there are: {there})")
+        others = {self.time_field: "float", self.lists_field: "token_seq"}
+        for name in needed:
+            wanted = others.get(name, "token")
+            if types[name] != wanted:
+                raise AtomicFileError(
+                    f"{filepath}, line 1: expected column {name!r} of type {wanted}, "
+                    f"found {types[name]}"
+                )
+        return [
+            column
+            for column in header
+            if column.name in needed
+            or ((load is None or column.name in load) and column.name not in unload)
+        ]
+
     def _load_data(self, token: str, dataset_path: str) -> None:
         for suffix, names in (self.config["load_col"] or {}).items():
             path = Path(dataset_path, f"{token}.{suffix}")
@@ -92,6 +112,20 @@ class RawSequentialDataset(SequentialDataset):
             if names and names != "*" and not path.is_file():
                 raise ValueError(f"load_col.{suffix} {names!r}: there is no file {path}")
         super()._load_data(token, dataset_path)
+
+    @property
+    def lists_field(self) -> str:
+        """The column of lists in files as RecBole writes them for benchmarks."""
+        return f"{self.iid_field}{self.config['LIST_SUFFIX']}"
+
+    def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
+        """Refuse columns that are not loaded; the lists, which are read as items, need no alias."""
+        super()._set_alias(alias_name, default_value)
+        names = [name for name in self.alias[alias_name] if name != self.lists_field]
+        for name in names:
+            if name not in self.field2type:
+                raise ValueError(f"alias_of_{alias_name} {name!r}: no such column is loaded")
+        self.alias[alias_name] = np.array(names)
 
     def _needed(self, source: Any) -> list[str]:
         """Columns that are loaded from a file whatever ``load_col`` says."""
@@ -111,9 +145,8 @@ class RawSequentialDataset(SequentialDataset):
             refuse_rows(filepath, frame[field] == "", f"a {field}, found none")
         if is_timed:
             times = frame[self.time_field]
-            if times.dtype != np.float64:
-                raise AtomicFileError(f"{filepath}: column {times.name!r} must be of type float")
             refuse_rows(filepath, ~np.isfinite(times), f"a finite {times.name}")
+            refuse_rounded(filepath, times)
         elif ids:
             refuse_repeated(filepath, frame[ids[0]])
 

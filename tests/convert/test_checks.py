@@ -56,7 +56,8 @@ def test_everything_at_once_in_order_of_the_lines(check):
         "x.item, line 2: warning: item 'a' has no text",
         "x.item, line 3: error: item 'a' stands in line 2 already",
         "x.item, line 4: warning: item 'cold' has no interaction",
-        "x.item, line 5: error: expected a number for 'price', found 'cheap'",
+        "x.item, line 5: warning: expected a number for 'price', found 'cheap'",
+        "x.item, line 6: error: item 'b' stands in line 5 already",
     ]
 
 
@@ -83,7 +84,7 @@ def test_headers(check, header, what):
 
 def test_other_files_are_read_as_well(check):
     _, listed = check(inter=INTER + "u\ta\t1\n", user="user_id:token\tages:float_seq\nu\t1 x\n")
-    assert listed == ["x.user, line 2: error: expected a number for 'ages', found 'x'"]
+    assert listed == ["x.user, line 2: warning: expected a number for 'ages', found 'x'"]
 
 
 def test_a_folder_without_interactions(tmp_path, capsys):

@@ -160,6 +160,13 @@ class TestGeneric:
         path.write_text(f"user_id,item_id,timestamp\n{rows}")
         assert [row[1] for row in made("generic", path)[0]] == ["i3", "i2", "i1", "i0"]
 
+    def test_other_forms_of_dates_lead_to_the_option(self, made, run, tmp_path):
+        path = tmp_path / "x.csv"
+        path.write_text("user_id,item_id,timestamp\nu,i,13/01/2011\n")
+        status, _, errors = run("generic", path)
+        assert status == 2 and "(generic reads other forms by --time-format)" in errors
+        assert made("generic", path, "--time-format", "%d/%m/%Y")[0] == [["u", "i", "1294876800"]]
+
     def test_quotes_can_be_plain_characters(self, made, tmp_path):
         path = tmp_path / "x.tsv"
         path.write_text('user_id\titem_id\ttimestamp\tname\nu\ti\t1\t"open\nu\tj\t2\t12" pan\n')
@@ -206,6 +213,11 @@ class TestFromRecbole:
         status, _, errors = run("from-recbole", folder)
         assert status == 2 and "old.inter, line 2: expected 3 columns" in errors
         assert made("from-recbole", folder, "--max-bad", 1)[0] == [["u", "j", "1"]]
+
+    def test_rows_with_lists_are_refused(self, run, tmp_path):
+        head = b"user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\n"
+        status, _, errors = run("from-recbole", self.write(tmp_path, head + b"u\ta b\tc\t1\n"))
+        assert status == 2 and "old.inter, line 1: column 'item_id_list' holds inter" in errors
 
     def test_the_toy_set_keeps_its_fingerprint(self, made, toy):
         from recbole_jepa4rec.config.config import Config

@@ -1,0 +1,174 @@
+"""Small data sets that went wrong once, each with its right value; ``tests/cases/`` holds them."""
+
+from pathlib import Path
+
+import pytest
+
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.convert.checks import problems
+from recbole_jepa4rec.data.atomic_files import read_atomic
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
+
+CASES = Path(__file__).parent / "cases"
+SPLIT = {"34-lists-with-time": {"benchmark_filename": "train,valid,test"}}
+
+
+def load(case, **settings):
+    given = {"data_path": str(CASES / case), **SPLIT.get(case, {}), **settings}
+    return SequentialTextDataset(Config("Markov", "shop", config_dict=given))
+
+
+def histories(dataset):
+    """Raw ids of each user's items in order."""
+    ids = dataset.field2id_token
+    found = {}
+    for user, item in zip(dataset.histories.users, dataset.histories.items, strict=True):
+        found.setdefault(str(ids["user_id"][user]), []).append(str(ids["item_id"][item]))
+    return found
+
+
+def refused(case):
+    """What a run that reads item text says of a case that it refuses."""
+    try:
+        dataset = load(case)
+        return (CASES / case / "shop" / "shop.item").exists() and dataset.item_text.empty
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            "37-trailing-tab",
+            "shop.inter, line 2: expected 4 columns (user_id, item_id, rating, timestamp), found 5",
+        ),
+        (
+            "41-unknown-type",
+            "shop.inter, line 1: type 'int' of 'rating' is not in token, token_seq, float, "
+            "float_seq",
+        ),
+        (
+            "54-item-id-other-name",
+            "shop.item, line 1: expected a column 'item_id', found none",
+        ),
+        (
+            "55-user-id-float",
+            "shop.inter, line 1: expected column 'user_id' of type token, found float",
+        ),
+        (
+            "56-item-id-float",
+            "shop.inter, line 1: expected column 'item_id' of type token, found float",
+        ),
+        (
+            "56c-user-id-token-seq",
+            "shop.inter, line 1: expected column 'user_id' of type token, found token_seq",
+        ),
+    ],
+)
+def test_one_line_names_file_line_and_what_was_expected(case, expected):
+    assert refused(case) == f"{CASES / case / 'shop'}/{expected}"
+
+
+@pytest.mark.parametrize("case", sorted(path.name for path in CASES.iterdir()))
+def test_check_finds_an_error_where_a_run_does(case):
+    listed = problems(CASES / case / "shop")
+    fatal = [problem for problem in listed if problem.fatal]
+    if error := refused(case):
+        assert error == str(fatal[0]).replace("error: ", "")
+        assert {problem.what for problem in listed} == {fatal[0].what}  # and nothing due to it
+    else:
+        assert fatal == []
+
+
+def test_lists_of_items_are_read_whole():
+    dataset = load("34-lists-with-time")
+    expected = {"0": ["1", "2", "3", "4", "5"], "1": ["4", "5", "6", "1"], "2": ["1", "5", "6"]}
+    assert histories(dataset) == expected
+    assert dataset.statistics()["interactions"] == 12
+    assert dataset.histories.part.tolist() == [0, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 0]
+    aliased = load("34-lists-with-time", alias_of_item_id=["item_id_list"])
+    assert aliased.fingerprint == dataset.fingerprint
+
+
+def test_an_alias_that_no_column_has():
+    with pytest.raises(ValueError, match="alias_of_item_id 'artist_id': no such column is loaded"):
+        load("27-dup-inter", alias_of_item_id=["artist_id"])
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "new", "expected"),
+    [
+        ("train", "0\t1\t2\t2", "0\t7\t2\t2", "train.inter, line 2: expected item_id_list to go "),
+        ("test", "0\t1 2 3 4", "0\t1 2 3 5", "test.inter, line 2: expected item_id_list to go on"),
+    ],
+)
+def test_lists_that_contradict_each_other(tmp_path, monkeypatch, path, line, new, expected):
+    (tmp_path / "case" / "shop").mkdir(parents=True)
+    for source in (CASES / "34-lists-with-time" / "shop").iterdir():
+        text = source.read_text().replace(line, new) if path in source.name else source.read_text()
+        (tmp_path / "case" / "shop" / source.name).write_text(text)
+    monkeypatch.setitem(SPLIT, tmp_path / "case", SPLIT["34-lists-with-time"])
+    with pytest.raises(ValueError, match=expected):
+        load(tmp_path / "case")
+    (problem,) = problems(tmp_path / "case" / "shop")
+    assert problem.fatal and expected in f"{problem.path}, line {problem.line}: {problem.what}"
+
+
+def test_lists_cut_to_a_length_and_lists_without_a_split(tmp_path):
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\n"
+    rows = "u\tc d\te\t5\nu\ta\tb\t2\nu\ta b\tc\t3\nu\tb c\td\t4\nv\tx y\tx\t1\n"
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "shop.inter").write_text(head + rows)
+    assert histories(load(tmp_path)) == {"u": list("abcde"), "v": list("xyx")}
+
+
+def test_nanoseconds_are_compared_as_whole_numbers():
+    inter = read_atomic(CASES / "61-ns-ties" / "shop" / "shop.inter", as_text=True)
+    in_time = inter.assign(time=inter["timestamp"].map(int)).sort_values("time", kind="stable")
+    expected = in_time.groupby("user_id")["item_id"].agg(list).to_dict()
+    dataset = load("61-ns-ties")
+    assert histories(dataset) == expected
+    assert {items[-1] for items in expected.values()} == {"i1"}  # the first in the file
+    test = dataset.build()[2]
+    assert {dataset.id2token("item_id", int(item)) for item in test[:]["item_id"]} == {"i1"}
+
+
+def test_nanoseconds_of_several_data_sets(tmp_path):
+    for name, first in (("a", 1_700_000_000_000_000_000), ("b", 0.5)):
+        rows = "".join(f"u\ti{n}\t{first - 10 * n}\n" for n in range(4))
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / f"{name}.inter"
+        path.write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{rows}")
+    dataset = SequentialTextDataset(
+        Config("JEPA4Rec", "a,b", config_dict={"data_path": str(tmp_path)})
+    )
+    assert histories(dataset) == {
+        f"{name}/u": [f"{name}/i{n}" for n in (3, 2, 1, 0)] for name in "ab"
+    }
+
+
+@pytest.mark.parametrize("where", ["one file", "a split"])
+def test_whole_numbers_that_decimals_would_round(tmp_path, where):
+    large, decimal = "u\ta\t1700000000000000050\n", "u\tb\t1.5\n"
+    head = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (tmp_path / "shop").mkdir()
+    settings = {}
+    if where == "one file":
+        (tmp_path / "shop" / "shop.inter").write_text(head + decimal + large)
+        name, line = "shop.inter", 3
+    else:
+        settings = SPLIT["34-lists-with-time"]
+        for part, rows in (("train", decimal), ("valid", large), ("test", decimal)):
+            (tmp_path / "shop" / f"shop.{part}.inter").write_text(head + rows)
+        name, line = "shop.valid.inter", 2
+    expected = f"{name}, line {line}: expected a timestamp up to 2^53, or whole numbers below 2^63"
+    with pytest.raises(ValueError, match=expected.replace("^", r"\^")):
+        load(tmp_path, **settings)
+    assert any(expected.split(": ")[1] in p.what for p in problems(tmp_path / "shop") if p.fatal)
+
+
+def test_of_repeated_interactions_the_first_or_the_last_can_stay():
+    assert load("27-dup-inter", rm_dup_inter="first").statistics()["interactions"] == 40
+    with pytest.raises(ValueError, match="rm_dup_inter 'both' must be null or first or last"):
+        load("27-dup-inter", rm_dup_inter="both")
