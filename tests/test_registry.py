@@ -27,6 +27,7 @@ from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config import registry
 from recbole_jepa4rec.config.model_settings import SETTINGS, PhasedSettings
+from recbole_jepa4rec.model.base import PhasedModel
 from recbole_jepa4rec.plugin import register
 from recbole_jepa4rec.training.phase_trainer import PhaseTrainer
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
@@ -85,13 +86,14 @@ def test_every_entry_imports_and_has_a_yaml(name):
 def test_what_is_declared_of_a_model_is_what_its_classes_say(name):
     entry, keys = registry.MODELS[name], SETTINGS[name].keys()
     model = recbole_jepa4rec.find_model(name)
+    assert entry.in_phases == issubclass(model, PhasedModel)
     assert entry.in_phases == issubclass(SETTINGS[name], PhasedSettings)
     assert entry.in_phases == (get_trainer(ModelType.SEQUENTIAL, name) is PhaseTrainer)
     if "training_targets" in keys:
         assert ", ".join(entry.training_targets) == keys["training_targets"].allowed
     elif entry.in_phases:
-        assert entry.training_targets == (getattr(model, "training_targets", "random"),)
-    assert entry.needs_retriever == ("retriever" in keys)
+        assert entry.training_targets == (model.training_targets,)
+    assert entry.needs_retriever == model.needs_retriever == ("retriever" in keys)
     bounds_text = [key for key in keys if key.startswith("max_") and key.endswith("_tokens")]
     assert entry.reads_text == bool(bounds_text or "text_weight" in keys)
 

@@ -23,6 +23,24 @@ CLIPPING = {"max_norm", "norm_type", "error_if_nonfinite"}
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
+TYPES = {
+    "boolean": ("bool", "True or False"),
+    "integer": ("int", "a whole number"),
+    "number": ("float", "a number"),
+    "string": ("str", "a text"),
+    "array": ("list", "a list"),
+    "object": ("dict", "a mapping"),
+    "null": ("None", "null"),
+}
+"""Types of JSON Schema: in RecBole's words, and in those of a refusal."""
+
+BOUNDS = {
+    "minimum": "from",
+    "exclusiveMinimum": "above",
+    "maximum": "to",
+    "exclusiveMaximum": "to below",
+}
+
 Kind = TypeVar("Kind", bound="Settings")
 
 
@@ -133,39 +151,16 @@ def _words(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         parts = sorted(schema["anyOf"], key=lambda part: part.get("type") != "null")
         return " or ".join(map(_words, parts))
-    words = {
-        "boolean": "True or False",
-        "integer": "an even whole number" if "multipleOf" in schema else "a whole number",
-        "number": "a number",
-        "string": "a text",
-        "array": "a list",
-        "object": "a mapping",
-        "null": "null",
-    }[schema["type"]]
-    bounds = {
-        "minimum": "from",
-        "exclusiveMinimum": "above",
-        "maximum": "to",
-        "exclusiveMaximum": "to below",
-    }
-    return " ".join(
-        [words, *(f"{word} {schema[b]:g}" for b, word in bounds.items() if b in schema)]
-    )
+    words = "an even whole number" if "multipleOf" in schema else TYPES[schema["type"]][1]
+    within = [f"{word} {schema[bound]:g}" for bound, word in BOUNDS.items() if bound in schema]
+    return " ".join([words, *within])
 
 
 def _type_name(schema: dict[str, Any]) -> str:
     """RecBole's word for the type of a value; of several the first."""
     if "anyOf" in schema:
         return _type_name(schema["anyOf"][0])
-    names = {
-        "boolean": "bool",
-        "integer": "int",
-        "number": "float",
-        "string": "str",
-        "array": "list",
-        "object": "dict",
-    }
-    return names[schema["type"]]
+    return TYPES[schema["type"]][0]
 
 
 def only_if(fits: Callable[[Any], bool]) -> AfterValidator:
