@@ -17,11 +17,11 @@ import torch
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.checkpoint import read_weights
 from recbole_jepa4rec.base.files import hold
-from recbole_jepa4rec.base.random_state import random_state, restore_random_state
 from recbole_jepa4rec.runner.quick_start import RESUMABLE, main, run
 from recbole_jepa4rec.runner.resume import asked_config
 from recbole_jepa4rec.runner.run_folder import RunFolder
 from recbole_jepa4rec.training.checkpoints import CheckpointFolder
+from recbole_jepa4rec.training.state import random_state, restore_random_state
 from tests.conftest import ROOT, TINY
 
 TEXT = {
@@ -154,7 +154,10 @@ def contents(folder):
         (["--resume=run", "--model=GRU4Rec"], "run/config.yaml is of another run: model is "),
         (["--resume=run", "--run_dir=b"], "resume 'run' and run_dir 'b' differ"),
         (["--resume=nowhere"], "resume 'nowhere': no run began there (it has no config.yaml)"),
-        (["--model=SASRec", "--dataset=toy", "--run_dir=run"], "holds an unfinished run (write"),
+        (
+            ["--model=SASRec", "--dataset=toy", f"--data_path={ROOT}/dataset", "--run_dir=run"],
+            "holds an unfinished run (write",
+        ),
     ],
 )
 def test_another_run_is_refused_and_nothing_is_lost(words, message, unfinished, capsys):

@@ -1,4 +1,4 @@
-"""The frame around a command: SIGTERM, one line for an error, the exit status."""
+"""The frame around a command: SIGTERM, one line for an error and its words, the exit status."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from recbole_jepa4rec.base.stopping import ending_on_sigterm
 
@@ -62,6 +64,13 @@ def run_command(
         message = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"error: {message}{f' ({note})' if note else ''}", file=sys.stderr)
         return FAILED
+
+
+def did_you_mean(word: str, known: Iterable[Any]) -> str:
+    """`` (did you mean 'x'?)`` for the nearest known word, else nothing."""
+    by_lower = {str(name).lower(): str(name) for name in known}
+    near = get_close_matches(word.lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 def python_path() -> str:

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.command import python_path
 from recbole_jepa4rec.base.processes import LostProcessError
 
 JOIN_SECONDS = 300
@@ -85,7 +86,7 @@ def launch(
     _refuse_numbers(nproc, world_size, group_offset, port)
     with _undone_afterwards():
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(END_SECONDS))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        os.environ["PYTHONPATH"] = python_path()
         config = LaunchConfig(
             min_nodes=world_size // nproc,
             max_nodes=world_size // nproc,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties, read_yaml
 from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.protocol import PROTOCOL

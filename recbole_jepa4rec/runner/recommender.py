@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.runner.retriever import load_model

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict
 
-from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.settings import Settings

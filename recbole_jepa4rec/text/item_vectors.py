@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.base.spelling import did_you_mean
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.text.text_encoder import TextEncoder
 

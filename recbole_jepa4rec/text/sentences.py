@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.text import tensor_cache
 from recbole_jepa4rec.text.row_encoder import (
     CLS,

@@ -28,7 +28,6 @@ from recbole_jepa4rec.base.checkpoint import (
     weights_file,
 )
 from recbole_jepa4rec.base.events import EventWriter
-from recbole_jepa4rec.base.random_state import random_state, restore_random_state
 from recbole_jepa4rec.base.stopping import TERMINATED, asked_to_end, holding_sigterm
 from recbole_jepa4rec.config.registry import row_label
 from recbole_jepa4rec.data.histories import HistoryRows
@@ -43,7 +42,14 @@ from recbole_jepa4rec.evaluation.metrics import (
 )
 from recbole_jepa4rec.evaluation.ranking import Ranking, rank_targets
 from recbole_jepa4rec.model.base import Model, offered_by
-from recbole_jepa4rec.training.state import Session, Timer, TrainingState, Validation
+from recbole_jepa4rec.training.state import (
+    Session,
+    Timer,
+    TrainingState,
+    Validation,
+    random_state,
+    restore_random_state,
+)
 
 
 def _of_state(name: str) -> Any:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
-from recbole_jepa4rec.base.random_state import random_state, restore_random_state
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
-from recbole_jepa4rec.training.state import Session
+from recbole_jepa4rec.training.state import Session, random_state, restore_random_state
 
 Losses = float | tuple[float, ...]
 

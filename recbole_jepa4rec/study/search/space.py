@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_jepa4rec.base.spelling import did_you_mean
+from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.syntax import refuse_unknown
 
