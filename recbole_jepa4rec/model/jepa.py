@@ -189,10 +189,10 @@ class JointEmbeddingModel(nn.Module):
         if aim.mapping_weight:
             key = derive(keys, Draw.MASKED_ITEM)
             drawn = draw_masked_item(clean, selected, key, aim.unmasked_target)
-            losses["mapping"] = self._mapping_loss(histories, clean, *drawn, vectors)
+            losses["mapping"] = self.mapping_term(histories, clean, *drawn, vectors)
         return losses
 
-    def _mapping_loss(
+    def mapping_term(
         self,
         histories: PackedHistories,
         clean: TokenBatch,
