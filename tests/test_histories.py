@@ -25,7 +25,16 @@ def test_padded_windows_are_packed_again():
     assert torch.equal(again.items, packed.items)
 
 
+def test_older_items_are_left_out():
+    targets = torch.tensor([3, 0, 6])
+    packed, fewer = (HISTORIES.packed(targets, max_items=most) for most in (5, 2))
+    for kept, wanted in ((packed.newest(2), fewer), (packed.newest(9), packed)):
+        for name in ("items", "lengths", "users", "targets"):
+            assert torch.equal(getattr(kept, name), getattr(wanted, name))
+
+
 def test_no_history_at_all():
     packed = HISTORIES.packed(torch.tensor([], dtype=torch.int64), max_items=5)
     assert packed.items.tolist() == packed.newest_first().tolist() == []
+    assert packed.newest(1).items.tolist() == []
     assert packed.padded().shape == (0, 1)

@@ -86,15 +86,7 @@ class ProductQuantiser(nn.Module):
     def cached(
         cls, vectors: Tensor, digits: int, values: int, key: str, cache_dir: Path
     ) -> ProductQuantiser:
-        """As :meth:`fit`, or from the cache.
-
-        Args:
-            vectors: ``[R, W]``.
-            digits: as for :meth:`fit`.
-            values: as for :meth:`fit`.
-            key: of the vectors' content.
-            cache_dir: folder of the cache.
-        """
+        """As :meth:`fit`, or from a folder's cache, by the ``key`` of the vectors' content."""
         settings = [key, str(digits), str(values), str(ROUNDS), str(MOST_VECTORS)]
         cache = TensorCache(cache_dir, "codebooks", content_key(settings))
         stored = cache.read()
