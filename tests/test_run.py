@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from recbole_jepa4rec.base import launch
 from recbole_jepa4rec.base.checkpoint import load_state, read_weights
 from recbole_jepa4rec.base.command import RESUMABLE
 from recbole_jepa4rec.config.registry import find_model
@@ -385,3 +386,29 @@ def script(*words, folder, **options):
         check=False,
         **options,
     )
+
+
+def test_what_is_asked_reaches_every_process(workplace, toy, monkeypatch):
+    told = []
+
+    def tell(words, **places):
+        told.extend([words, places])
+        return 3
+
+    monkeypatch.setattr(launch, "launch", tell)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    settings = {**toy, "nproc": 2, "use_gpu": False, "cache_dir": "${local_rank} of $HOME"}
+    with pytest.raises(SystemExit) as ended:
+        run("RecFormer", config_dict=settings, config_files=(), command_line=["--epochs=3"])
+    assert ended.value.code == 3
+    (*module, text), places = told
+    assert module == ["-m", "recbole_jepa4rec", "worker"]
+    assert "$" not in text  # the launcher would fill it in
+    asked, run_dir, command = json.loads(text)
+    assert asked == ["RecFormer", None, [], settings, ["--epochs=3"]]
+    assert run_dir.startswith(os.path.join("runs", "toy", "RecFormer"))
+    assert command.endswith("--epochs=3")
+    assert places == {
+        **{"nproc": 2, "ip": "localhost", "port": None},
+        **{"world_size": None, "group_offset": 0},
+    }
