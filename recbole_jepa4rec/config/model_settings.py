@@ -102,6 +102,21 @@ class PretrainedSettings(PhasedSettings):
         return self.stage != "finetune" and self.pretrain_epochs > 0
 
 
+class HeadSettings(PretrainedSettings):
+    """Of a model whose ranking a head may complete (``model/ranking_head.py``)."""
+
+    history_bias: bool = False
+    """Whether the history's own items have a learned bias each, by how long ago they were met."""
+    neighbour_prior: bool = False
+    """Whether text similarity, co-occurrence and transitions are added, with learned weights."""
+    neighbour_decay: Share = 0.7
+    """Share of its weight that an item of the history keeps for each newer one."""
+    neighbour_items: Count = 5
+    """Newest items of a history whose neighbours are looked at."""
+    neighbour_texts: Count = 100
+    """Items nearest by text that an item has for neighbours."""
+
+
 class EncoderSettings(Settings):
     """Shape of an encoder of sentences, as far as one chooses it."""
 
@@ -136,7 +151,7 @@ class EncoderSettings(Settings):
         return self
 
 
-class SentenceSettings(PretrainedSettings, EncoderSettings):
+class SentenceSettings(HeadSettings, EncoderSettings):
     """Of a model that reads items as sentences: RecFormer and JEPA4Rec."""
 
     MAX_ITEM_LIST_LENGTH: Count = 10
@@ -285,7 +300,7 @@ class STARSettings(UntrainedSettings, TextVectorSettings):
         return self
 
 
-class ItemVectorSettings(PretrainedSettings, TextVectorSettings):
+class ItemVectorSettings(HeadSettings, TextVectorSettings):
     """Of a model that is trained on such vectors: UniSRec and VQRec."""
 
     MAX_ITEM_LIST_LENGTH: Count = 50

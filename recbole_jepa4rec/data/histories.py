@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -95,19 +95,29 @@ class Histories:
         """Positions of all interactions that have a history, sorted by user, ``[R]``."""
         return torch.nonzero(torch.arange(len(self.items)) > self.offsets[self.users])[:, 0]
 
-    def packed(self, targets: Tensor, max_items: int) -> PackedHistories:
+    def packed(self, targets: Tensor, max_items: int, whole: bool = False) -> PackedHistories:
         """The newest items before each target.
 
         Args:
             targets: positions in ``items``, ``[B]``.
             max_items: longest history; older items are cut.
+            whole: whether what is cut is given too, as ``older``.
         """
         users = self.users[targets]
-        first = torch.maximum(self.offsets[users], targets - max_items)
-        lengths = targets - first
-        row = torch.arange(len(targets)).repeat_interleave(lengths)
+        begin = self.offsets[users]
+        first = torch.maximum(begin, targets - max_items)
+        items, lengths = self._between(first, targets)
+        older, older_lengths = self._between(begin if whole else first, first)
+        counted = bool(self.in_training[targets].any())
+        targets = self.items[targets]
+        return PackedHistories(items, lengths, users, targets, older, older_lengths, counted)
+
+    def _between(self, first: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Items at ``first .. end - 1`` of each row, end to end, and how many these are."""
+        lengths = end - first
+        row = torch.arange(len(lengths)).repeat_interleave(lengths)
         place = torch.arange(len(row)) - (lengths.cumsum(0) - lengths)[row]
-        return PackedHistories(self.items[first[row] + place], lengths, users, self.items[targets])
+        return self.items[first[row] + place], lengths
 
     def leave_one_out(self) -> tuple[Tensor, Tensor, Tensor]:
         """Target positions for training ``[R]``, validation and test ``[U']``, sorted by user."""
@@ -125,12 +135,19 @@ class PackedHistories:
         lengths: items of each history, maybe none, ``[B]``.
         users: internal user ids, ``[B]``.
         targets: the item after each history, ``[B]``; 0 where none is known.
+        older: items before those, which a window has cut off, oldest first in each history,
+            ``[K]``; none unless they were asked for.
+        older_lengths: of these, ``[B]``.
+        counted: whether the targets belong to the training part, which a model may have counted.
     """
 
     items: Tensor
     lengths: Tensor
     users: Tensor
     targets: Tensor
+    older: Tensor
+    older_lengths: Tensor
+    counted: bool = False
 
     @classmethod
     def of_padded(
@@ -138,22 +155,42 @@ class PackedHistories:
     ) -> PackedHistories:
         """Pack RecBole's windows, ``[B, L]``, which stand oldest first with padding behind."""
         inside = torch.arange(item_seq.shape[1], device=item_seq.device) < lengths[:, None]
-        return cls(item_seq[inside], lengths, users, targets)
+        none = lengths.new_zeros(0), torch.zeros_like(lengths)
+        return cls(item_seq[inside], lengths, users, targets, *none)
+
+    @classmethod
+    def of_lists(cls, rows: Sequence[Sequence[int]], max_items: int) -> PackedHistories:
+        """Pack whole histories of nobody known; all but the newest ``max_items`` are older."""
+        recent, older = [row[-max_items:] for row in rows], [row[:-max_items] for row in rows]
+        nobody = torch.zeros(len(rows), dtype=torch.int64)
+        parts = (
+            (torch.tensor([x for row in part for x in row], dtype=torch.int64), [*map(len, part)])
+            for part in (recent, older)
+        )
+        (items, lengths), (old, old_lengths) = ((ids, torch.tensor(n)) for ids, n in parts)
+        return cls(items, lengths, nobody, nobody, old, old_lengths)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def to(self, device: torch.device | str) -> PackedHistories:
         """The same on another device."""
-        moved = (getattr(self, field.name).to(device) for field in fields(self))
-        return PackedHistories(*moved)
+        return replace(
+            self,
+            items=self.items.to(device),
+            lengths=self.lengths.to(device),
+            users=self.users.to(device),
+            targets=self.targets.to(device),
+            older=self.older.to(device),
+            older_lengths=self.older_lengths.to(device),
+        )
 
     def newest(self, most: int) -> PackedHistories:
         """The same without the older items of histories that hold more than ``most``."""
         to_end = self.lengths.cumsum(0).repeat_interleave(self.lengths)
         to_end -= torch.arange(len(self.items), device=to_end.device)
         lengths = self.lengths.clamp(max=most)
-        return PackedHistories(self.items[to_end <= most], lengths, self.users, self.targets)
+        return replace(self, items=self.items[to_end <= most], lengths=lengths)
 
     def newest_first(self) -> Tensor:
         """Items newest first in each history, ``[M]``."""
@@ -226,10 +263,12 @@ class HistoryRows(Interaction):
         rows.interaction.names = list(self.interaction.names)
         return rows
 
-    def in_batches(self, size: int, device: torch.device | str) -> Iterator[PackedHistories]:
-        """The histories before the targets, so many rows at a time, in order."""
+    def in_batches(
+        self, size: int, device: torch.device | str, whole: bool = False
+    ) -> Iterator[PackedHistories]:
+        """The histories before the targets, so many rows at a time; see ``Histories.packed``."""
         for targets in self.target.split(size):
-            yield self.histories.packed(targets, self._max_length).to(device)
+            yield self.histories.packed(targets, self._max_length, whole).to(device)
 
     def by_part(self) -> list[HistoryRows]:
         """Rows of each part of a given split; see ``split_files``.

@@ -164,6 +164,11 @@ class Model(Offer, SequentialRecommender):
         """The name of the class, unless a subclass has more to say."""
         return type(self).__name__
 
+    @property
+    def reads_whole_history(self) -> bool:
+        """Whether the items that a window cuts off are wanted too, as ``PackedHistories.older``."""
+        return False
+
     def calculate_loss(self, interaction: Any) -> Any:
         """What training lowers, of the rows of a batch."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ from recbole_jepa4rec.config.model_settings import ItemVectorSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN, PhasedModel
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity
+from recbole_jepa4rec.model.ranking_head import Entries, Queries, ranking_head
 from recbole_jepa4rec.text.item_vectors import ItemVectors
 
 LAYERS = {
@@ -136,8 +137,21 @@ class ItemVectorModel(PhasedModel):
         self.encoder = ItemSequenceEncoder(
             self.max_seq_length, settings.initializer_range, **settings.model_dump(include=LAYERS)
         )
+        self.head = ranking_head(
+            settings, self.max_seq_length, dataset.histories, dataset.item_text
+        )
         self.forget_table()
         self.register_load_state_dict_post_hook(_forget_table)
+
+    @property
+    def reads_whole_history(self) -> bool:
+        """A head looks for items that the window has cut off as well."""
+        return self.head is not None
+
+    @property
+    def head_label(self) -> str:
+        """What a label says of the head."""
+        return f", {self.head.label}" if self.head else ""
 
     @property
     def fits_any_catalogue(self) -> bool:
@@ -232,19 +246,22 @@ class ItemVectorModel(PhasedModel):
         """Weighted terms of the phase's loss, named by :attr:`loss_weights`."""
         windows = Windows.of(histories)
         if self.phase != PRETRAIN:
-            return (self.finetune_loss(windows),)
+            return (self.finetune_loss(histories, windows),)
         keys = derive(self.seed, self.epoch, histories.users, histories.targets)
         losses = self.pretrain_losses(windows, keys)
         weights = self.pretrain_weights.values()
         return tuple(weight * loss for weight, loss in zip(weights, losses, strict=True))
 
-    def finetune_loss(self, windows: Windows) -> Tensor:
+    def finetune_loss(self, histories: PackedHistories, windows: Windows) -> Tensor:
         """Softmax of cosine / tau over all items, at every position of the windows."""
         vectors = processes.all_gather(self.encode_rows(processes.shard(self.candidates)))
         place = self.candidate_of_item
         hidden = self.encoder(F.embedding(place[windows.items], vectors))
         positive = place[windows.next_items[windows.inside]]
-        loss = contrastive_loss(hidden[windows.inside], vectors, positive, self.temperature)
+        added = self._added(histories)
+        loss = contrastive_loss(
+            hidden[windows.inside], vectors, positive, self.temperature, added=added
+        )
         return processes.shard_of_mean(loss, len(positive))
 
     def in_batch(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,9 +297,23 @@ class ItemVectorModel(PhasedModel):
         return last_output(self.encoder(items), histories.lengths)
 
     def scores(self, histories: PackedHistories) -> Tensor:
-        """Cosine with every item, padding item included, ``[B, N]``; items of one row tie."""
+        """Cosine with every item, padding item included, ``[B, N]``; items of one row tie.
+
+        With a head these are logits: cosine / tau and what the head adds.
+        """
         similarity = cosine_similarity(self.forward(histories), self.item_vectors())
+        if self.head is not None:
+            similarity /= self.temperature
+            entries = self.head.entries(Queries.whole(histories), self.candidate_of_item)
+            self.head.add_to(similarity, entries)
         return similarity[:, self.candidate_of_item]
+
+    def _added(self, histories: PackedHistories) -> list[Entries]:
+        """What the head adds in training to the logits behind each item."""
+        if self.head is None:
+            return []
+        queries = Queries.prefixes(histories)
+        return self.head.entries(queries, self.candidate_of_item)
 
     def _catalogue_changed(self) -> None:
         self.n_items = self.text.num_items

@@ -23,6 +23,7 @@ from recbole_jepa4rec.model.loss import (
     mapping_loss,
     mlm_loss,
 )
+from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
@@ -112,6 +113,7 @@ class JointEmbeddingModel(nn.Module):
         objective: masking, losses and their weights.
         max_sequence_tokens: tokens of a history or sentence, [CLS] counted; the rest is cut.
         tokens_per_batch: tokens encoded at once where no gradient is needed.
+        head: what is added to the similarity; ``None`` for nothing.
     """
 
     items_frozen: Tensor
@@ -127,8 +129,10 @@ class JointEmbeddingModel(nn.Module):
         objective: Objective,
         max_sequence_tokens: int,
         tokens_per_batch: int,
+        head: RankingHead | None = None,
     ) -> None:
         super().__init__()
+        self.head = head
         self.sentences, self.objective = sentences, objective
         self.encoder, self.fixed_copy, self.mlm_head = encoder, target_encoder, mlm_head
         self.predictor = predictor
@@ -162,7 +166,8 @@ class JointEmbeddingModel(nn.Module):
         next_masked, next_selected = self._mask(
             next_clean, aim.next_item_mask_ratio, derive(keys, Draw.NEXT_ITEM_MASK)
         )
-        wanted = self._wanted(histories, clean)
+        queries = self._queries(histories, clean)
+        wanted = self._wanted(queries)
         distinct = torch.unique(processes.all_gather(wanted))
         positives = self._single(processes.shard(distinct))
 
@@ -180,7 +185,13 @@ class JointEmbeddingModel(nn.Module):
             processes.all_gather(vectors["positive"]),
             torch.searchsorted(distinct, wanted),
         )
-        loss = contrastive_loss(vectors[aim.sequence_pass], items, positive, aim.temperature)
+        loss = contrastive_loss(
+            vectors[aim.sequence_pass],
+            items,
+            positive,
+            aim.temperature,
+            added=self._added(queries, distinct),
+        )
         losses = {"sequence_item": processes.shard_of_mean(loss, len(wanted))}
         if aim.mlm_weight:
             labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
@@ -243,25 +254,35 @@ class JointEmbeddingModel(nn.Module):
         aim = self.objective
         batch = self._read(histories)
         sequences = self._encode(batch)
-        wanted = self._wanted(histories, batch)
+        queries = self._queries(histories, batch)
+        wanted = self._wanted(queries)
         if self.reads_item_table:
-            first = self.sentences.used.start
-            table = self.item_vectors(refresh=False)[first:]
-            loss = contrastive_loss(sequences, table, wanted - first, aim.temperature)
+            used = self.sentences.used
+            table = self.item_vectors(refresh=False)[used.start :]
+            added = self._added(queries, torch.tensor(used))
+            loss = contrastive_loss(
+                sequences, table, wanted - used.start, aim.temperature, added=added
+            )
             return processes.shard_of_mean(loss, len(wanted))
         candidates, positive, log_weights = draw_candidates(
             wanted, self.sentences.used, aim.items_per_step, derive(key, Draw.CANDIDATES)
         )
         items = processes.all_gather(self._encode(self._single(processes.shard(candidates))))
-        loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights)
+        added = self._added(queries, candidates)
+        loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights, added)
         return processes.shard_of_mean(loss, len(wanted))
 
     def scores(self, histories: PackedHistories) -> Tensor:
         """Cosine of every history with every item, padding item included, ``[B, N]``.
 
-        Similarities are computed once for each sentence, so that items of one text tie exactly.
+        With a head they are logits: cosine / tau and what the head adds. They are computed once for
+        each sentence, so that items of one text tie exactly.
         """
         similarity = cosine_similarity(self.encode_histories(histories), self.item_vectors())
+        if self.head is not None:
+            similarity /= self.objective.temperature
+            queries, keys = Queries.whole(histories), self.sentences.sentence_of_item
+            self.head.add_to(similarity, self.head.entries(queries, keys))
         return similarity[:, self.sentences.sentence_of_item]
 
     def encode_histories(self, histories: PackedHistories) -> Tensor:
@@ -345,16 +366,23 @@ class JointEmbeddingModel(nn.Module):
     def _mask(self, batch: TokenBatch, rate: float, keys: Tensor) -> tuple[TokenBatch, Tensor]:
         return mask_tokens(batch, rate, keys, self.sentences.special.mask, self.ordinary_ids)
 
-    def _wanted(self, histories: PackedHistories, batch: TokenBatch) -> Tensor:
-        """Sentence that each [CLS] must predict, ``[Q]``: of the next item, or of the one after."""
+    def _queries(self, histories: PackedHistories, batch: TokenBatch) -> Queries:
+        """What each [CLS] has read: a history, or one of its prefixes, ``Q`` of them."""
         counts = batch.cls_counts
-        sequence = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        nth = torch.arange(len(sequence), device=counts.device) + 1
-        back = counts.cumsum(0)[sequence] - nth  # items between this [CLS] and the next item
-        place = histories.lengths.cumsum(0)[sequence] - back
-        inside = histories.items[place.clamp(max=len(histories.items) - 1)]
-        items = torch.where(back > 0, inside, histories.targets[sequence])
-        return self.sentences.sentence_of_item[items]
+        row = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        nth = torch.arange(len(row), device=counts.device) + 1
+        back = counts.cumsum(0)[row] - nth  # items between this [CLS] and the next item
+        return Queries(histories, row, histories.lengths[row] - back)
+
+    def _wanted(self, queries: Queries) -> Tensor:
+        """Sentence that each [CLS] must predict, ``[Q]``: of the next item, or of the one after."""
+        return self.sentences.sentence_of_item[queries.next_items]
+
+    def _added(self, queries: Queries, candidates: Tensor) -> list[Entries]:
+        """What the head adds in training to the logits of these sentences."""
+        if self.head is None:
+            return []
+        return self.head.entries(queries, self.sentences.sentence_of_item, candidates)
 
     def _encode(self, batch: TokenBatch) -> Tensor:
         self.tokens_seen += batch.num_tokens

@@ -16,6 +16,7 @@ from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN, PhasedModel
 from recbole_jepa4rec.model.encoder import ExponentialMovingAverage, FixedCopy
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tensor_cache import default_cache_dir
@@ -43,13 +44,21 @@ class JEPA4Rec(PhasedModel):
         self.seed, self.training_targets = settings.seed, settings.training_targets
         self.phase, self.epoch, self.step = FINETUNE, 0, 0
         self._resumed_epoch: int | None = None
-        self.core = joint_embedding_model(settings, dataset.item_text)
+        text = dataset.item_text
+        head = ranking_head(settings, self.max_seq_length, dataset.histories, text)
+        self.core = joint_embedding_model(settings, text, head)
 
     @property
     def label(self) -> str:
         """What tables call the model, which name the targets of a pass (``training_targets``)."""
         targets = {RANDOM: "one random target", ALL_PREFIXES: "all prefixes"}
-        return f"{type(self).__name__} ({targets[self.training_targets]})"
+        head = f", {self.core.head.label}" if self.core.head else ""
+        return f"{type(self).__name__} ({targets[self.training_targets]}{head})"
+
+    @property
+    def reads_whole_history(self) -> bool:
+        """A head looks for items that the window has cut off as well."""
+        return self.core.head is not None
 
     @property
     def fits_any_catalogue(self) -> bool:
@@ -144,13 +153,14 @@ class JEPA4Rec(PhasedModel):
 
 
 def joint_embedding_model(
-    settings: SentenceSettings, item_text: pd.DataFrame
+    settings: SentenceSettings, item_text: pd.DataFrame, head: RankingHead | None = None
 ) -> JointEmbeddingModel:
     """The core that settings ask for, each of its parts built here.
 
     Args:
         settings: JEPA4Rec's; others have a fixed copy for a target encoder, and no predictor.
         item_text: one row an item, see ``ItemSentences.build``.
+        head: what is added to the similarity; ``None`` for nothing.
     """
     tokenizer, encoder, mlm_head = starting_point(settings, item_text)
     sentences = ItemSentences.build(
@@ -175,4 +185,5 @@ def joint_embedding_model(
         objective=Objective(**settings.model_dump(include=aims)),
         max_sequence_tokens=settings.max_sequence_tokens,
         tokens_per_batch=settings.tokens_per_batch,
+        head=head,
     )

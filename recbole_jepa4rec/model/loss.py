@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from recbole_jepa4rec.model.ranking_head import Entries
 
 CHUNK_LOGITS = 2**20
 """Logits computed at once in a softmax over candidates: 4 MiB, which a processor's cache holds."""
@@ -63,6 +65,7 @@ def contrastive_loss(
     positive: Tensor,
     temperature: float,
     log_weights: Tensor | None = None,
+    added: Sequence[Entries] = (),
 ) -> Tensor:
     """Softmax over candidate items by cosine similarity (L_S-I in a batch, L_FT over all items).
 
@@ -74,6 +77,7 @@ def contrastive_loss(
         temperature: tau > 0, unitless.
         log_weights: logarithm of how many items each candidate stands for, ``[C]``: in a sampled
             softmax (Jean et al. 2015); by default each stands for itself.
+        added: to some of the logits, by a ranking head.
 
     Returns:
         Mean over the batch; scalar >= 0; zero for an empty batch.
@@ -88,7 +92,8 @@ def contrastive_loss(
     with torch.autocast(sequences.device.type, enabled=False):
         sequences = F.normalize(sequences.float(), dim=1) / temperature
         items = F.normalize(items.float(), dim=1)
-        return _ChunkedSoftmax.apply(sequences, items, positive, log_weights)
+        parts = [part for one in added for part in (one.query, one.column, one.value)]
+        return _ChunkedSoftmax.apply(sequences, items, positive, log_weights, *parts)
 
 
 def zero_of(*tensors: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ def cosine_similarity(sequences: Tensor, items: Tensor) -> Tensor:
 
 
 class _ChunkedSoftmax(torch.autograd.Function):
-    """Cross-entropy of ``sequences @ items.T + log_weights``, a chunk of candidates at a time.
+    """Cross-entropy of ``sequences @ items.T + log_weights + added``, a chunk at a time.
 
     The logits of all candidates are never held: the forward pass keeps each row's logsumexp, the
     backward pass computes the chunks again. With a million candidates that is the difference
@@ -116,36 +121,51 @@ class _ChunkedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, sequences: Tensor, items: Tensor, positive: Tensor, log_weights: Tensor | None
+        ctx: Any,
+        sequences: Tensor,
+        items: Tensor,
+        positive: Tensor,
+        log_weights: Tensor | None,
+        *added: Tensor,
     ) -> Tensor:
-        """``[B, D]``, ``[C, D]``, ``[B]``, ``[C]`` to the mean over the batch."""
+        """``[B, D]``, ``[C, D]``, ``[B]``, ``[C]`` to the mean over the batch.
+
+        ``added`` holds query, column (ascending) and value of each of some ``Entries``.
+        """
         total = sequences.new_full((len(sequences),), float("-inf"))  # logsumexp of each row
         wanted = torch.full_like(total, float("nan"))  # stays so where positive is no candidate
         for chunk in _chunks(len(sequences), len(items)):
-            logits = _logits(sequences, items, log_weights, chunk)
+            logits = _logits(sequences, items, log_weights, chunk, added)
             total = torch.logaddexp(total, logits.logsumexp(dim=1))
             inside = ((positive >= chunk.start) & (positive < chunk.stop)).nonzero()[:, 0]
             wanted[inside] = logits[inside, positive[inside] - chunk.start]
-        ctx.save_for_backward(sequences, items, positive, log_weights, total)
+        ctx.save_for_backward(sequences, items, positive, log_weights, total, *added)
         return (total - wanted).mean()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Softmax minus one-hot, times the other side's vectors."""
-        sequences, items, positive, log_weights, total = ctx.saved_tensors
+        """Softmax minus one-hot, times the other side's vectors; itself, where it was added to."""
+        sequences, items, positive, log_weights, total, *added = ctx.saved_tensors
         scale = gradients[0] / len(sequences)
         of_sequences = -scale * items[positive] if ctx.needs_input_grad[0] else None
         of_items = None
         if ctx.needs_input_grad[1]:
             of_items = torch.zeros_like(items).index_add_(0, positive, -scale * sequences)
+        of_added: list[Tensor | None] = [None] * len(added)
+        for query, column, k in _triples(added):
+            of_added[k] = -scale * (positive[query] == column).to(sequences.dtype)
         for chunk in _chunks(len(sequences), len(items)):
-            logits = _logits(sequences, items, log_weights, chunk)
+            logits = _logits(sequences, items, log_weights, chunk, added)
             share = logits.sub_(total[:, None]).exp_().mul_(scale)
             if of_sequences is not None:
                 of_sequences.addmm_(share, items[chunk])
             if of_items is not None:
                 of_items[chunk].addmm_(share.T, sequences)
-        return of_sequences, of_items, None, None
+            for query, column, k in _triples(added):
+                part, gradient = _inside(column, chunk), of_added[k]
+                assert gradient is not None
+                gradient[part] += share[query[part], column[part] - chunk.start]
+        return of_sequences, of_items, None, None, *of_added
 
 
 def _chunks(rows: int, candidates: int) -> Iterator[slice]:
@@ -153,6 +173,29 @@ def _chunks(rows: int, candidates: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, candidates, size))
 
 
-def _logits(sequences: Tensor, items: Tensor, log_weights: Tensor | None, chunk: slice) -> Tensor:
+def _logits(
+    sequences: Tensor,
+    items: Tensor,
+    log_weights: Tensor | None,
+    chunk: slice,
+    added: Sequence[Tensor],
+) -> Tensor:
     logits = sequences @ items[chunk].T
-    return logits if log_weights is None else logits.add_(log_weights[chunk])
+    if log_weights is not None:
+        logits.add_(log_weights[chunk])
+    for query, column, k in _triples(added):
+        part = _inside(column, chunk)
+        place = query[part], column[part] - chunk.start
+        logits.index_put_(place, added[k][part], accumulate=True)
+    return logits
+
+
+def _triples(added: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Query and column of each of some entries, and where their values stand among all."""
+    return ((added[k - 2], added[k - 1], k) for k in range(2, len(added), 3))
+
+
+def _inside(column: Tensor, chunk: slice) -> slice:
+    """Which of ascending columns lie in a chunk."""
+    ends = torch.searchsorted(column, column.new_tensor([chunk.start, chunk.stop])).tolist()
+    return slice(*ends)

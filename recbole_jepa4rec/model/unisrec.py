@@ -138,7 +138,7 @@ class UniSRec(ItemVectorModel):
     @property
     def label(self) -> str:
         """What tables call the model."""
-        return f"UniSRec ({self.text.source}, {self.mode})"
+        return f"UniSRec ({self.text.source}, {self.mode}{self.head_label})"
 
     @property
     def fits_any_catalogue(self) -> bool:

@@ -73,7 +73,7 @@ class VQRec(ItemVectorModel):
     @property
     def label(self) -> str:
         """What tables call the model."""
-        return f"VQRec ({self.text.source})"
+        return f"VQRec ({self.text.source}{self.head_label})"
 
     @property
     def row_of_item(self) -> Tensor:

@@ -215,9 +215,5 @@ class Recommender:
     @torch.no_grad()
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:
         """Scores of all items for histories of internal ids, ``[B, N]`` on the CPU."""
-        recent = [row[-self.max_length :] for row in rows]
-        items = torch.tensor([item for row in recent for item in row], dtype=torch.int64)
-        nobody = torch.zeros(len(rows), dtype=torch.int64)
-        lengths = torch.tensor([len(row) for row in recent])
-        histories = PackedHistories(items, lengths, nobody, nobody)
+        histories = PackedHistories.of_lists(rows, self.max_length)
         return self.offer.scores(histories.to(self.model.device)).float().cpu()

@@ -88,7 +88,8 @@ class Optimisation:
 
     def _backward(self, positions: Tensor, share: float) -> dict[str, float]:
         """Add the gradient of one batch, which is ``share`` of its step."""
-        own = self.histories.packed(processes.shard(positions), self.window).to(self.device)
+        whole = self.model.reads_whole_history
+        own = self.histories.packed(processes.shard(positions), self.window, whole).to(self.device)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             losses = self.model.losses(own)
         values = processes.all_reduce(torch.stack([loss.detach() for loss in losses])).tolist()

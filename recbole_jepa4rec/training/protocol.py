@@ -238,7 +238,8 @@ class ProtocolTrainer(Trainer):
 
     def rank_rows(self, rows: HistoryRows, show_progress: bool = False) -> Ranking:
         """As ``rank``, by a model of ours, of rows that need no loader."""
-        batches = rows.in_batches(self.config["eval_batch_size"], self.device)
+        size, whole = self.config["eval_batch_size"], self.model.reads_whole_history
+        batches = rows.in_batches(size, self.device, whole)
         return self._rank(rows, batches, self.model.scores, show_progress)
 
     def _rank(

@@ -1,0 +1,312 @@
+"""What a ranking adds to the similarity of texts: the history's own items, and its neighbours.
+
+logit(u, x) = similarity / tau + b[recency of x in the history] + sum of w_k f_k(u, x).
+
+A text model puts the history's own items first, for nothing is more like them, and has no term that
+could learn otherwise; b is that term. The f_k are those of ``neighbours.py``; in training the
+user's own interactions are left out of their counts, or w would learn a leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from recbole_jepa4rec.config.model_settings import HeadSettings
+from recbole_jepa4rec.data.histories import Histories, PackedHistories
+from recbole_jepa4rec.model.neighbours import Neighbours
+from recbole_jepa4rec.text.text_similarity import TfidfSimilarity
+
+STRETCH = 50.0
+"""A number of the head moves so many times as far as a weight does in a step of Adam: a logit lies
+between -20 and 20, a weight below 1."""
+
+START = (1.0, 6.0, 2.0)
+"""First weights of text, co-occurrence and transitions: about STAR's mix, as logits."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is asked for a next item: a history, or each of its prefixes.
+
+    Attributes:
+        histories: ``B`` of them.
+        row: the history of each query, ``[Q]``.
+        prefix: items of it that the query has read, ``[Q]``.
+    """
+
+    histories: PackedHistories
+    row: Tensor
+    prefix: Tensor
+
+    @property
+    def next_items(self) -> Tensor:
+        """The item after what each query has read, ``[Q]``."""
+        ends, lengths = self.histories.lengths.cumsum(0)[self.row], self.histories.lengths[self.row]
+        place = ends - lengths + self.prefix
+        inside = self.histories.items[place.clamp(max=len(self.histories.items) - 1)]
+        return torch.where(self.prefix < lengths, inside, self.histories.targets[self.row])
+
+    @classmethod
+    def whole(cls, histories: PackedHistories) -> Queries:
+        """One query a history."""
+        rows = torch.arange(len(histories), device=histories.lengths.device)
+        return cls(histories, rows, histories.lengths)
+
+    @classmethod
+    def prefixes(cls, histories: PackedHistories) -> Queries:
+        """One query behind each item."""
+        lengths = histories.lengths
+        row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+        place = torch.arange(len(row), device=lengths.device)
+        return cls(histories, row, place - (lengths.cumsum(0) - lengths)[row] + 1)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Numbers to be added to some logits.
+
+    Attributes:
+        query: row of each, ``[E]``.
+        column: its candidate, ascending, ``[E]``.
+        value: what is added, ``[E]``.
+    """
+
+    query: Tensor
+    column: Tensor
+    value: Tensor
+
+
+class RankingHead(nn.Module):
+    """Learned terms of a ranking beside the similarity.
+
+    Columns of its matrices are keys: what a model's candidates are, such as distinct sentences.
+
+    Args:
+        recencies: L; the newest L places of a history have a bias each, all older ones another;
+            ``None`` leaves the bias out.
+        neighbours: counts of the training part; ``None`` leaves the neighbour terms out.
+        nearest: cosine of each item with the items whose texts are nearest, ``[N, N]``.
+        decay: of a history item's weight with its age, in the neighbour terms.
+        history_items: newest items that the neighbour terms read.
+    """
+
+    def __init__(
+        self,
+        recencies: int | None,
+        neighbours: Neighbours | None,
+        nearest: sparse.csr_matrix | None,
+        decay: float,
+        history_items: int,
+    ) -> None:
+        super().__init__()
+        self.decay, self.history_items = decay, history_items
+        self.neighbours, self.nearest = neighbours, nearest
+        self.history_bias: nn.Parameter | None = None
+        if recencies is not None:
+            self.history_bias = nn.Parameter(torch.zeros(recencies + 1))
+        self.neighbour_weights: nn.Parameter | None = None
+        if neighbours is not None:
+            self.neighbour_weights = nn.Parameter(torch.tensor(START) / STRETCH)
+
+    @property
+    def label(self) -> str:
+        """What is on, for tables."""
+        parts = self.history_bias is not None, self.neighbour_weights is not None
+        names = "history bias", "neighbours"
+        return ", ".join(name for name, is_on in zip(names, parts, strict=True) if is_on)
+
+    def entries(
+        self,
+        queries: Queries,
+        key_of_item: Tensor,
+        candidates: Tensor | None = None,
+    ) -> list[Entries]:
+        """The head's terms for some candidates.
+
+        Args:
+            queries: ``Q`` of them.
+            key_of_item: key of every item, ``[N]``; items of one key are one candidate.
+            candidates: keys, ``[C]``; all keys by default.
+
+        Returns:
+            A list of numbers each to be added to ``[Q, C]`` logits.
+        """
+        keys, found = key_of_item.cpu().numpy(), []
+        columns = None if candidates is None else candidates.cpu().numpy()
+        if (bias := self.history_bias) is not None:
+            part = _entries(self._recency(queries, keys), columns, bias.device)
+            found.append(replace(part, value=STRETCH * bias[part.value.long() - 1]))
+        if (weights := self.neighbour_weights) is not None:
+            terms = self._terms(queries)
+            for weight, term in zip(STRETCH * weights.clamp(min=0), terms, strict=True):
+                shape = len(queries.row), int(keys.max()) + 1
+                by_key = sparse.csr_matrix((term.data, keys[term.indices], term.indptr), shape)
+                part = _entries(by_key, columns, weight.device)
+                found.append(replace(part, value=weight * part.value))
+        return found
+
+    def add_to(self, scores: Tensor, entries: Sequence[Entries]) -> Tensor:
+        """Add entries to logits ``[Q, C]``, in place."""
+        for part in entries:
+            place = part.query, part.column
+            scores.index_put_(place, part.value.to(scores.dtype), accumulate=True)
+        return scores
+
+    def _recency(self, queries: Queries, keys: np.ndarray) -> sparse.csr_matrix:
+        """How long ago each query last met a key: 1 for the newest item .. L, L + 1 for older."""
+        assert self.history_bias is not None
+        whole = _Whole.of(queries.histories, keys)
+        row = queries.row.cpu().numpy()
+        end = whole.older[row] + queries.prefix.cpu().numpy()
+        query = np.repeat(np.arange(len(row)), whole.kept[row])
+        entry = np.repeat(whole.first[row], whole.kept[row]) + _count_up(whole.kept[row])
+        position, following = whole.position[entry], whole.following[entry]
+        here = (position < end[query]) & (following >= end[query])
+        query, entry = query[here], entry[here]
+        age = np.minimum(end[query] - whole.position[entry], len(self.history_bias))
+        shape = len(row), int(keys.max()) + 1
+        return sparse.csr_matrix((age.astype(np.float32), (query, whole.key[entry])), shape)
+
+    def _terms(self, queries: Queries) -> list[sparse.csr_matrix]:
+        """Text, co-occurrence and transitions of each query with every item, ``[Q, N]``.
+
+        Where the targets were counted, each user's own interactions are left out of the counts.
+        """
+        assert self.neighbours is not None
+        assert self.nearest is not None
+        histories, row = queries.histories, queries.row.cpu().numpy()
+        items, prefix = histories.items.cpu().numpy(), queries.prefix.cpu().numpy()
+        lengths = histories.lengths.cpu().numpy()
+        end = (lengths.cumsum() - lengths)[row] + prefix
+        counts = np.minimum(prefix, self.history_items)
+        ends = np.concatenate([[0], counts.cumsum()])
+        age = _count_up(counts)
+        newest = items[np.repeat(end, counts) - 1 - age]
+        known = newest < self.neighbours.num_items
+        weights = sparse.csr_matrix(
+            (np.where(known, self.decay**age, 0.0), np.where(known, newest, 0), ends),
+            shape=(len(row), self.neighbours.num_items),
+        )
+        weights.sum_duplicates()
+        users = histories.users.cpu().numpy()[row] if histories.counted else None
+        return [
+            (weights @ self.nearest).tocsr(),
+            self.neighbours.cooccurrence(weights, users),
+            self.neighbours.transitions(weights, users),
+        ]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """All that histories hold, older items included, but for what no query can have met last.
+
+    Attributes:
+        key: of each place, ``[W]``.
+        position: of the place within its history, ``[W]``.
+        following: position at which the key comes again, or beyond all, ``[W]``.
+        first: first place of each history, ``[B]``.
+        kept: places of each history, ``[B]``.
+        older: items of each history before its window, ``[B]``.
+    """
+
+    key: np.ndarray
+    position: np.ndarray
+    following: np.ndarray
+    first: np.ndarray
+    kept: np.ndarray
+    older: np.ndarray
+
+    @classmethod
+    def of(cls, histories: PackedHistories, keys: np.ndarray) -> _Whole:
+        """Of packed histories; ``keys`` is the key of every item."""
+        older, recent = histories.older_lengths.cpu().numpy(), histories.lengths.cpu().numpy()
+        row = np.concatenate([np.repeat(np.arange(len(older)), n) for n in (older, recent)])
+        position = np.concatenate([_count_up(older), _count_up(recent)])
+        position[older.sum() :] += np.repeat(older, recent)
+        items = torch.cat([histories.older, histories.items]).cpu().numpy()
+        key = keys[items]
+        order = np.lexsort((position, key, row))
+        same = (row[order][1:] == row[order][:-1]) & (key[order][1:] == key[order][:-1])
+        following = np.full(len(order), np.iinfo(np.int64).max)
+        following[order[:-1][same]] = position[order[1:][same]]
+        can_be_last = following >= older[row]
+        order = np.lexsort((position, row))
+        order = order[can_be_last[order]]
+        kept = np.bincount(row[order], minlength=len(older))
+        return cls(key[order], position[order], following[order], kept.cumsum() - kept, kept, older)
+
+
+def ranking_head(
+    settings: HeadSettings, max_items: int, histories: Histories, item_text: pd.DataFrame
+) -> RankingHead | None:
+    """The head that settings ask for; ``None`` if they ask for no part of it.
+
+    Args:
+        settings: of the model.
+        max_items: longest history that the model reads, L.
+        histories: whose training part the neighbour terms count.
+        item_text: one row an item, row 0 (the padding item) empty; one column an attribute.
+    """
+    if not (settings.history_bias or settings.neighbour_prior):
+        return None
+    neighbours = nearest = None
+    if settings.neighbour_prior:
+        neighbours = Neighbours.of(histories, len(item_text))
+        vectors = TfidfSimilarity(item_text).vectors
+        nearest = nearest_by_text(vectors, settings.neighbour_texts)
+    return RankingHead(
+        max_items if settings.history_bias else None,
+        neighbours,
+        nearest,
+        settings.neighbour_decay,
+        settings.neighbour_items,
+    )
+
+
+def nearest_by_text(vectors: sparse.csr_matrix, number: int) -> sparse.csr_matrix:
+    """Cosines of each item with those whose texts are nearest.
+
+    Args:
+        vectors: of items, of length 1 or 0, ``[N, T]``.
+        number: of neighbours of an item, itself among them.
+
+    Returns:
+        ``[N, N]``, at most ``number`` of them a row.
+    """
+    rows, size = [], max(1, 2**25 // vectors.shape[0])
+    for first in range(0, vectors.shape[0], size):
+        cosines = (vectors[first : first + size] @ vectors.T).toarray()
+        best = np.argpartition(-cosines, min(number, cosines.shape[1] - 1), axis=1)[:, :number]
+        values = np.take_along_axis(cosines, best, axis=1)
+        row = np.repeat(np.arange(len(cosines)), best.shape[1])
+        shape = cosines.shape
+        rows.append(sparse.csr_matrix((values.ravel(), (row, best.ravel())), shape))
+    nearest = sparse.vstack(rows, format="csr")
+    nearest.eliminate_zeros()
+    return nearest
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, ... within each run of these lengths, end to end."""
+    ends = lengths.cumsum()
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+def _entries(
+    matrix: sparse.csr_matrix, columns: np.ndarray | None, device: torch.device
+) -> Entries:
+    """Entries of a matrix, of some columns in their order, ascending by column."""
+    by_column = matrix.tocsc() if columns is None else matrix.tocsc()[:, columns]
+    column = np.repeat(np.arange(by_column.shape[1]), np.diff(by_column.indptr))
+    return Entries(
+        torch.from_numpy(by_column.indices.astype(np.int64)).to(device),
+        torch.from_numpy(column).to(device),
+        torch.from_numpy(by_column.data.astype(np.float32)).to(device),
+    )
