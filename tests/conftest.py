@@ -7,6 +7,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # the same on a busy machine
+settings.load_profile("steady")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,3 +37,24 @@ def workplace(tmp_path, monkeypatch):
 def toy():
     """Settings that find the toy data set."""
     return {"dataset": "toy", "data_path": str(ROOT / "dataset")}
+
+
+class Clock:
+    """A clock that stands still unless it is told to go on, for what reads seconds of training."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What training measures its time by."""
+    clock = Clock()
+    monkeypatch.setattr("recbole_jepa4rec.training.state.time", clock)
+    return clock

@@ -69,14 +69,23 @@ class ModelContract:
     def rows(self, parts):
         return parts[2].inter_feat[0:12]
 
-    @pytest.fixture
-    def result(self, tmp_path):
-        def call(name="run", **settings):
-            given = {**SMALL, "epochs": 3, "cache_dir": str(tmp_path), **self.settings}
-            folder = str(tmp_path / name)
-            return run(self.model, "toy", config_dict={**given, "run_dir": folder, **settings})
+    @pytest.fixture(scope="class")
+    @classmethod
+    def result(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("runs")
+
+        def call(name, **settings):
+            given = {**SMALL, "epochs": 3, "cache_dir": str(folder), **cls.settings}
+            given["run_dir"] = str(folder / name)
+            return run(cls.model, "toy", config_dict={**given, **settings})
 
         return call
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def first(cls, result):
+        """A run of the model, which several tests look at."""
+        return result("first")
 
     def test_loss_is_finite_and_falls(self, net, parts):
         if not self.learns:
@@ -121,17 +130,13 @@ class ModelContract:
         with torch.no_grad():
             assert torch.equal(net.full_sort_predict(rows), again.full_sort_predict(rows))
 
-    def test_the_same_seed_gives_the_same_run(self, result):
-        first, second = result("first"), result("second")
-        assert first["valid"] == second["valid"]
-        assert first["test"] == second["test"]
+    def test_the_same_seed_gives_the_same_run(self, first, result):
+        """However many histories an evaluation ranks at once."""
+        again = result("again", eval_batch_size=3)
+        for part in ("valid", "test"):
+            assert again[part] == pytest.approx(first[part], abs=1e-6)
 
-    def test_a_run_folder_recommends(self, result):
-        recommender = load(Path(result()["path"]).parent)
+    def test_a_run_folder_recommends(self, first):
+        recommender = load(Path(first["path"]).parent)
         found = recommender.recommend([recommender.item_ids[1:4]], k=5)
         assert found["rank"].tolist() == [1, 2, 3, 4, 5]
-
-    def test_batch_size_of_the_evaluation_changes_nothing(self, result):
-        small, large = result("small", eval_batch_size=3), result("large", eval_batch_size=1000)
-        for name, value in large["test"].items():
-            assert small["test"][name] == pytest.approx(value, abs=1e-6)

@@ -63,7 +63,7 @@ def prefixes(histories: PackedHistories) -> list[tuple[list[int], int]]:
 # --- order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.lists(st.integers(1, ITEMS - 1), max_size=7), min_size=1, max_size=5),
     max_tokens=st.integers(2, 40),
@@ -220,7 +220,7 @@ def test_an_empty_history_is_an_item_without_text(sentences):
 # --- which targets, which batches
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(4, 40), min_size=1, max_size=6),
     window=st.integers(1, 12),

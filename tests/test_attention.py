@@ -50,7 +50,7 @@ def pack(lengths: list[int], hidden_size: int = 12) -> Tensor:
 
 @pytest.mark.parametrize("window", [None, 2, 8])
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_equals_the_definition(window, lengths):
     attention, hidden = module(window), pack(lengths)
     attended = attention(hidden, AttentionLayout.of(torch.tensor(lengths), window))

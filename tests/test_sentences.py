@@ -129,7 +129,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), max_size=6), limit=st.integers(3, 34))
 def test_any_text_gives_the_sentence_its_definition_says(tokenizer, rows, limit):
     frame = catalogue(*rows)
@@ -176,7 +176,7 @@ def assert_equal(batch: TokenBatch, expected: TokenBatch) -> None:
 HISTORIES = st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories=HISTORIES, max_tokens=st.integers(1, 60))
 def test_histories_are_packed_newest_first_and_the_oldest_tokens_cut(
     tokenizer, histories, max_tokens

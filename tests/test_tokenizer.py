@@ -100,7 +100,7 @@ def test_training_without_text_gives_the_special_tokens():
     assert sorted(train_wordpiece(["", " "], 100).get_vocab()) == sorted(SPECIAL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=40), max_size=8), st.integers(7, 120))
 def test_any_text_can_be_learned_from(texts, vocab_size):
     tokenizer = train_wordpiece(texts, vocab_size)
@@ -117,7 +117,7 @@ WORDS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     texts=st.lists(st.lists(WORDS, max_size=12).map(" ".join), max_size=6), room=st.integers(1, 9)
 )

@@ -128,7 +128,7 @@ def long_pair(tmp_path_factory) -> tuple[transformers.PreTrainedModel, Pretraine
     return model.base_model, load_pretrained(folder, attention_window=64)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @example(lengths=[1, 33, 65, 129, 193, 257, 700, 1023, 1024], side="right")
 @given(
     lengths=st.lists(st.integers(1, 1024), min_size=1, max_size=4),

@@ -71,7 +71,7 @@ def write_parquet(folder, titles, descriptions):
 
 
 @pytest.mark.parametrize("write", [write_amazon, write_amazon_literals, write_csv, write_parquet])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(rows=st.lists(st.tuples(text, text), min_size=3, max_size=8))
 @example(rows=[(title, title) for title in NASTY])
 def test_text_survives(tmp_path_factory, write, rows):

@@ -116,7 +116,7 @@ def test_loo_is_the_protocol(rows):
     assert len(made["train"]) == len(rows) - 2 * len(long)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows_of, st.sampled_from(["loo", "temporal", "cold_items"]))
 def test_what_is_written_is_what_is_loaded(tmp_path_factory, rows, kind):
     folder = tmp_path_factory.mktemp("split")

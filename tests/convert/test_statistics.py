@@ -54,7 +54,7 @@ def test_ties_and_cold_targets(rows):
     assert found["length"]["max"] == max(map(len, histories.values()))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rows_of)
 def test_fingerprint_and_counts_are_those_of_the_loaded_set(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("print")
