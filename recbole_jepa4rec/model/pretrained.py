@@ -178,13 +178,7 @@ def _plain_name(name: str) -> str:
 def _fit_embedding(
     tensors: dict[str, Tensor], config: EncoderConfig, first_position: int, notes: list[str]
 ) -> None:
-    """Make the position and type tables those of ``config``.
-
-    Args:
-        tensors: checkpoint's weights by plain name; changed in place.
-        config: the encoder to be built.
-        first_position: row of the first token's position.
-        notes: what was done is appended.
+    """Make the position and type tables those of ``config``, in place.
 
     Raises:
         ValueError: if a table is missing or has no rows of ``hidden_size``, or item positions
@@ -235,13 +229,9 @@ def _fit_attention(
     window: int | list[int] | None,
     notes: list[str],
 ) -> None:
-    """Copy or drop global projections, as the window of ``config`` wants it.
+    """Copy or drop global projections, in place, as the window of ``config`` wants it.
 
-    Args:
-        tensors: checkpoint's weights by plain name; changed in place.
-        config: the encoder to be built.
-        window: the checkpoint's own attention window (of each layer), if it has any.
-        notes: what was done is appended.
+    The checkpoint's own ``window`` is one for all layers, one for each, or none.
     """
     present = [name for name in tensors if "_global." in name]
     if config.attention_window is None:
