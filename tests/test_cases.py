@@ -50,7 +50,7 @@ def refused(case):
         ),
         (
             "54-item-id-other-name",
-            "shop.item, line 1: expected a column 'item_id', found none",
+            "shop.item, line 1: no column 'item_id' (there are: artist_id, name, brand)",
         ),
         (
             "55-user-id-float",

@@ -276,7 +276,7 @@ class TestLoading:
             ("user:token\titem_id:token\ttimestamp:float\n", "no column 'user_id'"),
             (
                 "user_id:token,item_id:token,timestamp:float\n",
-                r"made\.inter: no column 'user_id' \(there are: user_id:token,item_id",
+                r"made\.inter, line 1: no column 'user_id' \(there are: user_id:token,item_id",
             ),
         ],
     )
@@ -358,11 +358,11 @@ class TestLoading:
         [
             (
                 {"inter": ["user_id", "ratng"]},
-                r"made\.inter: no column 'ratng' \(there are: user",
+                r"made\.inter, line 1: no column 'ratng' \(there are: user",
             ),
             (
                 {"inter": "*", "item": ["titel"]},
-                r"made\.item: no column 'titel' \(there are: it",
+                r"made\.item, line 1: no column 'titel' \(there are: it",
             ),
             (
                 {"inter": "*", "user": ["age"]},

@@ -31,6 +31,7 @@ PANDAS_MISSING = frozenset(
 
 _INTER = {"user_id": "token", "item_id": "token", "timestamp": "float"}
 _LISTS = "item_id_list"
+_NONE = np.array([], object)
 _KEY = ["user", "item", "time"]
 
 
@@ -120,22 +121,21 @@ def _interactions(
     path: Path, found: list[Problem], rounded: list[Problem]
 ) -> Iterator[tuple[int, Row, np.ndarray]]:
     """Line number, interaction and list of each row; ``rounded`` gets what is wrong as decimals."""
-    has_lists = any(column.name == _LISTS for column in _header(path))
-    wanted = {**_INTER, **({_LISTS: "token_seq"} if has_lists else {})}
-    for line, fields in _rows(path, found, wanted) if path.is_file() else ():
-        user, item, time, *words = fields
-        missing = [name for name, field in zip(_INTER, fields, strict=False) if not field]
+    for line, row in _rows(path, found, _INTER) if path.is_file() else ():
+        user, item, time = (row[name] for name in _INTER)
+        missing = [name for name in _INTER if not row[name]]
         if missing:
             found.append(Problem(path, line, True, f"expected a {missing[0]}, found none"))
         elif not math.isfinite(moment := float(time)):
             found.append(Problem(path, line, True, f"expected a finite timestamp, found {time!r}"))
         else:
-            if time.isdecimal():
+            if time.removeprefix("-").isdecimal():
                 moment = int(time)
             if moment != float(time):
                 what = "expected a timestamp up to 2^53, or whole numbers below 2^63 in every row"
                 rounded.append(Problem(path, line, True, what))
-            yield line, (user, item, moment), np.array("".join(words).split(), object)
+            words = row.get(_LISTS)
+            yield line, (user, item, moment), np.array(words.split(), object) if words else _NONE
 
 
 def _with_lists(
@@ -200,13 +200,17 @@ def _check_items(
     path: Path, bought: Mapping[str, tuple[Path, int]], found: list[Problem]
 ) -> dict[str, tuple[Path, int]]:
     """Find problems of the item file; give the items that it describes, with the place of each."""
-    header = _header(path)
+    try:
+        header = read_header(path, {"item_id": None})
+    except AtomicFileError as error:
+        found.append(_of_header(path, error))
+        return {}
     attributes = [c.name for c in header if c.type.startswith("token") and c.name != "item_id"]
-    if header and not attributes:
+    if not attributes:
         found.append(Problem(path, 1, False, "expected a token or token_seq column of item text"))
     described: dict[str, tuple[Path, int]] = {}
-    for line, (item, *texts) in _rows(path, found, dict.fromkeys(["item_id", *attributes])):
-        if not item:
+    for line, row in _rows(path, found, dict.fromkeys(["item_id", *attributes])):
+        if not (item := row["item_id"]):
             found.append(Problem(path, line, True, "expected an item_id, found none"))
             continue
         first = described.setdefault(item, (path, line))[1]
@@ -214,15 +218,14 @@ def _check_items(
             found.append(Problem(path, line, True, f"item {item!r} stands in line {first} already"))
         if bought and item not in bought:
             found.append(Problem(path, line, False, f"item {item!r} has no interaction"))
-        if attributes and not any(text.strip() for text in texts):
+        if attributes and not any(row[name].strip() for name in attributes):
             found.append(Problem(path, line, False, f"item {item!r} has no text"))
     found += _swallowed("item_id", described)
-    if any(column.name == "item_id" for column in header):
-        found += [
-            Problem(*place, False, f"item {item!r} has no row in {path.name}, so no text")
-            for item, place in bought.items()
-            if item not in described
-        ]
+    found += [
+        Problem(*place, False, f"item {item!r} has no row in {path.name}, so no text")
+        for item, place in bought.items()
+        if item not in described
+    ]
     return described
 
 
@@ -263,22 +266,21 @@ def _check_split(
 
 def _rows(
     path: Path, found: list[Problem], wanted: Mapping[str, str | None]
-) -> Iterator[tuple[int, Sequence[str]]]:
-    """Line number and wanted fields of each row that is as the header says; others are problems.
+) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Line number and fields by name of each row that is as the header says.
 
     Args:
         path: the file.
-        found: gets the problems; those of columns that are not wanted are not fatal.
-        wanted: names of columns, each with the type that it must have, if it must.
+        found: gets the problems; numbers of columns that are not wanted are not fatal.
+        wanted: see ``read_header``.
     """
     try:
-        header = _checked_header(path, wanted)
+        lists = {name: "token_seq" for name, _ in read_header(path) if name == _LISTS}
+        header = read_header(path, {**wanted, **lists})
     except AtomicFileError as error:
-        what = str(error).removeprefix(f"{path}").removeprefix(", line 1").removeprefix(": ")
-        found.append(Problem(path, 1, True, what))
+        found.append(_of_header(path, error))
         return
     bad, names = BadLines(math.inf), [column.name for column in header]
-    places = [names.index(name) for name in wanted]
     table = SeparatedTable(path, bad, "\t", quotes=False, columns=names)
     for line, fields in table.rows([(name,) for name in names]):
         if any("\0" in field for field in fields):
@@ -287,29 +289,13 @@ def _rows(
         faults = [*_no_numbers(header, fields)]
         found += [Problem(path, line, name in wanted, what) for name, what in faults]
         if not any(name in wanted for name, _ in faults):
-            yield line, [fields[place] for place in places]
+            yield line, dict(zip(names, fields, strict=True))
     found += [Problem(path, line, True, what) for (_, line), what in bad.found.items()]
 
 
-def _header(path: Path) -> list[Column]:
-    """The header, or nothing where ``_rows`` will report it."""
-    try:
-        return read_header(path)
-    except AtomicFileError:
-        return []
-
-
-def _checked_header(path: Path, wanted: Mapping[str, str | None]) -> list[Column]:
-    header = read_header(path)
-    types = dict(header)
-    for name, kind in wanted.items():
-        if name not in types:
-            raise AtomicFileError(f"{path}, line 1: expected a column {name!r}, found none")
-        if kind is not None and types[name] != kind:
-            raise AtomicFileError(
-                f"{path}, line 1: expected column {name!r} of type {kind}, found {types[name]}"
-            )
-    return header
+def _of_header(path: Path, error: AtomicFileError) -> Problem:
+    what = str(error).removeprefix(f"{path}").removeprefix(", line 1").removeprefix(": ")
+    return Problem(path, 1, True, what)
 
 
 def _no_numbers(header: Sequence[Column], fields: Sequence[str]) -> Iterator[tuple[str, str]]:

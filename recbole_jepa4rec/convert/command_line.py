@@ -118,10 +118,13 @@ def _run(words: Sequence[str]) -> int:
     core = {field: given["core"] for field in ("core_users", "core_items") if "core" in given}
     rule = _changed(preset.rule, {**core, **given})
     split = _split(given)
-    source = _open(name, given["files"], reading)
+    kind, files = SOURCES[name], given["files"]
+    if len(files) > kind.most:
+        raise ValueError(f"{name}: expected {kind.files}, found {len(files)} files")
+    source = kind.open(files, reading, BadLines(reading.max_bad))
     about = {
         "source": name,
-        "files": [path.name for path in given["files"]],
+        "files": [path.name for path in files],
         "preset": given.get("preset"),
         "rule": vars(rule),
         "command": shlex.join([*PROGRAM.split(), *words]),
@@ -139,13 +142,6 @@ def _check(folder: Path) -> int:
     fatal = Counter(problem.fatal for problem in found)
     print(f"{folder}: {fatal[True]} errors, {fatal[False]} warnings", file=sys.stderr)
     return 1 if found else 0
-
-
-def _open(name: str, files: Sequence[Path], reading: Reading) -> Source:
-    kind = SOURCES[name]
-    if len(files) > kind.most:
-        raise ValueError(f"{name}: expected {kind.files}, found {len(files)} files")
-    return kind.open(files, reading, BadLines(reading.max_bad))
 
 
 def _split(given: Mapping[str, Any]) -> Split | None:
@@ -244,6 +240,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str, kind: Kind) -> None
             meaning = "both --core-users and --core-items"
             group.add_argument("--core", type=whole, metavar="K", help=meaning)
         for field in fields(settings):
-            if name in (field.metadata["only"] or SOURCES):
+            known = set(field.metadata["only"] or SOURCES) - set(field.metadata["but"])
+            if name in known:
                 flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
                 group.add_argument(flag, dest=field.name, **field.metadata["words"])

@@ -14,8 +14,7 @@ from recbole_jepa4rec.data.atomic_files import is_number
 AMAZON = ("amazon2014", "amazon2018", "amazon2023")
 _TABLES = ("generic",)
 _RETAIL = ("online-retail",)
-_RATED = (*AMAZON, "movielens", "yelp", "generic")
-_TEXT = (*AMAZON, "yelp", "steam", "generic", "from-recbole")
+_UNRATED = (*_RETAIL, "steam", "from-recbole")
 
 
 def option(
@@ -26,6 +25,7 @@ def option(
     choices: Sequence[str] | None = None,
     flag: str | None = None,
     only: Sequence[str] = (),
+    but: Sequence[str] = (),
 ) -> Any:
     """A field of the settings, and the option that sets it.
 
@@ -38,6 +38,7 @@ def option(
         flag: its name; by default that of the field, and of a bool its ``no-`` as well. A name for
             a bool turns the default round.
         only: the sources that know it; all by default.
+        but: sources that do not.
     """
     words: dict[str, Any] = {"help": meaning}
     if not isinstance(default, bool):
@@ -46,7 +47,7 @@ def option(
         words["action"] = BooleanOptionalAction
     else:
         words |= {"action": "store_const", "const": not default}
-    return field(default=default, metadata={"words": words, "flag": flag, "only": only})
+    return field(default=default, metadata={"words": words, "flag": flag, "only": only, "but": but})
 
 
 def whole(word: str) -> int:
@@ -89,12 +90,12 @@ class Reading:
 
     max_bad: int = option(0, "broken lines to leave out before giving up (default 0)", "N", whole)
     attributes: tuple[str, ...] | None = option(
-        None, "item text to write, in order", "A,B", _names, only=(*_TEXT, "movielens")
+        None, "item text to write, in order", "A,B", _names, but=_RETAIL
     )
     decode_html: bool = option(
-        False, "write HTML's entities as characters and drop its tags", only=_TEXT
+        False, "write HTML's entities as characters and drop its tags", but=(*_RETAIL, "movielens")
     )
-    min_rating: float | None = option(None, "leave out lower ratings", "R", _finite, only=_RATED)
+    min_rating: float | None = option(None, "leave out lower ratings", "R", _finite, but=_UNRATED)
     user: str = option("user_id", "(default user_id)", "COLUMN", only=_TABLES)
     item: str = option("item_id", "(default item_id)", "COLUMN", only=_TABLES)
     time: str = option("timestamp", "(default timestamp)", "COLUMN", only=_TABLES)

@@ -6,8 +6,10 @@ import html
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,7 +76,7 @@ class Source:
         items: one row for each item described, if there is such a table.
 
     Raises:
-        ValueError: for an attribute that cannot be a column.
+        ValueError: for an attribute that cannot be a column, or if it lacks the ratings asked for.
 
     Attributes:
         attributes: names of the item text's columns; empty if there is none.
@@ -89,6 +91,8 @@ class Source:
         interactions: Table,
         items: Table | None,
     ) -> None:
+        if reading.min_rating is not None and not layout.rating:
+            raise ValueError("min_rating: this source has no ratings")
         self.bad = bad
         self._layout, self._reading = layout, reading
         self._interactions, self._items = interactions, items
@@ -107,6 +111,7 @@ class Source:
             ValueError: naming file, line and what was expected.
         """
         layout, least = self._layout, self._reading.min_rating
+        forms = (self._reading.time_format,) if self._reading.time_format else ()
         user, item, time, rating = (
             " or ".join(names) for names in (layout.user, layout.item, layout.time, layout.rating)
         )
@@ -120,7 +125,7 @@ class Source:
                 row = (
                     token(cells[0], user),
                     token(cells[1], item),
-                    moment_of(cells[2], time, self._reading.time_format) if time else place,
+                    moment_of(cells[2], time, forms) if time else place,
                 )
             except FaultError as fault:
                 self.bad.add(self._interactions.path, line, str(fault))
@@ -206,33 +211,40 @@ def number(value: Any, name: str) -> float:
     return int(value) if value == int(value) else value
 
 
-def moment_of(value: Any, name: str, form: str | None = None) -> float:
+def moment_of(value: Any, name: str, forms: tuple[str, ...] = ()) -> float:
     """A time: a number as it stands, or the Unix seconds of a date (UTC unless it says else).
 
     Args:
         value: a number, its decimal notation, a date, or text as ISO 8601 writes dates.
         name: of the column.
-        form: how text is read instead (``strptime``).
+        forms: how text is read instead (``strptime``); the first that fits counts.
 
     Raises:
         FaultError: for anything else.
     """
     is_date = isinstance(value, date)
-    if not is_date and form is None and (not isinstance(value, str) or is_number(value)):
+    if not is_date and not forms and (not isinstance(value, str) or is_number(value)):
         return number(value, name)
     if _TOO_FINE.search(str(value)):
         expected = f"expected {name} to the microsecond, or as a whole number"
         raise FaultError(f"{expected}, found {shown(str(value))}")
     try:
-        if is_date:
-            return _seconds(value)
-        if form is not None:
-            return _seconds(datetime.strptime(str(value), form))
-        return _seconds(datetime.fromisoformat(value.strip().replace("Z", "+00:00")))
+        return _seconds(value) if is_date else _seconds_of(str(value), forms)
     except ValueError:
-        expected = f"as {form}" if form else "to be a number or a date such as 2011-12-09 12:50:00"
-        hint = "" if form or not value else " (generic reads other forms by --time-format)"
-        raise FaultError(f"expected {name} {expected}, found {shown(value)}{hint}") from None
+        dates = "to be a number or a date such as 2011-12-09 12:50:00"
+        expected = f"expected {name} {'as ' + ' or '.join(forms) if forms else dates}"
+        hint = " (generic and online-retail read other forms by --time-format)" if value else ""
+        raise FaultError(f"{expected}, found {shown(value)}{hint}") from None
+
+
+@lru_cache(1 << 16)
+def _seconds_of(text: str, forms: tuple[str, ...]) -> float:
+    if not forms:
+        return _seconds(datetime.fromisoformat(text.strip().replace("Z", "+00:00")))
+    for form in forms:
+        with suppress(ValueError):
+            return _seconds(datetime.strptime(text, form))
+    raise ValueError(text)
 
 
 def _seconds(moment: date) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import date
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,6 @@ from recbole_jepa4rec.convert.source import (
     Source,
     Text,
     moment_of,
-    shown,
     text,
     token,
 )
@@ -98,7 +95,7 @@ def open_tables(files: Sequence[Path], reading: Reading, bad: BadLines) -> Sourc
         item=(reading.item,),
         time=() if reading.no_time else (reading.time,),
         described=(reading.item,),
-        rating=(reading.rating or "",),
+        rating=(reading.rating,) if reading.rating else (),
         attributes={name: (name,) for name in names},
         commas=names,
     )
@@ -291,7 +288,7 @@ class OnlineRetail(Source):
             try:
                 raw_user = token(row[user], " or ".join(_INVOICE_LINE[user]))
                 token(code, "StockCode")
-                moment = _invoice_time(cells[4], self._forms)
+                moment = moment_of(cells[4], "InvoiceDate", self._forms)
             except FaultError as fault:
                 self.bad.add(self._interactions.path, line, str(fault))
                 continue
@@ -321,16 +318,3 @@ def _plain(cell: Any) -> str:
         return ""
     shown_as = str(cell)
     return shown_as[:-2] if shown_as.endswith(".0") and shown_as[:-2].isdecimal() else shown_as
-
-
-@lru_cache(1 << 16)
-def _invoice_time(cell: Any, forms: Sequence[str]) -> float:
-    if isinstance(cell, date):
-        return moment_of(cell, "InvoiceDate")
-    for form in forms:
-        try:
-            return moment_of(str(cell), "InvoiceDate", form)
-        except FaultError:
-            continue
-    expected = f"expected InvoiceDate as {' or '.join(forms[:2])}, or as --time-format says"
-    raise FaultError(f"{expected}, found {shown(str(cell))}")

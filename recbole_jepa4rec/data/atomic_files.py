@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -27,20 +27,32 @@ class Column(NamedTuple):
     type: str
 
 
-def read_header(path: str | Path) -> list[Column]:
+def read_header(path: str | Path, wanted: Mapping[str, str | None] | None = None) -> list[Column]:
     """Columns of an atomic file in file order.
 
     Args:
         path: the file.
+        wanted: names of columns that must be there, each with the type that it must have, if any.
 
     Raises:
-        AtomicFileError: if the file is missing or empty, or its first line is no header.
+        AtomicFileError: if the file is missing or empty, its first line is no header, or a column
+            is not as it must be.
     """
     try:
         with open(path, "rb") as file:
-            return _parse_header(path, file.readline())
+            header = _parse_header(path, file.readline())
     except OSError as error:
         raise AtomicFileError(f"{path}: {error.strerror}") from error
+    types = dict(header)
+    for name, kind in (wanted or {}).items():
+        if name not in types:
+            there = ", ".join(types)
+            raise AtomicFileError(f"{path}, line 1: no column {name!r} (there are: {there})")
+        if kind not in (None, types[name]):
+            raise AtomicFileError(
+                f"{path}, line 1: expected column {name!r} of type {kind}, found {types[name]}"
+            )
+    return header
 
 
 def read_atomic(
@@ -68,11 +80,7 @@ def read_atomic(
     Raises:
         AtomicFileError: naming file, line and what was expected.
     """
-    header = read_header(path)
-    names = [column.name for column in header]
-    for name in columns or ():
-        if name not in names:
-            raise AtomicFileError(f"{path}: no column {name!r} (there are: {', '.join(names)})")
+    header = read_header(path, dict.fromkeys(columns or ()))
     wanted = [column for column in header if columns is None or column.name in columns]
     numbers = {column.name for column in header if column.type == "float" and not as_text}
     tokens = [column.name for column in wanted if column.type == "token" and not as_text]
@@ -89,7 +97,7 @@ def read_text(path: str | Path, columns: Collection[str]) -> pa.Table:
 
     Args:
         path: the file.
-        columns: names of columns that are there.
+        columns: names to read.
 
     Returns:
         The columns in file order, each string as it stands in the file ("" when empty).
@@ -97,7 +105,7 @@ def read_text(path: str | Path, columns: Collection[str]) -> pa.Table:
     Raises:
         AtomicFileError: as ``read_atomic``.
     """
-    header = read_header(path)
+    header = read_header(path, dict.fromkeys(columns))
     wanted = [column.name for column in header if column.name in columns]
     table = _read_table(path, header, wanted, set())
     return (
@@ -150,7 +158,9 @@ def refuse_rounded(path: str | Path, numbers: pd.Series) -> None:
     """
     if numbers.dtype == np.float64 and numbers.abs().max() > 2**53:
         fields = read_text(path, [str(numbers.name)])[numbers.name].to_pylist()
-        rounded = [field.isdecimal() and int(field) != float(field) for field in fields]
+        rounded = [
+            field.removeprefix("-").isdecimal() and int(field) != float(field) for field in fields
+        ]
         expected = f"a {numbers.name} up to 2^53, or whole numbers below 2^63 in every row"
         refuse_rows(path, pd.Series(rounded), expected)
 

@@ -54,7 +54,7 @@ def read_item_text(
             text.
     """
     paths = [path for path, _ in sources]
-    headers = [read_header(path) for path in paths]
+    headers = [read_header(path, {item_field: None}) for path in paths]
     names = _attributes(paths, headers, item_field, fields)
     table = pa.concat_tables(_read(path, prefix, item_field, names) for path, prefix in sources)
     rows = pc.index_in(pa.array(items, TEXT), value_set=table[_ID])
@@ -80,14 +80,14 @@ def holds_text(table: pa.Table) -> bool:
 
 def _read(path: Path, prefix: str, item_field: str, names: Sequence[str]) -> pa.Table:
     """Attributes of a file's rows, null where it lacks one, and in ``_ID`` their prefixed ids."""
-    table = read_text(path, {item_field, *names})
+    there = [column.name for column in read_header(path) if column.name in (item_field, *names)]
+    table = read_text(path, there)
     ids = table[item_field].cast(TEXT)
     if pc.count_distinct(ids).as_py() < len(ids):
         refuse_repeated(path, ids.to_pandas().rename(item_field))
     columns = {_ID: pc.binary_join_element_wise(pa.scalar(prefix, TEXT), ids, pa.scalar("", TEXT))}
     for name in names:
-        there = name in table.column_names
-        columns[name] = table[name].cast(TEXT) if there else pa.nulls(len(ids), TEXT)
+        columns[name] = table[name].cast(TEXT) if name in there else pa.nulls(len(ids), TEXT)
     return pa.table(columns)
 
 
@@ -108,9 +108,6 @@ def _attributes(
     fields: Sequence[str] | None,
 ) -> list[str]:
     """Names of the columns to read, in order."""
-    for path, header in zip(paths, headers, strict=True):
-        if not any(column.name == item_field for column in header):
-            raise AtomicFileError(f"{path}, line 1: expected a column {item_field!r}, found none")
     files = ", ".join(map(str, paths))
     columns = [column for header in headers for column in header if column.name != item_field]
     there = list(dict.fromkeys(column.name for column in columns))

@@ -81,22 +81,14 @@ class RawSequentialDataset(SequentialDataset):
         self, filepath: str, source: Any, load: set[str] | None, unload: set[str]
     ) -> list[Column]:
         """The columns to load; refuse files that lack one, or hold ids or times of other types."""
-        header, needed = read_header(filepath), self._needed(source)
+        needed = self._needed(source)
         if source == FeatureSource.INTERACTION:
-            needed += [column.name for column in header if column.name == self.lists_field]
-        types = {column.name: column.type for column in header}
-        for name in [*needed, *sorted((load or set()) - _BY_DEFAULT)]:
-            if name not in types:
-                there = ", ".join(types)
-                raise AtomicFileError(f"{filepath}: no column {name!r} (there are: {there})")
-        others = {self.time_field: "float", self.lists_field: "token_seq"}
-        for name in needed:
-            wanted = others.get(name, "token")
-            if types[name] != wanted:
-                raise AtomicFileError(
-                    f"{filepath}, line 1: expected column {name!r} of type {wanted}, "
-                    f"found {types[name]}"
-                )
+            lists = self.lists_field
+            needed += [column.name for column in read_header(filepath) if column.name == lists]
+        types = {self.time_field: "float", self.lists_field: "token_seq"}
+        named = (load or set()) - _BY_DEFAULT
+        wanted = {name: types.get(name, "token") for name in needed}
+        header = read_header(filepath, {**dict.fromkeys(sorted(named)), **wanted})
         return [
             column
             for column in header

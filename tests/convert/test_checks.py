@@ -73,7 +73,7 @@ def test_duplicates_are_set_beside_the_first(check):
     [
         ("", "expected a header of name:type columns, found none"),
         ("user_id\titem_id\n", "expected name:type, found 'user_id'"),
-        ("user_id:token\titem_id:token\n", "expected a column 'timestamp', found none"),
+        ("user_id:token\titem_id:token\n", "no column 'timestamp' (there are: user_id, item_id)"),
         (INTER.replace("float", "token"), "expected column 'timestamp' of type float, found token"),
     ],
 )

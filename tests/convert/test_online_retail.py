@@ -89,7 +89,7 @@ def test_days_first_need_their_format(made, run, tmp_path):
     path = write(tmp_path / "data.csv", [line("1", "c", "d", date="13/01/2011 08:26")])
     status, _, errors = run("online-retail", path)
     assert status == 2 and "data.csv, line 2: expected InvoiceDate as" in errors
-    assert "or as --time-format says" in errors
+    assert "online-retail read other forms by --time-format" in errors
     inter, _, _ = made("online-retail", path, "--time-format", "%d/%m/%Y %H:%M")
     assert inter == [["1", "c", "1294907160"]]
 

@@ -164,7 +164,9 @@ class TestGeneric:
         path = tmp_path / "x.csv"
         path.write_text("user_id,item_id,timestamp\nu,i,13/01/2011\n")
         status, _, errors = run("generic", path)
-        assert status == 2 and "(generic reads other forms by --time-format)" in errors
+        assert (
+            status == 2 and "generic and online-retail read other forms by --time-format" in errors
+        )
         assert made("generic", path, "--time-format", "%d/%m/%Y")[0] == [["u", "i", "1294876800"]]
 
     def test_quotes_can_be_plain_characters(self, made, tmp_path):
