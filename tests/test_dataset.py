@@ -299,6 +299,16 @@ class TestLoading:
         with pytest.raises(ValueError, match=r"no data set 'ml-100' .*did you mean 'ml-100k'"):
             load("ml-100")
 
+    def test_columns_not_to_load(self, write):
+        item = "item_id:token\ttitle:token_seq\tbrand:token\na\tone\tx\n"
+        words = {"unload_col": {"item": ["brand"]}}
+        assert list(write(steps("u", "ab"), item, load_col=None, **words).item_feat) == [
+            "item_id",
+            "title",
+        ]
+        with pytest.raises(ValueError, match=r"unload_col\.item \['brand'\] has no effect"):
+            write(steps("u", "ab"), item, **words)
+
     def test_other_separators_are_refused(self, write):
         with pytest.raises(ValueError, match="field_separator ','"):
             write(steps("u", "ab"), field_separator=",")

@@ -79,7 +79,7 @@ def problems(folder: Path) -> list[Problem]:
     bought = _first_places(whole if inter.is_file() else rows, "item", files)
     found += _swallowed("item_id", bought)
     found += _swallowed("user_id", _first_places(whole, "user", files))
-    described: Container[str] = bought
+    described: Container[str] = {*rows["item"]}  # without an item file no item is unknown
     if item.is_file():
         described = _check_items(item, bought, found)
     for suffix in SUFFIXES[2:]:  # which no run reads unless it is asked to
@@ -201,7 +201,7 @@ def _check_items(
 ) -> dict[str, tuple[Path, int]]:
     """Find problems of the item file; give the items that it describes, with the place of each."""
     try:
-        header = read_header(path, {"item_id": None})
+        header = read_header(path, {"item_id": "token"})
     except AtomicFileError as error:
         found.append(_of_header(path, error))
         return {}
@@ -211,7 +211,7 @@ def _check_items(
     described: dict[str, tuple[Path, int]] = {}
     for line, row in _rows(path, found, dict.fromkeys(["item_id", *attributes])):
         if not (item := row["item_id"]):
-            found.append(Problem(path, line, True, "expected an item_id, found none"))
+            found.append(Problem(path, line, True, "expected a item_id, found none"))
             continue
         first = described.setdefault(item, (path, line))[1]
         if first != line:
@@ -237,7 +237,7 @@ def _check_split(
     Args:
         paths: of the whole file and the three of the split, which ``file`` of the rows counts.
         rows: of all four.
-        described: the items that the item file holds; of the whole file if there is none.
+        described: the items that the item file holds; all if there is none.
     """
     whole, parts = rows[rows["file"] == 0], rows[rows["file"] > 0]
     parts = parts.iloc[np.lexsort((parts["file"], parts["time"], codes(parts["user"])))]

@@ -17,6 +17,7 @@ from recbole_jepa4rec.data.atomic_files import (
     read_header,
     read_text,
     refuse_repeated,
+    refuse_rows,
 )
 
 pc: Any = importlib.import_module("pyarrow.compute")  # made at run time; no type checker knows it
@@ -54,7 +55,7 @@ def read_item_text(
             text.
     """
     paths = [path for path, _ in sources]
-    headers = [read_header(path, {item_field: None}) for path in paths]
+    headers = [read_header(path, {item_field: "token"}) for path in paths]
     names = _attributes(paths, headers, item_field, fields)
     table = pa.concat_tables(_read(path, prefix, item_field, names) for path, prefix in sources)
     rows = pc.index_in(pa.array(items, TEXT), value_set=table[_ID])
@@ -83,6 +84,8 @@ def _read(path: Path, prefix: str, item_field: str, names: Sequence[str]) -> pa.
     there = [column.name for column in read_header(path) if column.name in (item_field, *names)]
     table = read_text(path, there)
     ids = table[item_field].cast(TEXT)
+    if pc.any(pc.equal(ids, "")).as_py():
+        refuse_rows(path, ids.to_pandas() == "", f"a {item_field}, found none")
     if pc.count_distinct(ids).as_py() < len(ids):
         refuse_repeated(path, ids.to_pandas().rename(item_field))
     columns = {_ID: pc.binary_join_element_wise(pa.scalar(prefix, TEXT), ids, pa.scalar("", TEXT))}

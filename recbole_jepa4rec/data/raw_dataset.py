@@ -103,6 +103,13 @@ class RawSequentialDataset(SequentialDataset):
                 continue  # the split's files, not this one, are read
             if names and names != "*" and not path.is_file():
                 raise ValueError(f"load_col.{suffix} {names!r}: there is no file {path}")
+        loads = self.config["load_col"]
+        for suffix, names in (self.config["unload_col"] or {}).items():
+            if loads is not None and "*" not in (loads.get(suffix) or ()):
+                raise ValueError(
+                    f"unload_col.{suffix} {names!r} has no effect: load_col names what is loaded "
+                    "(load_col=null loads everything)"
+                )
         super()._load_data(token, dataset_path)
 
     @property
