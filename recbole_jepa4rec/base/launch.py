@@ -99,6 +99,7 @@ def launch(
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         )
+        config.signals_to_handle = "SIGTERM,SIGINT"  # leave SIGHUP to nohup; old torch cannot
         try:
             launch_agent(config, sys.executable, [*words])
         except ChildFailedError as error:
@@ -141,11 +142,12 @@ def _undone_afterwards() -> Iterator[None]:
     environment = dict(os.environ)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
         os.environ.clear()
         os.environ.update(environment)
         if _may_set_handlers():
