@@ -141,11 +141,7 @@ class LlamaRec(PhasedModel):
 
 
 def _ranker(settings: LlamaRecSettings, dataset: Any) -> tuple[RankingPrompt, Verbaliser]:
-    """What writes the prompts, and what answers them.
-
-    Raises:
-        ValueError: for a setting that does not fit; names it.
-    """
+    """What writes the prompts, and what answers them; refuses a setting that does not fit."""
     items = dataset.item_num - 1
     if settings.num_candidates > items:
         raise ValueError(
@@ -175,11 +171,7 @@ def _ranker(settings: LlamaRecSettings, dataset: Any) -> tuple[RankingPrompt, Ve
 
 
 def _titles(item_text: Any, field: str | None) -> list[str]:
-    """What the prompts call every internal item id.
-
-    Raises:
-        ValueError: if there is no such attribute, or no item has it.
-    """
+    """What the prompts call every internal item id; refuses an attribute that no item has."""
     field = field or item_text.columns[0]
     if field not in item_text.columns:
         raise ValueError(f"title_field {field!r} is none of {', '.join(item_text.columns)}")

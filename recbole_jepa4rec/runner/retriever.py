@@ -177,17 +177,7 @@ def retriever_config(config: Any) -> Config:
 
 
 def _train(config: Config, folder: Path, dataset: Any, train: Train) -> None:
-    """Train a model for the ranker, unless an interrupted run has done so already.
-
-    Args:
-        config: the ranker's.
-        folder: of the retriever's run.
-        dataset: the ranker's.
-        train: see ``retriever_for``.
-
-    Raises:
-        ValueError: for settings that cannot be used, or if the folder holds a model of others.
-    """
+    """Train a model for the ranker into a folder, unless an interrupted run has done so already."""
     if processes.world_size() > 1:
         raise ValueError(
             f"retriever {config['retriever']!r} would be trained first, by one process; allowed "
@@ -210,11 +200,7 @@ def _needs_retriever(model_class: type) -> bool:
 
 
 def _check_run(folder: Path, dataset: Any) -> str:
-    """What tables call a finished run on the same data.
-
-    Raises:
-        ValueError: if the folder is no finished run's, or the run had other data.
-    """
+    """What tables call a finished run; refuse one on other data before its model is loaded."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         label, fingerprint, name = (result[k] for k in ("label", "data_fingerprint", "dataset"))
