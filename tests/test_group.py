@@ -116,6 +116,11 @@ class TestRefusals:
         assert main([*BASE, "--model_list=Markov", "--config_files=a.yaml"]) == 2
         assert f"key '{key}' in a.yaml differs from run to run" in capsys.readouterr().err
 
+    def test_a_key_in_a_file_that_is_no_text(self, workplace, capsys):
+        (workplace / "a.yaml").write_text("3: 4\n")
+        assert main([*BASE, "--model_list=Markov", "--config_files=a.yaml"]) == 2
+        assert capsys.readouterr().err == "error: unknown key '3' in a.yaml\n"
+
     def test_the_package_says_how_it_is_used(self, capsys):
         assert package_main(["nonsense"]) == 2
         assert "usage: python -m recbole_jepa4rec doctor" in capsys.readouterr().err

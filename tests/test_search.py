@@ -298,7 +298,7 @@ class TestTrials:
         under_way.begin("0000", {"n_layers": 1}, "OSError: gone")
         assert "0000 failed and is tried again: OSError: gone" in capsys.readouterr().err
         under_way.measure("0000", curve(0.1)[0])
-        board._write = lambda ended: None
+        board.outputs = lambda ended: None
         under_way.end("0000", FINISHED)
         record = board.ended["0000"]
         assert (record.attempts, record.score) == (2, 0.1)

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +19,13 @@ from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.settings import Settings
-from recbole_jepa4rec.config.syntax import known_keys, overlay, parse_command_line, parse_value
+from recbole_jepa4rec.config.syntax import (
+    known_keys,
+    overlay,
+    parse_command_line,
+    parse_value,
+    refuse_unknown,
+)
 
 PATIENCE = 60
 """Seconds to wait for runs of an earlier, killed study to end."""
@@ -68,6 +75,7 @@ def read_words(
         for key in per_run:
             if key in layer:
                 raise ValueError(f"key {key!r} {where} differs from run to run ({per_run[key]})")
+        refuse_unknown(layer, where)
         overlay(given, {key: value for key, value in layer.items() if "." not in str(key)})
         given |= {key: value for key, value in layer.items() if "." in str(key)}
     given.pop("config_files", None)
@@ -99,21 +107,22 @@ def study_folder(run_dir: str | None, config: Config, name: str, *asked: Any) ->
     return Path(run_dir)
 
 
+@dataclass
 class Board(Generic[Key, End]):
     """What of a study has ended; at each end a line is said and every output written again.
 
-    Args:
-        ended: before this start, by name.
+    Attributes:
+        ended: by name how each ended; first those of an earlier start.
         asked: how many there are in all.
-        write: writes the outputs, from all that has ended.
+        outputs: writes them, from all that has ended.
     """
 
-    def __init__(
-        self, ended: Mapping[Key, End], asked: int, write: Callable[[Mapping[Key, End]], None]
-    ) -> None:
-        self.ended = dict(ended)
-        self._asked, self._before = asked, len(ended)
-        self._write, self._began = write, time.monotonic()
+    ended: dict[Key, End]
+    asked: int
+    outputs: Callable[[Mapping[Key, End]], None]
+
+    def __post_init__(self) -> None:
+        self._before, self._began = len(self.ended), time.monotonic()
 
     def write(self) -> None:
         """Write every output.
@@ -121,15 +130,10 @@ class Board(Generic[Key, End]):
         Raises:
             OSError: if a file cannot be written.
         """
-        self._write(self.ended)
+        self.outputs(self.ended)
 
     def end(self, name: Key, how: End, line: str) -> None:
-        """Take in that something ended.
-
-        Args:
-            name: of it.
-            how: it ended.
-            line: says so.
+        """Take in how something ended, say so by a line, and write every output.
 
         Raises:
             OSError: if a file cannot be written.
@@ -140,13 +144,12 @@ class Board(Generic[Key, End]):
 
     def _left(self) -> str:
         """How much is left, and how long that takes if all goes on as it went so far."""
-        left, here = self._asked - len(self.ended), len(self.ended) - self._before
+        left, here = self.asked - len(self.ended), len(self.ended) - self._before
         if left <= 0:
             return "none left"
         seconds = (time.monotonic() - self._began) / here * left
         minutes = round(seconds / 60)
         if minutes < 2:
             return f"{left} left, about {seconds:.0f} s"
-        return f"{left} left, about " + (
-            f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-        )
+        takes = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        return f"{left} left, about {takes}"

@@ -109,7 +109,10 @@ def _watch(needs: Mapping[str, float], place: tuple[str, int], over: threading.E
     waits = False
     while not over.wait(WATCH_SECONDS):
         _end_without(place)
-        problem = _too_large(needs)
+        try:
+            problem = _too_large(needs)
+        except ray.exceptions.RaySystemError:
+            return  # left meanwhile
         if problem and not waits:
             says = f"{problem}; the search waits for one (or end it, and go on with --resume)"
             print(says, file=sys.stderr, flush=True)
@@ -121,6 +124,8 @@ def _end_without(place: tuple[str, int]) -> None:
     try:
         socket.create_connection(place, CONNECT_SECONDS).close()
     except ConnectionRefusedError:
+        if not ray.is_initialized():  # SIGTERM in a call of Ray's has it shut down by itself
+            return
         print(
             "error: Ray has ended on the machine of the search; the same command with --resume "
             "goes on",
