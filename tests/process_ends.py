@@ -20,7 +20,7 @@ from recbole_jepa4rec.base.launch import joined, launch
 
 def meet(folder: Path) -> None:
     """Say who is there."""
-    with joined(on_gpu=False, given={}):
+    with joined(on_gpu=False, given={"world_size": None, "ip": "localhost"}):  # as a file may say
         there = processes.all_gather(torch.tensor([processes.rank()]))
         (folder / f"{processes.rank()}.met").write_text(str(there.tolist()))
 

@@ -228,7 +228,7 @@ def _refuse_environment(on_gpu: bool, given: Mapping[str, Any]) -> None:
             raise ValueError(f"RANK is set and {name} is {value!r}; allowed: a whole number")
     for key, value in given.items():
         there = os.environ.get(NAMES[key], str(value))
-        if str(value) != there:
+        if value is not None and str(value) != there:
             raise ValueError(f"{key} is {value!r} but the environment's {NAMES[key]} {there}")
     if on_gpu and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
         raise ValueError(
