@@ -11,7 +11,7 @@ from typing import Any
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.model_settings import SETTINGS
-from recbole_jepa4rec.config.registry import find_entry
+from recbole_jepa4rec.config.registry import find_entry, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, RunSettings, refuse_theirs
 from recbole_jepa4rec.config.syntax import (
     default_settings,
@@ -97,6 +97,12 @@ class Layers:
         theirs = {key: defaults[key] for key in defaults if key not in kind.model_fields}
         refuse_theirs(settings, theirs)
         settings["benchmark_filename"] = kind.of(settings).benchmark_filename
+        targets, allowed = settings.get("training_targets"), training_targets(self.model)
+        if targets is not None and targets not in allowed:
+            raise ValueError(
+                f"training_targets is {targets!r}; allowed for {self.model}: "
+                f"{', '.join(allowed) or 'none, nothing is trained'}"
+            )
         if len(self.sources) == 1:
             return
         if settings["benchmark_filename"]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from recbole_jepa4rec.config.run_settings import (
+    CausalSettings,
     FeatureSettings,
     RunSettings,
     S3RecSettings,
@@ -464,6 +465,8 @@ SETTINGS: dict[str, type[RunSettings]] = {
     "Markov": UntrainedSettings,
     "STAR": STARSettings,
     "S3Rec": S3RecSettings,
+    "SASRec": CausalSettings,
+    "GRU4Rec": CausalSettings,
     "FDSA": FeatureSettings,
     "SASRecF": FeatureSettings,
     "GRU4RecF": FeatureSettings,

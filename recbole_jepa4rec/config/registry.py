@@ -60,6 +60,9 @@ MODELS = {
 }
 """Our models."""
 
+CAUSAL_MODELS = ("SASRec", "GRU4Rec", "S3Rec", "FDSA", "SASRecF", "GRU4RecF")
+"""RecBole's models that read a history from left to right, their padding behind it."""
+
 TEXT_MODELS = tuple(name for name, entry in MODELS.items() if entry.reads_text)
 PHASED_MODELS = tuple(name for name, entry in MODELS.items() if entry.in_phases)
 
@@ -128,6 +131,13 @@ def row_label(name: str, loss_type: str | None) -> str:
     SASRec trained by cross-entropy and by BPR are different baselines, so that the name must tell.
     """
     return f"{name}-{loss_type}" if has_loss_type(name) else name
+
+
+def training_targets(name: str) -> tuple[str, ...]:
+    """What a pass of a model can train, values of ``training_targets``; none where none trains."""
+    if name in MODELS:
+        return MODELS[name].training_targets
+    return ("all_prefixes", "rows") if name in CAUSAL_MODELS else ("rows",)
 
 
 def find_trainer(model_class: type, config: Keys) -> type:

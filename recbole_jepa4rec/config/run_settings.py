@@ -172,14 +172,22 @@ class UntrainedSettings(RunSettings):
     """No negative items are drawn."""
 
 
-class FeatureSettings(RunSettings):
+class CausalSettings(RunSettings):
+    """Of RecBole's models that read a history from left to right: SASRec, GRU4Rec and others."""
+
+    training_targets: Literal["all_prefixes", "rows"] = "all_prefixes"
+    """all_prefixes: one pass over a history trains the item after each item; rows: RecBole's way, a
+    row for each prefix. The loss is the same."""
+
+
+class FeatureSettings(CausalSettings):
     """Of FDSA, SASRecF and GRU4RecF."""
 
     selected_features: list[str] | str | None = None
     """Item attributes; None is the text column of .item with the fewest distinct words."""
 
 
-class S3RecSettings(RunSettings):
+class S3RecSettings(CausalSettings):
     """Of S3Rec: both stages in one run, attributes from any data."""
 
     item_attribute: str | None = None

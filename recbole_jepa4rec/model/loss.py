@@ -14,6 +14,12 @@ from recbole_jepa4rec.model.ranking_head import Entries
 CHUNK_LOGITS = 2**20
 """Logits computed at once in a softmax over candidates: 4 MiB, which a processor's cache holds."""
 
+FUSED_LOGITS = 2**18
+"""Logits computed at once where the gradient is made with them."""
+
+FUSED_ITEMS = 2**24
+"""Numbers in all items' vectors up to which their gradient waits for the backward pass: 64 MiB."""
+
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the masked tokens (L_MLM).
@@ -96,6 +102,24 @@ def contrastive_loss(
         return _ChunkedSoftmax.apply(sequences, items, positive, log_weights, *parts)
 
 
+def softmax_loss(sequences: Tensor, items: Tensor, positive: Tensor) -> Tensor:
+    """Cross-entropy over all items by their product with what is said of each sequence.
+
+    Args:
+        sequences: ``[B, D]``.
+        items: ``[C, D]``.
+        positive: index of each sequence's next item, ``[B]``.
+
+    Returns:
+        Mean over the batch; scalar >= 0.
+    """
+    with torch.autocast(sequences.device.type, enabled=False):
+        sequences = sequences.to(items.dtype)
+        if items.numel() > FUSED_ITEMS:
+            return _ChunkedSoftmax.apply(sequences, items, positive, None)
+        return _FusedSoftmax.apply(sequences, items, positive)
+
+
 def zero_of(*tensors: Tensor) -> Tensor:
     """Zero that depends on them: one process's part of a loss of which it has no row.
 
@@ -166,6 +190,37 @@ class _ChunkedSoftmax(torch.autograd.Function):
                 assert gradient is not None
                 gradient[part] += share[query[part], column[part] - chunk.start]
         return of_sequences, of_items, None, None, *of_added
+
+
+class _FusedSoftmax(torch.autograd.Function):
+    """Mean cross-entropy of ``sequences @ items.T``, a chunk of sequences at a time.
+
+    The forward pass makes the gradients as well, while a chunk's shares are at hand: a mean's are
+    the same but for one factor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sequences: Tensor, items: Tensor, positive: Tensor) -> Tensor:
+        """``[B, D]``, ``[C, D]``, ``[B]`` to the mean over the batch."""
+        of_sequences, of_items = torch.empty_like(sequences), torch.zeros_like(items)
+        total = sequences.new_zeros(())
+        size = max(16, FUSED_LOGITS // len(items))
+        for first in range(0, len(sequences), size):
+            chunk, wanted = sequences[first : first + size], positive[first : first + size, None]
+            share = (chunk @ items.T).log_softmax(dim=1)
+            total -= share.gather(1, wanted).sum()
+            share.exp_().scatter_add_(1, wanted, share.new_full(wanted.shape, -1.0))
+            torch.mm(share, items, out=of_sequences[first : first + size])
+            of_items.addmm_(share.T, chunk)
+        ctx.save_for_backward(of_sequences, of_items)
+        return total / len(sequences)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """What the forward pass made, times the factor."""
+        of_sequences, of_items = ctx.saved_tensors
+        scale = gradients[0] / len(of_sequences)
+        return of_sequences * scale, of_items * scale, None
 
 
 def _chunks(rows: int, candidates: int) -> Iterator[slice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset, find_entry, find_model
 from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.model.base import Model, offered_by
+from recbole_jepa4rec.model.recbole_models import sparing
 from recbole_jepa4rec.model.reranking import Retriever
 from recbole_jepa4rec.runner.result import asking_command
 from recbole_jepa4rec.runner.resume import asked_config
@@ -60,7 +62,16 @@ def load_model(folder: Path, **settings: Any) -> tuple[Any, Any]:
 def make_model(config: Config, dataset: Any, retriever: Retriever | None) -> Any:
     """A new model on its device, with the retriever if it needs one."""
     parts = (config, dataset) if retriever is None else (config, dataset, retriever)
-    return config.model_class(*parts).to(config["device"])
+    return _model_class(config)(*parts).to(config["device"])
+
+
+def _model_class(config: Config) -> type:
+    """The class of the model; one of RecBole's is made to do less for the same loss."""
+    targets, negatives = config["training_targets"] or "rows", config["train_neg_sample_args"] or {}
+    if targets == "all_prefixes" and negatives.get("dynamic"):
+        getLogger().info("train_neg_sample_args.dynamic ranks rows: training_targets is rows")
+        targets = "rows"
+    return sparing(config.model_class, targets, config["loss_type"], config["train_stage"])
 
 
 def retriever_for(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.model.recbole_models import SharedPass
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
+from recbole_jepa4rec.training.shared_pass import PrefixBatches
 from recbole_jepa4rec.training.state import Session, random_state, restore_random_state
 
 Losses = float | tuple[float, ...]
@@ -183,10 +185,13 @@ class EpochTrainer(ProtocolTrainer):
         self._resumed_random = None
         self.state.epochs_run += 1
         if not position.is_trained:
+            loss_func = loss_func or self.model.calculate_loss
+            if isinstance(self.model, SharedPass):
+                train_data, loss_func = PrefixBatches(train_data), self.model.loss_of_prefixes
             field = self.config["MASK_INDEX"]  # of RecBole's transform mask_itemseq
             batches = EpochBatches(train_data, position, resumed, field, self._goes_on)
-            loss_func = position.counting(loss_func or self.model.calculate_loss)
-            super()._train_epoch(batches, epoch_idx, loss_func, show_progress)
+            counted = position.counting(loss_func)
+            super()._train_epoch(batches, epoch_idx, counted, show_progress)
             position.is_trained = True
         if self.timer.is_over() and self.eval_step > 0:
             self.eval_step = 1  # so that these last weights are validated
