@@ -165,8 +165,10 @@ def test_examples_and_made_up_items():
     histories = corpus.PackedHistories(*map(torch.tensor, numbers))
     examples = corpus.Examples(histories, torch.tensor([3, 4, 5]))
     some = examples.rows(torch.tensor([2, 0]))
-    packed = [*map(torch.Tensor.tolist, vars(some.histories).values())]
-    assert packed == [[5, 6, 1], [2, 1], [2, 0], [9, 7]] and some.keys.tolist() == [5, 3]
+    found = some.histories
+    parts = found.items, found.lengths, found.users, found.targets
+    assert [part.tolist() for part in parts] == [[5, 6, 1], [2, 1], [2, 0], [9, 7]]
+    assert some.keys.tolist() == [5, 3]
     assert [len(batch) for batch in examples.batches(2)] == [2, 1]
     text = texts().assign(brand=["", *"abcde"])
     assert corpus.enlarged(text, 3).equals(text[:4])

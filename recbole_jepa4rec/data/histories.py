@@ -107,7 +107,7 @@ class Histories:
         begin = self.offsets[users]
         first = torch.maximum(begin, targets - max_items)
         items, lengths = self._between(first, targets)
-        older, older_lengths = self._between(begin if whole else first, first)
+        older, older_lengths = self._between(begin, first) if whole else (None, None)
         counted = bool(self.in_training[targets].any())
         targets = self.items[targets]
         return PackedHistories(items, lengths, users, targets, older, older_lengths, counted)
@@ -136,8 +136,8 @@ class PackedHistories:
         users: internal user ids, ``[B]``.
         targets: the item after each history, ``[B]``; 0 where none is known.
         older: items before those, which a window has cut off, oldest first in each history,
-            ``[K]``; none unless they were asked for.
-        older_lengths: of these, ``[B]``.
+            ``[K]``; ``None`` unless they were asked for.
+        older_lengths: how many each history has of these, ``[B]``.
         counted: whether the targets belong to the training part, which a model may have counted.
     """
 
@@ -145,8 +145,8 @@ class PackedHistories:
     lengths: Tensor
     users: Tensor
     targets: Tensor
-    older: Tensor
-    older_lengths: Tensor
+    older: Tensor | None = None
+    older_lengths: Tensor | None = None
     counted: bool = False
 
     @classmethod
@@ -155,8 +155,7 @@ class PackedHistories:
     ) -> PackedHistories:
         """Pack RecBole's windows, ``[B, L]``, which stand oldest first with padding behind."""
         inside = torch.arange(item_seq.shape[1], device=item_seq.device) < lengths[:, None]
-        none = lengths.new_zeros(0), torch.zeros_like(lengths)
-        return cls(item_seq[inside], lengths, users, targets, *none)
+        return cls(item_seq[inside], lengths, users, targets)
 
     @classmethod
     def of_lists(cls, rows: Sequence[Sequence[int]], max_items: int) -> PackedHistories:
@@ -181,8 +180,8 @@ class PackedHistories:
             lengths=self.lengths.to(device),
             users=self.users.to(device),
             targets=self.targets.to(device),
-            older=self.older.to(device),
-            older_lengths=self.older_lengths.to(device),
+            older=None if self.older is None else self.older.to(device),
+            older_lengths=None if self.older_lengths is None else self.older_lengths.to(device),
         )
 
     def newest(self, most: int) -> PackedHistories:

@@ -226,12 +226,15 @@ class _Whole:
     @classmethod
     def of(cls, histories: PackedHistories, keys: np.ndarray) -> _Whole:
         """Of packed histories; ``keys`` is the key of every item."""
-        older, recent = histories.older_lengths.cpu().numpy(), histories.lengths.cpu().numpy()
+        recent, items = histories.lengths.cpu().numpy(), histories.items
+        older = np.zeros_like(recent)
+        if histories.older is not None and histories.older_lengths is not None:
+            older = histories.older_lengths.cpu().numpy()
+            items = torch.cat([histories.older, items])
         row = np.concatenate([np.repeat(np.arange(len(older)), n) for n in (older, recent)])
         position = np.concatenate([_count_up(older), _count_up(recent)])
         position[older.sum() :] += np.repeat(older, recent)
-        items = torch.cat([histories.older, histories.items]).cpu().numpy()
-        key = keys[items]
+        key = keys[items.cpu().numpy()]
         order = np.lexsort((position, key, row))
         same = (row[order][1:] == row[order][:-1]) & (key[order][1:] == key[order][:-1])
         following = np.full(len(order), np.iinfo(np.int64).max)
