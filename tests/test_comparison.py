@@ -201,6 +201,17 @@ def test_training_that_used_up_its_time(tmp_path, limit, found):
     assert comparison(done)["rows"][0]["time_limit"] == found  # its last point is at 2.5 s
 
 
+def test_a_row_that_was_cut_is_never_the_best(tmp_path):
+    rows = [
+        row(tmp_path / name, name, ranks, settings={"max_train_seconds": limit})
+        for name, ranks, limit in [("A", [2, 2], None), ("B", [3, 3], None), ("C", [1, 1], 2)]
+    ]
+    found = comparison(*rows)
+    marks = {each["entry"]: each["test"]["ndcg@10"]["mark"] for each in found["rows"]}
+    assert marks == {"A": "best", "B": "second", "C": None}
+    assert found["best_baseline"] == "B"
+
+
 def test_training_that_used_up_its_time_with_one_seed(tmp_path):
     curves = [[{"stage": "finetune", "epoch": 0, "seconds": s, "valid": 0.1}] for s in (4, 6)]
     runs = {

@@ -69,6 +69,7 @@ class Row:
             "seeds": list(self.runs),
             "errors": {str(seed): error for seed, error in self.errors.items()},
             "folders": [str(run.folder) for run in runs],
+            "time_limit": _time_limit(runs),
         }
         if not runs:
             return facts
@@ -87,7 +88,6 @@ class Row:
                 {"seed": seed, "points": run.result["learning_curve"]}
                 for seed, run in self.runs.items()
             ],
-            "time_limit": _time_limit(runs),
         }
 
 
@@ -111,6 +111,7 @@ def compare(
         What ``comparison.json`` holds: ``rows`` (means, intervals, marks, groups, cost, curves),
         ``best_baseline``, ``improvement`` in percent, ``tests`` of the reference against each
         baseline, ``data`` beside the paper's, and the ``conditions`` that the rows share or not.
+        A row whose training a time limit cut takes no part in marks and is no best baseline.
         Only the ``user_metrics`` have intervals, marks and tests: the other ``metrics`` are of all
         users together, and more of them is not better in itself.
 
@@ -129,8 +130,9 @@ def compare(
         for key, bounds in of_row.items():
             shown[entry]["test"][key]["interval"] = bounds
     of_users = [*next(iter(values.values()), {})]  # the others are of all users together
-    _mark(ranked, of_users)
-    best = _best_baseline(ranked, reference, valid_metric)
+    whole = {entry: row for entry, row in ranked.items() if row["time_limit"] is None}
+    _mark(whole, of_users)
+    best = _best_baseline(whole, reference, valid_metric) if reference in ranked else None
     return {
         "dataset": dataset,
         "command": command,
@@ -164,9 +166,9 @@ def _best_baseline(
 ) -> str | None:
     """The baseline of the best mean on validation, so that the test split chooses nothing."""
     baselines = [entry for entry in ranked if entry != reference]
-    if reference not in ranked or not baselines:
-        return None
-    return max(baselines, key=lambda entry: ranked[entry]["valid"][valid_metric]["mean"])
+    return max(
+        baselines, key=lambda entry: ranked[entry]["valid"][valid_metric]["mean"], default=None
+    )
 
 
 def _improvement(
