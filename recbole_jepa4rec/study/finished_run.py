@@ -24,8 +24,11 @@ COLUMNS = ("user_id", "target_item", "rank", "target_train_count")
 LEAST = {"rank": 1, "target_train_count": 0}
 """Columns of numbers, and the least that each may hold."""
 
+FACTS = ("dataset", "protocol", "data_fingerprint", "text_fingerprint")
+"""Fields of ``result.json`` that must be equal in everything that is compared."""
+
 ASKED = ("metrics", "topk", "valid_metric")
-"""Settings that must be equal in everything that is compared."""
+"""Settings for which the same holds."""
 
 
 class DamagedRunError(ValueError):
@@ -84,45 +87,37 @@ def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
     Raises:
         ValueError: naming two folders and the field in which they differ.
     """
-    for other in runs[1:]:
-        first = runs[0]
-        _refuse_different(first, other, _question(first), _question(other))
-        if not first.users.index.equals(other.users.index):
-            alone = first.users.index.symmetric_difference(other.users.index)
-            found = f"user_id {alone[0]!r} is in one only ({len(alone)} such)"
-            raise ValueError(f"{_both(first, other)}: {found}")
-        moved = first.users["target_item"] != other.users["target_item"]
-        if moved.any():
-            found = f"target_item of user {moved.index[moved][0]!r} differs ({moved.sum()} such)"
-            raise ValueError(f"{_both(first, other)}: {found}")
     with_text = [run for run in runs if run.result["text_fingerprint"] is not None]
-    for other in with_text[1:]:
-        first = with_text[0]
-        texts = ({"text_fingerprint": run.result["text_fingerprint"]} for run in (first, other))
-        _refuse_different(first, other, *texts)
+    for group in (runs, with_text):
+        for other in group[1:]:
+            if found := _difference(group[0], other):
+                both = f"{group[0].folder} and {other.folder} cannot be compared"
+                raise ValueError(f"{both}: {found}")
+
+
+def _difference(first: FinishedRun, other: FinishedRun) -> str:
+    """Why two runs cannot be compared; empty if they can."""
+    one, two = _question(first), _question(other)
+    if None in (one["text_fingerprint"], two["text_fingerprint"]):  # a run that reads no text
+        two["text_fingerprint"] = one["text_fingerprint"]
+    if different := first_difference(one, two):
+        return "{} is {!r} in the first and {!r} in the second".format(*different)
+    if not first.users.index.equals(other.users.index):
+        alone = first.users.index.symmetric_difference(other.users.index)
+        return f"user_id {alone[0]!r} is in one only ({len(alone)} such)"
+    moved = first.users["target_item"] != other.users["target_item"]
+    if moved.any():
+        return f"target_item of user {moved.index[moved][0]!r} differs ({moved.sum()} such)"
+    return ""
 
 
 def _question(run: FinishedRun) -> dict[str, Any]:
     """What must be equal in everything that is compared."""
+    facts: Any = run.result
     return {
-        "dataset": run.result["dataset"],
-        "protocol": run.result["protocol"],
-        "data_fingerprint": run.result["data_fingerprint"],
+        **{key: facts[key] for key in FACTS},
         **{key: run.settings[key] for key in ASKED},
     }
-
-
-def _refuse_different(
-    first: FinishedRun, other: FinishedRun, one: Mapping[str, Any], two: Mapping[str, Any]
-) -> None:
-    if found := first_difference(one, two):
-        key, *values = found
-        says = "{}: {} is {!r} in the first and {!r} in the second"
-        raise ValueError(says.format(_both(first, other), key, *values))
-
-
-def _both(first: FinishedRun, other: FinishedRun) -> str:
-    return f"{first.folder} and {other.folder} cannot be compared"
 
 
 def _read_result(file: Path) -> Result:

@@ -95,10 +95,10 @@ def main(command_line: Sequence[str]) -> int:
         command_line: the words after the script's name.
 
     Returns:
-        Exit status: 0, 1 if a run failed, 2 for wrong input, 130 when interrupted.
+        Exit status; see ``run_command``, 1 too if a run failed.
 
     Raises:
-        SystemExit: with status 143, when the process is told to end (SIGTERM).
+        SystemExit: as ``run_command``.
     """
     return run_command(
         lambda: _compare(read_request(command_line)),
