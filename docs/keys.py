@@ -48,8 +48,8 @@ CLASSES = {
 HEAD = "| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
 
 GROUP = re.compile(r"# --- (.+)")
-KEY = re.compile(r"(\w+):.* # \(\w+\) .*?(?:\[([^][]+)\]\.)?")
-"""A line of a yaml file; in brackets stands what the authors chose, if it is another value."""
+KEY = re.compile(r"(\w+):.* # \(\w+\) .*")
+"""A line of a yaml file."""
 
 
 def page() -> str:
@@ -71,8 +71,7 @@ def section(title: str, file: str, kind: type[Settings]) -> str:
         if group := GROUP.fullmatch(line):
             table += f"| **{group[1]}** | | | |\n"
         elif found := KEY.fullmatch(line):
-            theirs = f" The authors': {found[2]}. |\n" if found[2] else " |\n"
-            table += lines[found[1]].removesuffix(" |\n") + theirs
+            table += lines[found[1]]
     return f"## {title}\n\n[properties/{file}](../properties/{file})\n\n{HEAD}{table}"
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from recbole_jepa4rec.training.optimisation import Optimisation, warmup_then_dec
 from recbole_jepa4rec.training.phase_trainer import PhaseTrainer
 from recbole_jepa4rec.training.phases import (
     held_out_users,
+    phases_of,
     target_positions,
     trainable_users,
 )
@@ -81,6 +84,23 @@ def test_targets_never_leave_the_training_part_and_reach_all_of_it(histories):
     assert seen == {2: {1}, 4: {1}, 5: set(range(1, 28))}
 
 
+def positions_of_user_5(histories, **bounds):
+    """Places, from 0, of the targets that are drawn from the user's 28 training items."""
+    users = torch.tensor([5])
+    drawn = {int(target_positions(histories, users, 1, epoch, **bounds)) for epoch in range(600)}
+    return {position - int(histories.offsets[5]) for position in drawn}
+
+
+def test_targets_can_be_drawn_from_the_later_half_or_from_all_items(histories):
+    later_half = set(range((28 - 1) // 2, 28))  # RecFormer's pre-training
+    assert positions_of_user_5(histories, earliest=0.5) == later_half
+    assert positions_of_user_5(histories, least_history=0) == set(range(28))  # its finetuning
+    assert trainable_users(histories, 0).tolist() == [1, 2, 3, 4, 5]
+    alone = torch.tensor([1, 3])  # their training parts hold one item
+    drawn = target_positions(histories, alone, 1, 1, least_history=0)
+    assert sorted(drawn.tolist()) == histories.offsets[alone].tolist()
+
+
 def test_a_user_s_target_depends_on_seed_epoch_and_user_alone(histories):
     def target_of_user_5(users, seed=2020, epoch=3):
         positions = target_positions(histories, torch.tensor(users), seed, epoch)
@@ -103,7 +123,7 @@ def test_held_out_users_are_about_the_share_and_always_the_same():
 
 def test_learning_rate_rises_then_falls_to_zero():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = warmup_then_decay(optimizer, 20, 0.2)
+    schedule = warmup_then_decay(optimizer, 20, 4)
     rates = []
     for _ in range(20):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -112,6 +132,54 @@ def test_learning_rate_rises_then_falls_to_zero():
     assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
     assert rates[4:] == pytest.approx([2.0 * (20 - step) / 16 for step in range(4, 20)])
     assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("decays", "rates"), [(True, [2.0 * (5 - step) / 5 for step in range(5)]), (False, [2.0] * 5)]
+)
+def test_without_steps_to_rise_in_it_begins_at_its_peak(decays, rates):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = warmup_then_decay(optimizer, 5, 0, decays)
+    for rate in rates:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        optimizer.step()
+        schedule.step()
+
+
+def test_each_phase_has_its_own_schedule_clipping_and_patience(histories):
+    given = {
+        **{"pretrain_epochs": 1, "epochs": 2, "frozen_items_epochs": 3, "stopping_step": 5},
+        **{"pretrain_warmup_steps": 0, "warmup_steps": 100, "clip_grad_norm": {"max_norm": 1.0}},
+        **{"finetune_unclipped": True, "frozen_items_stopping_step": 3},
+        **{"pretrain_validation_ratio": 0.0, "pretrain_time_ratio": 0.5, "seed": 1},
+        **{"pretrain_earliest_target": 0.5, "finetune_empty_histories": True},
+    }
+    config = defaultdict(lambda: None, given)
+    model = SimpleNamespace(learns_permutation=False)
+    phases = phases_of(config, "both", histories, model, dict, dict, 0.0, math.inf)
+    seen = [
+        (p.name, p.warmup_steps, p.clipping, p.stopping_step, p.earliest_target, p.users.tolist())
+        for p in phases
+    ]
+    assert seen == [
+        ("pretrain", 0, {"max_norm": 1.0}, 5, 0.5, [2, 4, 5]),
+        ("finetune", 100, None, 5, 0.0, [1, 2, 3, 4, 5]),
+        ("finetune_frozen_items", 100, None, 3, 0.0, [1, 2, 3, 4, 5]),
+    ]
+
+
+def test_a_run_trains_on_late_targets_and_then_on_first_items_too(train):
+    result = train(
+        training_targets="random",
+        pretrain_earliest_target=0.5,
+        finetune_empty_histories=True,
+        history_bias=True,
+        pretrain_warmup_steps=0,
+        warmup_steps=3,
+        learning_rate_decay=False,
+        frozen_items_stopping_step=1,
+    )
+    assert result["status"] == "finished" and result["epochs"] == 5
 
 
 def test_both_stages_run_and_report(train):

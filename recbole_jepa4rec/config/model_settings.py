@@ -48,7 +48,11 @@ class PhasedSettings(RunSettings):
     learning_rate: AtLeastZero = 0.002
     """Peak, in finetuning."""
     warmup_ratio: Share = 0.05
-    """Share of a phase's steps in which the learning rate rises; then it falls to 0."""
+    """Share of a phase's steps in which the learning rate rises."""
+    warmup_steps: Whole | None = None
+    """Steps of finetuning in which it rises instead; None is the share."""
+    learning_rate_decay: bool = True
+    """Whether the learning rate falls to 0 after that, step by step; else it stays."""
     weight_decay: AtLeastZero = 0.01
     """Of the optimizer."""
     learner: Learner = "adamw"
@@ -92,6 +96,10 @@ class PretrainedSettings(PhasedSettings):
     """Sequences a step, at most."""
     pretrain_learning_rate: AtLeastZero = 0.003
     """Peak."""
+    pretrain_warmup_steps: Whole | None = None
+    """Steps of pre-training in which it rises; None is the share warmup_ratio."""
+    finetune_unclipped: bool = False
+    """Whether clip_grad_norm holds in pre-training alone."""
     pretrain_validation_ratio: ShareBelowOne = 0.05
     """Users held out of pre-training to select its best epoch."""
     pretrain_time_ratio: Share = 0.5
@@ -188,6 +196,14 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     """Of finetuning with the item table re-encoded every epoch, at most."""
     frozen_items_epochs: Whole = 1
     """Of finetuning with the item table frozen, at most."""
+    frozen_items_stopping_step: Whole | None = None
+    """stopping_step while the item table is frozen; None is the same."""
+    pretrain_earliest_target: ShareBelowOne = 0.0
+    """Share of a training part after which pre-training's targets are drawn (training_targets
+    random)."""
+    finetune_empty_histories: bool = False
+    """Whether finetuning has the first item for a target too, with nothing before it
+    (training_targets random)."""
     pretrain_batch_size: Count = 4096
     """Sequences a step, at most; tokens_per_batch bounds them too."""
     tokens_per_batch: Count = 40960
@@ -197,6 +213,9 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     @model_validator(mode="after")
     def _starts_from_one_thing(self) -> SentenceSettings:
         heads = self.num_heads
+        for key in ("pretrain_earliest_target", "finetune_empty_histories"):
+            if self.training_targets == "all_prefixes" and (value := vars(self)[key]):
+                raise ValueError(f"{key} is {value}; allowed with training_targets='random'")
         if self.checkpoint and self.encoder_checkpoint:
             raise ValueError(
                 f"checkpoint={self.checkpoint!r} and encoder_checkpoint="

@@ -13,17 +13,16 @@ from torch.nn.utils import clip_grad_norm_
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.model.base import PhasedModel
-from recbole_jepa4rec.training.phases import PRECISIONS, count_targets
+from recbole_jepa4rec.training.phases import PRECISIONS, Phase, count_targets
 
 
-def warmup_then_decay(optimizer: Any, steps: int, warmup_ratio: float) -> Any:
-    """Learning rate rises linearly over ``warmup_ratio`` of the steps, then falls linearly to 0."""
-    warmup = max(1, round(steps * warmup_ratio))
+def warmup_then_decay(optimizer: Any, steps: int, warmup: int, decays: bool = True) -> Any:
+    """Learning rate rises linearly over the first steps, then falls linearly to 0, or stays."""
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return max(0.0, (steps - step) / max(1, steps - warmup))
+        return max(0.0, (steps - step) / max(1, steps - warmup)) if decays else 1.0
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -38,6 +37,7 @@ class Optimisation:
         model: whose weights move.
         optimizer: of the model's parameters.
         histories: that batches of targets point into.
+        phase: that is trained.
         steps: of the phase, for the schedule.
         config: settings of the run.
     """
@@ -47,16 +47,19 @@ class Optimisation:
         model: PhasedModel,
         optimizer: torch.optim.Optimizer,
         histories: Histories,
+        phase: Phase,
         steps: int,
         config: Any,
     ) -> None:
         self.model, self.optimizer, self.histories = model, optimizer, histories
         self.device, self.amp_dtype = config["device"], PRECISIONS[config["precision"]]
-        self.window, self.clipping = config["MAX_ITEM_LIST_LENGTH"], config["clip_grad_norm"]
+        self.window, self.clipping = config["MAX_ITEM_LIST_LENGTH"], phase.clipping
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.amp_dtype is torch.float16
         )
-        self.schedule = warmup_then_decay(optimizer, steps, config["warmup_ratio"])
+        share = max(1, round(steps * config["warmup_ratio"]))
+        warmup = share if phase.warmup_steps is None else phase.warmup_steps
+        self.schedule = warmup_then_decay(optimizer, steps, warmup, config["learning_rate_decay"])
         optimizer.register_step_post_hook(lambda *_: model.weights_moved())
 
     def step(self, batches: Sequence[Tensor]) -> list[dict[str, float]]:

@@ -114,7 +114,7 @@ class PhaseTrainer(ProtocolTrainer):
         self.model.begin_phase(phase.name, steps)
         self.optimizer = self._build_optimizer(learning_rate=phase.learning_rate)
         self.optimisation = Optimisation(
-            self.model, self.optimizer, self.rows.histories, steps, self.config
+            self.model, self.optimizer, self.rows.histories, phase, steps, self.config
         )
         position = self._position = resumed or PhasePosition(phase.number, self.state.epochs_run)
         position.learns_permutation = self.model.learns_permutation
@@ -153,7 +153,7 @@ class PhaseTrainer(ProtocolTrainer):
         elif last or (position.epoch + 1) % self.config["eval_step"] == 0:
             improved = self._validate(phase, phase.validate())
             position.since_best = 0 if improved else position.since_best + 1
-        position.next_epoch(last or position.since_best >= self.stopping_step > 0)
+        position.next_epoch(last or position.since_best >= phase.stopping_step > 0)
 
     def _steps(self, phase: Phase, position: PhasePosition) -> Iterator[int]:
         """Train the rest of an epoch; yields the steps made in it after each."""

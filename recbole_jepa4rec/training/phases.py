@@ -43,9 +43,14 @@ class Phase:
         epochs: at most so many.
         batch_size: sequences a batch, at most, in one process.
         learning_rate: its peak.
+        warmup_steps: in which it rises; ``None`` is the share of them that ``warmup_ratio`` gives.
+        clipping: of gradients, ``clip_grad_norm``; ``None`` is none.
+        stopping_step: validations without improvement before it ends; 0 for any number.
         users: internal ids of the users who train, ``[U']``.
         validate: metric values on held-out data; ``None`` where nothing is held out.
         deadline: of ``time.monotonic()``, or infinity.
+        earliest_target: share of a training part after which ``random`` targets are drawn.
+        least_history: items before such a target, at least: 0 or 1.
     """
 
     name: str
@@ -53,9 +58,14 @@ class Phase:
     epochs: int
     batch_size: int
     learning_rate: float
+    warmup_steps: int | None
+    clipping: dict[str, Any] | None
+    stopping_step: int
     users: Tensor
     validate: Validate | None
     deadline: float
+    earliest_target: float = 0.0
+    least_history: int = 1
 
     def epoch_key(self, epoch: int) -> int:
         """What keys an epoch's random draws, different in every phase."""
@@ -129,12 +139,19 @@ def phases_of(
             epochs=config["pretrain_epochs"],
             batch_size=config["pretrain_batch_size"],
             learning_rate=config["pretrain_learning_rate"],
+            warmup_steps=config["pretrain_warmup_steps"],
+            clipping=config["clip_grad_norm"],
+            stopping_step=config["stopping_step"],
             users=users[~held_out],
             validate=(lambda: validate_held_out(last)) if len(last) else None,
             deadline=began + share * (deadline - began),
+            earliest_target=config["pretrain_earliest_target"] or 0.0,
         )
     if stage == "pretrain" or not config["epochs"]:
         return
+    least_history = 0 if config["finetune_empty_histories"] else 1
+    users = trainable_users(histories, least_history)
+    frozen_stopping_step = config["frozen_items_stopping_step"]
     for name, number, key in FINETUNING:
         if config[key] and (name != PERMUTATION or model.learns_permutation):
             yield Phase(
@@ -143,9 +160,15 @@ def phases_of(
                 epochs=config[key],
                 batch_size=config["train_batch_size"],
                 learning_rate=config["learning_rate"],
+                warmup_steps=config["warmup_steps"],
+                clipping=None if config["finetune_unclipped"] else config["clip_grad_norm"],
+                stopping_step=config["stopping_step"]
+                if frozen_stopping_step is None or name != FINETUNE_FROZEN_ITEMS
+                else frozen_stopping_step,
                 users=users,
                 validate=validate,
                 deadline=deadline,
+                least_history=least_history,
             )
 
 
@@ -170,7 +193,14 @@ def plan_epoch(
     if model.training_targets == "all_prefixes":
         targets = window_ends(histories, phase.users, config["seed"], key, max_items)
     else:
-        targets = target_positions(histories, phase.users, config["seed"], key)
+        targets = target_positions(
+            histories,
+            phase.users,
+            config["seed"],
+            key,
+            phase.earliest_target,
+            phase.least_history,
+        )
     sequences = phase.batch_size * processes.world_size()
     if model.item_tokens is None:
         return list(targets.split(sequences))
@@ -191,9 +221,9 @@ def count_targets(
     return int(before.clamp(max=max_items).sum())
 
 
-def trainable_users(histories: Histories) -> Tensor:
-    """Users whose training part holds a history and a target, internal ids ``[U']``."""
-    return torch.nonzero(histories.train_end - histories.offsets[:-1] >= 2)[:, 0]
+def trainable_users(histories: Histories, least_history: int = 1) -> Tensor:
+    """Users whose training part holds such a history and a target, internal ids ``[U']``."""
+    return torch.nonzero(histories.train_end - histories.offsets[:-1] > least_history)[:, 0]
 
 
 def held_out_users(users: Tensor, share: float, seed: int) -> Tensor:
@@ -201,7 +231,14 @@ def held_out_users(users: Tensor, share: float, seed: int) -> Tensor:
     return uniform(derive(seed, users, Draw.HELD_OUT)) < share
 
 
-def target_positions(histories: Histories, users: Tensor, seed: int, epoch: int) -> Tensor:
+def target_positions(
+    histories: Histories,
+    users: Tensor,
+    seed: int,
+    epoch: int,
+    earliest: float = 0.0,
+    least_history: int = 1,
+) -> Tensor:
     """One target for each user, drawn uniformly from the training part, in shuffled order.
 
     Args:
@@ -209,13 +246,17 @@ def target_positions(histories: Histories, users: Tensor, seed: int, epoch: int)
         users: who trains in this epoch, ``[U']``.
         seed: of the run.
         epoch: number of the epoch among all epochs of the run.
+        earliest: no target stands before this share of the way from the training part's first item
+            to its last.
+        least_history: items before a target, at least: 0 or 1.
 
     Returns:
         Positions of the targets in ``histories.items``, ``[U']``. The draw for a user depends on
         the seed, the epoch and the user alone.
     """
     keys = derive(seed, epoch, users)
-    first = histories.offsets[users] + 1
+    way = histories.train_end[users] - 1 - histories.offsets[users]
+    first = histories.offsets[users] + (way * earliest).long().clamp(min=least_history)
     targets = first + below(derive(keys, Draw.TARGET), histories.train_end[users] - first)
     return targets[torch.argsort(derive(keys, Draw.SHUFFLE))]
 
