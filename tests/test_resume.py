@@ -1,6 +1,8 @@
 """Runs that end early and go on: to the bit what they would have been."""
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,10 +15,12 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+import yaml
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.checkpoint import read_weights
 from recbole_jepa4rec.base.files import hold
+from recbole_jepa4rec.base.stopping import begin_worker
 from recbole_jepa4rec.runner.quick_start import RESUMABLE, main, run
 from recbole_jepa4rec.runner.resume import asked_config
 from recbole_jepa4rec.runner.run_folder import RunFolder
@@ -220,6 +224,108 @@ def test_a_damaged_checkpoint_is_passed_over(unfinished, settings):
     )
     assert resumed["test"] == run(config_dict={**settings("SASRec"), "run_dir": "whole"})["test"]
     assert resumed["starts"] == 2
+
+
+def a_link_to_nothing(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def unreadable(path, monkeypatch):
+    read = Path.read_bytes
+
+    def read_all_but_one(self):
+        if self == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_all_but_one)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (a_link_to_nothing, "No such file or directory"),
+        (a_folder, "Is a directory"),
+        (unreadable, "Input/output error"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(
+    spoil, reason, unfinished, settings, monkeypatch
+):
+    _, newer = sorted(Path("run/checkpoints").iterdir())
+    spoil(newer, monkeypatch) if spoil is unreadable else spoil(newer)
+    resumed = run(config_dict={"resume": "run"})
+    said = f"{newer} cannot be read ({reason}) and is not used"
+    assert (unfinished / "run.log").read_text().count(said) == 1
+    assert resumed["starts"] == 2
+    assert resumed["test"] == run(config_dict={**settings("SASRec"), "run_dir": "whole"})["test"]
+    left = [newer] if spoil in (a_link_to_nothing, a_folder) else []  # no run has made them
+    assert [*Path("run").glob("checkpoints/*")] == left
+
+
+def test_what_is_damaged_is_none_of_the_two_that_are_kept(tmp_path):
+    first = CheckpointFolder(tmp_path / "checkpoints")
+    files = [first.write({"number": number}) for number in (1, 2)]
+    files[1].write_bytes(b"damaged")
+    after = CheckpointFolder(tmp_path / "checkpoints")  # as the run that goes on has it
+    files.append(after.write({"number": 3}))
+    assert sorted((tmp_path / "checkpoints").iterdir()) == files
+    files[2].write_bytes(b"damaged too")
+    assert CheckpointFolder(tmp_path / "checkpoints").newest() == {"number": 1}
+    again = CheckpointFolder(tmp_path / "checkpoints")
+    files += [again.write({"number": number}) for number in (4, 5)]
+    assert sorted((tmp_path / "checkpoints").iterdir()) == files[3:]
+
+
+def test_what_others_have_put_beside_checkpoints_stays(unfinished):
+    (unfinished / "checkpoints" / "notes.txt").write_text("mine")
+    run(config_dict={"resume": "run"})
+    assert [path.name for path in (unfinished / "checkpoints").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["SASRec", "GRU4Rec"])
+def test_a_run_older_than_training_targets_goes_on_by_rows(name, settings, workplace, monkeypatch):
+    given = {**settings(name), "training_targets": "rows"}
+    run(config_dict={**given, "run_dir": "whole"})
+    with monkeypatch.context() as patch:
+        killing(patch, after=2)
+        with pytest.raises(Killed):
+            run(config_dict={**given, "run_dir": "run"})
+    file = workplace / "run" / "config.yaml"
+    written = yaml.safe_load(file.read_text())
+    del written["training_targets"]
+    file.write_text(yaml.safe_dump(written))
+    assert main(["--resume=run", "--training_targets=all_prefixes"]) == 2
+    run(config_dict={"resume": "run"})
+    found, wanted = outcome(workplace / "run"), outcome(workplace / "whole")
+    found[0].pop("command"), wanted[0].pop("command")
+    assert_equal(found, wanted)
+
+
+def test_a_worker_does_not_hold_the_folder_of_a_run_that_was_killed(unfinished):
+    """It notices after seconds that the process which trained is gone."""
+    folder = RunFolder(unfinished)
+    context = multiprocessing.get_context("fork")
+    begun, done = context.Event(), context.Event()
+
+    def work():
+        begin_worker(0)
+        begun.set()
+        done.wait(60)
+
+    with folder.writing("info", resume=True):
+        worker = context.Process(target=work)
+        worker.start()
+        assert begun.wait(60)
+    with folder.writing("info", resume=True):  # refused while anybody holds it
+        done.set()
+    worker.join()
 
 
 def test_no_checkpoint_that_is_whole_is_refused(unfinished, capsys):

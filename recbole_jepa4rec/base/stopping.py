@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from logging import getLogger
+from logging import FileHandler, getLogger
 from typing import Any
 
 TERMINATED = 128 + signal.SIGTERM
@@ -73,13 +73,17 @@ def holding_sigterm() -> Iterator[None]:
         raise SystemExit(TERMINATED)
 
 
-def leave_sigterm_to_trainer(_: int) -> None:
-    """Let a worker of a loader outlive SIGTERM for a while; a ``worker_init_fn``.
+def begin_worker(_: int) -> None:
+    """Make a worker of a loader outlive SIGTERM, and hold nothing; a ``worker_init_fn``.
 
-    It comes to all processes of a job at once, and a worker that it killed would end the run as a
-    failure. The process that trains ends its workers itself.
+    SIGTERM comes to all processes of a job at once, and a worker that it killed would end the run
+    as a failure. The process that trains ends its workers itself; if it is killed, they notice
+    after seconds, and until then would hold the log, by which a run has its folder to itself.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))
+    for handler in getLogger().handlers:
+        if isinstance(handler, FileHandler):
+            handler.close()  # it opens its file again if there is anything to say
 
 
 def asked_to_end() -> bool:

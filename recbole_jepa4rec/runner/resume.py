@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import training_targets
 from recbole_jepa4rec.config.syntax import deciding, first_difference, parse_command_line
 from recbole_jepa4rec.data.item_files import reads_text
 from recbole_jepa4rec.runner.run_folder import RunFolder
@@ -44,8 +45,20 @@ def asked_config(
     config = Config(model, dataset, [folder.config_file, *config_files], config_dict, command_line)
     if config["run_dir"] and Path(config["run_dir"]).resolve() != folder.path.resolve():
         raise ValueError(f"resume {str(resume)!r} and run_dir {config['run_dir']!r} differ")
+    for each in (there, config):
+        _settle_targets(each)
     _refuse_other(folder.config_file, deciding(there.external()), deciding(config.external()))
     return config.with_settings({"run_dir": str(folder.path)})
+
+
+def _settle_targets(config: Config) -> None:
+    """Let a run whose settings do not say what a pass trains go on as it began.
+
+    A version that knew no ``training_targets`` wrote them: then one pass trained one target.
+    """
+    one_target = {"random", "rows"} & {*training_targets(config["model"])}
+    if "training_targets" in config and not config.given("training_targets"):
+        config.settle({"training_targets": one_target.pop()} if one_target else {})
 
 
 def identity_of(config: Config, data: Any, command: str) -> dict[str, Any]:

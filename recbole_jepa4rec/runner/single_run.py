@@ -16,7 +16,7 @@ from recbole.utils import init_seed
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.allocator import give_back_freed_memory, reuse_freed_memory
 from recbole_jepa4rec.base.checkpoint import weights_file
-from recbole_jepa4rec.base.stopping import leave_sigterm_to_trainer
+from recbole_jepa4rec.base.stopping import begin_worker
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
@@ -176,7 +176,7 @@ def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
         for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers, strict=True)
     )
     for loader in (train, valid, test):
-        loader.worker_init_fn = leave_sigterm_to_trainer
+        loader.worker_init_fn = begin_worker
     return config, train, valid, test
 
 

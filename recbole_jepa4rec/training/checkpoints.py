@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Mapping
 from io import BytesIO
 from logging import getLogger
@@ -24,7 +23,8 @@ class CheckpointFolder:
     """The newest checkpoints of one run.
 
     A file is called ``<number>-<digest>.pt``, the digest being the first half of its contents'
-    SHA-256. It is written under a temporary name, flushed and renamed; older ones go afterwards.
+    SHA-256. It is written under a temporary name, flushed and renamed; older ones go afterwards,
+    but for the newest that is whole. What only has such a name, a folder or a link, is left alone.
 
     Args:
         path: the folder; made when the first checkpoint is written.
@@ -32,6 +32,7 @@ class CheckpointFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._whole: set[Path] = set()  # known to be, so that none is read twice
 
     def write(self, state: Mapping[str, Any]) -> Path:
         """Write a state of plain values and tensors as the newest checkpoint.
@@ -42,30 +43,29 @@ class CheckpointFolder:
         """
         buffer = BytesIO()
         write_state(buffer, state)
-        files = self._files()
-        number = 1 + max(files, default=0)
+        number = 1 + max(self._named(), default=0)
         path = self.path / f"{number:08d}-{_digest(buffer.getbuffer())}.pt"
         self.path.mkdir(exist_ok=True)
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
-        for older in sorted(files)[: 1 - KEPT]:
-            files[older].unlink(missing_ok=True)
+        self._whole.add(path)
+        self._remove_older()
         return path
 
     def newest(self) -> dict[str, Any] | None:
         """The newest state that is whole; ``None`` if nothing was written yet.
 
-        A file that is not whole is reported as a warning and passed over.
+        What is not whole is reported as a warning and passed over.
 
         Raises:
             ValueError: if there are checkpoints and none of them is whole.
         """
-        files = self._files()
-        for number in sorted(files, reverse=True):
-            if _is_whole(path := files[number]):
+        named = self._named()
+        for number in sorted(named, reverse=True):
+            if not (fault := self._fault(path := named[number])):
                 return load_state(path)
-            getLogger().warning(f"{path} is damaged (its checksum is another) and not used")
-        if files:
+            getLogger().warning(f"{path} {fault} and is not used")
+        if named:
             raise ValueError(
                 f"no checkpoint in {self.path} is whole; allowed: a run without --resume in "
                 "another folder"
@@ -74,22 +74,47 @@ class CheckpointFolder:
 
     def has_whole(self) -> bool:
         """Whether there is a checkpoint that is whole."""
-        return any(map(_is_whole, self._files().values()))
+        return not all(map(self._fault, self._named().values()))
 
     def remove(self) -> None:
-        """Remove the folder: the run is over."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        """Remove the checkpoints, and the folder if it holds nothing else: the run is over."""
+        for path in self._named().values():
+            _remove(path)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
-    def _files(self) -> dict[int, Path]:
-        """Files of checkpoints by their number."""
+    def _named(self) -> dict[int, Path]:
+        """What is called as a checkpoint is, by its number."""
         named = ((NAME.fullmatch(path.name), path) for path in self.path.glob("*.pt"))
         return {int(match["number"]): path for match, path in named if match}
 
+    def _fault(self, path: Path) -> str:
+        """What is wrong with a checkpoint; empty if its contents are those its name tells of."""
+        if path in self._whole:
+            return ""
+        try:
+            contents = path.read_bytes()
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        if path.stem.partition("-")[2] != _digest(contents):
+            return "is damaged (its checksum is another)"
+        self._whole.add(path)
+        return ""
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file's contents are those that its name tells of."""
-    return path.stem.partition("-")[2] == _digest(path.read_bytes())
+    def _remove_older(self) -> None:
+        """Remove what is older than the ``KEPT`` newest that are whole; these alone count."""
+        named, kept = self._named(), 0
+        for number in sorted(named, reverse=True):
+            if kept == KEPT:
+                _remove(named[number])
+            elif not self._fault(named[number]):
+                kept += 1
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; what is no file was not written by a run."""
+    if path.is_file() and not path.is_symlink():
+        path.unlink(missing_ok=True)
 
 
 def _digest(contents: bytes | memoryview) -> str:
