@@ -7,8 +7,9 @@ who misspelt a word should not have to wait.
 from __future__ import annotations
 
 import functools
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
@@ -127,6 +128,21 @@ def _add_trainers(package: ModuleType) -> None:
     package.trainer.get_tensorboard = open_late
 
 
+def _add_transforms(module: Any) -> None:
+    """Let the draw of an item that a history lacks end where the history holds all of them."""
+
+    class MaskItemSequence(module.MaskItemSequence):
+        """RecBole's, which draws until it meets an item that is not there."""
+
+        def _neg_sample(self, item_set: Sequence[int], n_items: int) -> int:
+            """A random item that the history lacks; any where it lacks none."""
+            if len(item_set) >= n_items - 1 and {*item_set}.issuperset(range(1, n_items)):
+                return random.randint(1, n_items - 1)
+            return super()._neg_sample(item_set, n_items)
+
+    module.MaskItemSequence = MaskItemSequence
+
+
 def _add_metrics(package: ModuleType) -> None:
     """Add the uncut reciprocal rank, and the metrics that RecBole lacks, to its tables."""
     from recbole.evaluator.base_metric import AbstractMetric
@@ -182,6 +198,7 @@ def _add_metrics(package: ModuleType) -> None:
 _ADDITIONS: dict[str, Callable[[ModuleType], None]] = {
     "recbole.config": _add_properties,
     "recbole.data.dataset": _add_datasets,
+    "recbole.data.transform": _add_transforms,
     "recbole.evaluator": _add_metrics,
     "recbole.trainer": _add_trainers,
 }

@@ -8,6 +8,8 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
+from recbole_jepa4rec.runner.quick_start import run
+from tests.conftest import TINY
 
 CASES = Path(__file__).parent / "cases"
 SPLIT = {"34-lists-with-time": {"benchmark_filename": "train,valid,test"}}
@@ -172,3 +174,40 @@ def test_of_repeated_interactions_the_first_or_the_last_can_stay():
     assert load("27-dup-inter", rm_dup_inter="first").statistics()["interactions"] == 40
     with pytest.raises(ValueError, match="rm_dup_inter 'both' must be null or first or last"):
         load("27-dup-inter", rm_dup_inter="both")
+
+
+def train(case, folder, **settings):
+    """What a short run leaves in ``result.json``."""
+    where = {"dataset": "shop", "data_path": str(CASES / case), "run_dir": str(folder)}
+    return run(config_dict={**TINY, **where, "epochs": 1, **settings})
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_a_history_that_holds_every_item_leaves_any_of_them_as_negative(tmp_path, loss_type):
+    settings = {"model": "BERT4Rec", "loss_type": loss_type, "MAX_ITEM_LIST_LENGTH": 50}
+    found = train("33-history-holds-all-items", tmp_path, **settings)
+    assert found["epochs"] == 1 and found["test"]["recall@10"] == 1.0  # of ten items
+
+
+@pytest.mark.parametrize(
+    ("distribution", "what"), [("uniform", "item"), ("popularity", "item with interactions")]
+)
+@pytest.mark.parametrize("model", ["SASRec-BPR", "FPMC"])
+def test_one_item_has_no_negative(tmp_path, model, distribution, what):
+    settings = {"model": model, "train_neg_sample_args.distribution": distribution}
+    with pytest.raises(ValueError, match=f"'shop' has one {what}; train_neg_sample_args needs "):
+        train("25-one-item", tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "Markov"])
+def test_one_item_is_always_first(tmp_path, model):
+    assert train("25-one-item", tmp_path, model=model)["test"]["mrr"] == 1.0
+
+
+def test_users_with_three_interactions_leave_no_pair_to_count(tmp_path):
+    found = train("62-three-each", tmp_path, model="Markov")
+    assert found["statistics"] == {
+        "users": 50, "items": 20, "interactions": 150, "average_length": 3.0, "density": 0.15,
+    }  # fmt: skip
+    assert found["test"]["mrr"] == pytest.approx(1 / 10.5)  # all 20 items tie

@@ -16,6 +16,7 @@ import recbole.trainer
 import recbole.trainer.trainer as recbole_trainer
 from recbole.config import Config as RecBoleConfig
 from recbole.data import create_dataset
+from recbole.data.transform import MaskItemSequence
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import register as metric_tables
 from recbole.model.sequential_recommender import SASRec
@@ -64,6 +65,7 @@ SIGNATURES = {
     create_dataset: "config",
     create_samplers: "config dataset built_datasets",
     get_dataloader: "config phase",
+    MaskItemSequence._neg_sample: "self item_set n_items",
 }
 
 

@@ -214,6 +214,8 @@ def _plain(value: Any, key: str) -> Any:
     """The value without NumPy scalars, checked to be loadable by a weights-only reader."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, Tensor) and not value.numel():
+        return value.clone()  # torch refuses empty ones of two types that begin at the same place
     if value is None or isinstance(value, (bool, int, float, str, Tensor)):
         return value
     if isinstance(value, Mapping):

@@ -18,7 +18,7 @@ from recbole_jepa4rec.base.allocator import give_back_freed_memory, reuse_freed_
 from recbole_jepa4rec.base.checkpoint import weights_file
 from recbole_jepa4rec.base.stopping import begin_worker
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import find_dataset, find_trainer
+from recbole_jepa4rec.config.registry import find_dataset, find_trainer, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.model.reranking import Retriever
@@ -159,7 +159,8 @@ def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
         The settings with the ``eval_batch_size`` that memory allows, and the three loaders.
 
     Raises:
-        ValueError: if nobody can be tested or, where epochs are asked for, trained on.
+        ValueError: if nobody can be tested or, where epochs are asked for, trained on, or no
+            negative can be drawn.
     """
     limit = config["score_memory_mib"] * 2**20 / (SCORE_BYTES * data.item_num)
     rows = max(1, min(config["eval_batch_size"], int(limit)))
@@ -167,9 +168,11 @@ def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
     parts = data.build()
     if not len(parts[2]):
         raise ValueError(f"data set {config['dataset']!r}: no user has at least 3 interactions")
-    if not len(parts[0]) and config["epochs"]:
+    if not len(parts[0]) and config["epochs"] and training_targets(config["model"]):
         raise ValueError(f"data set {config['dataset']!r}: no user has 2 interactions to train on")
     samplers = create_samplers(config, data, parts)
+    if samplers[0] is not None and len(parts[0]):
+        _refuse_no_negatives(samplers[0], data)
     shuffle = bool(config["shuffle"] and len(parts[0]))  # torch shuffles no empty part
     train, valid, test = (
         get_dataloader(config, phase)(config, part, sampler, shuffle=phase == "train" and shuffle)
@@ -178,6 +181,17 @@ def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
     for loader in (train, valid, test):
         loader.worker_init_fn = begin_worker
     return config, train, valid, test
+
+
+def _refuse_no_negatives(sampler: Any, data: Any) -> None:
+    """Refuse items too few for a negative beside the target: RecBole would draw for ever."""
+    by_count = sampler.distribution == "popularity"
+    if len(sampler.prob if by_count else range(1, data.item_num)) < 2:
+        of = "item with interactions" if by_count else "item"
+        raise ValueError(
+            f"data set {data.dataset_name!r} has one {of}; train_neg_sample_args needs another for "
+            "the negative"
+        )
 
 
 def _session(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> Session:

@@ -193,9 +193,11 @@ class EpochTrainer(ProtocolTrainer):
             counted = position.counting(loss_func)
             super()._train_epoch(batches, epoch_idx, counted, show_progress)
             position.is_trained = True
+            if position.losses is None:
+                self.logger.info(f"epoch {epoch_idx}: no item was masked, nothing was trained")
         if self.timer.is_over() and self.eval_step > 0:
             self.eval_step = 1  # so that these last weights are validated
-        return position.losses
+        return position.losses or 0.0
 
     def _goes_on(self) -> bool:
         """Called after each step: writes checkpoints; whether there is time for another step."""
