@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from tokenizers.models import WordPiece
 
 from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
 from recbole_jepa4rec.evaluation.metrics import target_ranks
@@ -64,6 +65,41 @@ def test_selected_tokens_are_replaced_80_10_10(many, sentences):
     assert torch.equal(masked.input_ids[~selected], batch.input_ids[~selected])
     drawn = after[(after != mask) & (after != before)]
     assert drawn.min() >= 5 and drawn.unique().numel() > 0.5 * len(ordinary)
+
+
+def test_whole_words_are_selected_together_and_at_the_rate(many, sentences):
+    batch, keys = many
+    mask, ordinary = sentences.special.mask, torch.arange(5, sentences.vocab_size)
+    begins = torch.arange(sentences.vocab_size) % 2 == 0  # as if all others had ##
+    _, selected = mask_tokens(batch, 0.15, keys, mask, ordinary, begins)
+    parts = (batch.sequence_of_token, batch.item_positions, batch.token_types)
+    words, last = [], None
+    for token, (piece, *where) in enumerate(
+        zip(*(part.tolist() for part in (batch.input_ids, *parts)), strict=True)
+    ):
+        if where != last or piece % 2 == 0:
+            words.append([])
+        words[-1].append(token)
+        last = where
+    assert max(map(len, words)) > 2
+    fates = [set(selected[word].tolist()) for word in words]
+    assert all(len(fate) == 1 for fate in fates)
+    of_words = [fate for fate, word in zip(fates, words, strict=True) if parts[2][word[0]] != 0]
+    assert of_words.count({True}) / len(of_words) == pytest.approx(0.15, abs=0.01)
+    assert not selected[batch.token_types == 0].any()
+
+
+def test_a_model_masks_whole_words_where_it_is_told_to(histories):
+    text = pd.DataFrame({"title": ["", *["unlike liking"] * (ITEMS - 1)]})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "title", "un", "##like", "lik", "##ing"]
+    tokenizer = train_wordpiece(["x"], 10)
+    tokenizer.model = WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]")
+    store = ItemSentences.build(text, tokenizer)
+    for unit in ("token", "word"):
+        model = tiny_jepa(store, mask_unit=unit)
+        _, selected = model._mask(model._read(histories), 0.5, KEYS)
+        pairs = torch.stack([selected[model._read(histories).input_ids == n] for n in (6, 7)])
+        assert bool((pairs[0] == pairs[1]).all()) == (unit == "word")
 
 
 def test_masking_depends_on_the_key_and_not_on_the_batch(sentences, histories):
@@ -288,9 +324,10 @@ def test_other_weights_age_the_item_table(sentences):
     assert torch.equal(model.item_vectors(), other.item_vectors())
 
 
-def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories):
+@pytest.mark.parametrize("mlm_reduction", ["pooled", "separate"])
+def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories, mlm_reduction):
     """Each user alone: masked passes, FFN1 and FFN2, targets, and every masked token's label."""
-    model = tiny_jepa(sentences)
+    model = tiny_jepa(sentences, mlm_reduction=mlm_reduction)
     with torch.no_grad():  # tell the encoders apart, and D_n from zero
         for parameter in model.target_encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -306,7 +343,7 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
         ids = model.ordinary_ids
         return mask_tokens(batch, rate, derive(key, purpose), sentences.special.mask, ids)
 
-    history_terms, next_terms, mlm_terms = [], [], []
+    history_terms, next_terms, mlm_terms = [], [], ([], [])
     start = 0
     for user, length in enumerate(lengths.tolist()):
         items, key = item_ids[start : start + length], KEYS[user : user + 1]
@@ -324,18 +361,21 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
         history_terms.append((guess - target(items[place - 1].item())).square().sum())
         guess = model.predictor.next_item(torch.cat([hidden[0], next_hidden[0]]))
         next_terms.append((guess - target(next_items[user].item())).square().sum())
-        for states, picked, batch in (
-            (hidden, chosen, clean),
-            (next_hidden, next_chosen, next_clean),
+        for terms, states, picked, batch in (
+            (mlm_terms[0], hidden, chosen, clean),
+            (mlm_terms[1], next_hidden, next_chosen, next_clean),
         ):
             for token in picked.nonzero()[:, 0].tolist():
                 logits = model.mlm_head(
                     states[token : token + 1], model.encoder.embedding.tokens.weight
                 )
-                mlm_terms.append(-logits.log_softmax(1)[0, batch.input_ids[token]])
+                terms.append(-logits.log_softmax(1)[0, batch.input_ids[token]])
     mapping = torch.stack(history_terms).mean() + torch.stack(next_terms).mean()
     assert losses["mapping"].item() == pytest.approx(mapping.item(), rel=1e-4)
-    assert losses["mlm"].item() == pytest.approx(torch.stack(mlm_terms).mean().item(), rel=1e-4)
+    of_history, of_next = map(torch.stack, mlm_terms)
+    pooled = torch.cat([of_history, of_next]).mean()
+    mlm = pooled if mlm_reduction == "pooled" else of_history.mean() + of_next.mean()
+    assert losses["mlm"].item() == pytest.approx(mlm.item(), rel=1e-4)
 
 
 def test_bf16_autocast_moves_the_losses_by_less_than_two_percent(sentences, histories):

@@ -126,6 +126,25 @@ def test_frozen_items_are_those_of_the_first_finetuning_stage(model, histories):
     assert not torch.equal(model.item_table.encode(model.encoder, range(5)), before[:5])
 
 
+@pytest.mark.parametrize("freezes", [False, True])
+def test_word_embeddings_can_stand_still_in_pretraining_alone(freezes):
+    settings = {**SMALL, **TINY, "freeze_word_embeddings": freezes}
+    config = Config("RecFormer", "toy", config_dict=settings)
+    dataset = find_dataset(RecFormer)(config)
+    dataset.build()
+    net = RecFormer(config, dataset)
+    users = torch.tensor([1, 2])
+    batch = dataset.histories.packed(dataset.histories.train_end[users] - 1, 10)
+    words = net.core.encoder.embedding.tokens.weight
+    for phase in ("pretrain", "finetune"):
+        net.begin_phase(phase, 1)
+        net.begin_epoch(1)
+        sum(net.losses(batch)).backward()
+        assert (words.grad is None) == (freezes and phase == "pretrain")
+        assert net.core.encoder.embedding.norm.weight.grad is not None
+        net.zero_grad(set_to_none=True)
+
+
 def test_published_names_start_a_run(tmp_path):
     torch.save(recformer(tmp_path), tmp_path / "recformer.bin")
     words = [f"word{i % 5}" for i in range(50)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 
 import pandas as pd
@@ -68,6 +69,42 @@ def test_sentence_is_names_and_values_in_column_order(store, tokenizer):
 
 def test_missing_attribute_is_left_out_with_its_name(store, tokenizer):
     assert sentence(store, 2) == expected_sentence(tokenizer, {"item_name": "blue tape"}, 32)
+
+
+def slow_recformer_sentence(tokenizer, row: dict[str, str]) -> tuple[list[int], list[int]]:
+    """Title, brand, category, then the rest; each by name, whether it is empty or not."""
+    ids, types = [], []
+    for name in ("title", "brand", "categories", "price"):
+        text = row[name].replace(", ", " ") if name == "categories" else row[name]
+        name = "category" if name == "categories" else name
+        name_ids, value_ids = encode_texts(tokenizer, [name, text])
+        ids += (name_ids + value_ids)[:8]
+        types += ([ATTRIBUTE] * len(name_ids) + [VALUE] * len(value_ids))[:8]
+    return ids, types
+
+
+def test_recformer_s_format(tokenizer):
+    names = ("price", "title", "categories", "brand")
+    rows = [
+        ("9", "red, glass", "tape, blue tape, glass, red glass, blue glass, red", "3m"),
+        ("", "blue glass", "", ""),
+        ("", "", "", ""),
+    ]
+    build = functools.partial(
+        ItemSentences.build,
+        tokenizer=tokenizer,
+        max_attribute_tokens=8,
+        sentence_format="recformer",
+    )
+    store = build(catalogue(*rows, names=names))
+    for item, row in enumerate(rows[:2], 1):
+        expected = slow_recformer_sentence(tokenizer, dict(zip(names, row, strict=True)))
+        assert sentence(store, item) == expected
+    assert store.sentence_of_item.tolist() == [0, 1, 2, 0]
+    grown = build(catalogue(*rows[:1], names=names))
+    grown.append(pd.DataFrame({"title": ["blue glass", ""]}))
+    assert sentence(grown, 2) == sentence(store, 2)
+    assert grown.sentence_of_item.tolist() == [0, 1, 2, 0]
 
 
 def test_equal_sentences_are_stored_once_and_items_without_text_share_the_empty_one(store):

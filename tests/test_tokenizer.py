@@ -22,6 +22,7 @@ from recbole_jepa4rec.text.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     train_wordpiece,
+    word_beginnings,
 )
 
 TITLES = [
@@ -132,6 +133,15 @@ def test_very_long_text_is_cut_quickly_and_right(tokenizer):
     assert encode_values(tokenizer, ["safety " * 200_000], 4) == encode_values(
         tokenizer, ["safety safety safety safety"], 9
     )
+
+
+def test_words_begin_where_a_vocabulary_says_so():
+    pieces = {"[UNK]": 0, "glass": 1, "##es": 2, "#": 3}
+    wordpiece = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    assert word_beginnings(wordpiece) == [True, True, False, True]
+    pieces = {"<unk>": 0, "Ġglass": 1, "es": 2, ",": 3, "'s": 4, "glass": 6}
+    byte_level = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    assert word_beginnings(byte_level) == [True, True, False, True, True, True, False]
 
 
 def test_lone_surrogate_is_refused_in_one_line(tokenizer):

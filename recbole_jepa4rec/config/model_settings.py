@@ -171,6 +171,9 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     """Tokens of a history, [CLS] included; the oldest are cut."""
     vocab_size: Annotated[int, Field(ge=10)] = 8000
     """WordPiece vocabulary trained on the items' text, where nothing brings its own."""
+    sentence_format: Literal["file", "recformer"] = "file"
+    """file: attributes in its order, without empty ones; recformer: title, brand, category first,
+    lists without commas, empty ones by name."""
 
     encoder_checkpoint: str | None = None
     """Folder or hub name of Longformer, RoBERTa, BERT or MiniLM weights, or (training_targets
@@ -181,10 +184,17 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     """Share of history tokens selected for masking."""
     next_item_mask_ratio: Share = 0.15
     """Share of the next item's tokens selected for masking."""
+    mask_unit: Literal["token", "word"] = "token"
+    """What is selected at once: token, word."""
     temperature: Positive = 0.05
     """tau."""
     mlm_weight: AtLeastZero = 0.1
     """lambda."""
+    mlm_reduction: Literal["pooled", "separate"] = "pooled"
+    """pooled: a mean over all masked tokens; separate: over those of histories, plus over those of
+    next items."""
+    freeze_word_embeddings: bool = False
+    """Whether word embeddings stand still in pre-training."""
     sequence_pass: Literal["masked", "clean"] = "clean"
     """h_CLS of L_IIC from the masked history or a clean pass: masked, clean."""
 

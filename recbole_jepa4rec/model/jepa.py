@@ -27,6 +27,7 @@ from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
+from recbole_jepa4rec.text.tokenizer import word_beginnings
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Objective:
     mlm_weight: float
     sequence_pass: str
     items_per_step: int
+    mask_unit: str = "token"
+    mlm_reduction: str = "pooled"
     mapping_weight: float = 0.0
     mapping_reduction: str = "sum"
     unmasked_target: str = "uniform"
@@ -118,6 +121,7 @@ class JointEmbeddingModel(nn.Module):
 
     items_frozen: Tensor
     ordinary_ids: Tensor
+    begins_word: Tensor | None
 
     def __init__(
         self,
@@ -141,6 +145,9 @@ class JointEmbeddingModel(nn.Module):
         special = sentences.special
         ordinary = [i for i in range(sentences.vocab_size) if i not in special.all]
         self.register_buffer("ordinary_ids", torch.tensor(ordinary), persistent=False)
+        words = torch.tensor(word_beginnings(sentences.tokenizer))
+        whole_words = words if objective.mask_unit == "word" else None
+        self.register_buffer("begins_word", whole_words, persistent=False)
         self.register_buffer("items_frozen", torch.zeros((), dtype=torch.bool))
         self.tokens_seen = 0
         self.register_load_state_dict_post_hook(_age_item_table)
@@ -196,7 +203,13 @@ class JointEmbeddingModel(nn.Module):
         if aim.mlm_weight:
             labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
             logits = self.mlm_head(hidden, self.encoder.embedding.tokens.weight)
-            losses["mlm"] = processes.shard_of_mean(mlm_loss(logits, labels), len(labels))
+            sizes = [len(labels)]
+            if aim.mlm_reduction == "separate":
+                of_history = int(selected.sum())
+                sizes = [of_history, len(labels) - of_history]
+            parts = zip(logits.split(sizes), labels.split(sizes), strict=True)
+            means = [processes.shard_of_mean(mlm_loss(*part), len(part[1])) for part in parts]
+            losses["mlm"] = sum(means[1:], start=means[0])
         if aim.mapping_weight:
             key = derive(keys, Draw.MASKED_ITEM)
             drawn = draw_masked_item(clean, selected, key, aim.unmasked_target)
@@ -364,7 +377,8 @@ class JointEmbeddingModel(nn.Module):
         )
 
     def _mask(self, batch: TokenBatch, rate: float, keys: Tensor) -> tuple[TokenBatch, Tensor]:
-        return mask_tokens(batch, rate, keys, self.sentences.special.mask, self.ordinary_ids)
+        mask = self.sentences.special.mask
+        return mask_tokens(batch, rate, keys, mask, self.ordinary_ids, self.begins_word)
 
     def _queries(self, histories: PackedHistories, batch: TokenBatch) -> Queries:
         """What each [CLS] has read: a history, or one of its prefixes, ``Q`` of them."""

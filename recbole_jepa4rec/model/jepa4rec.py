@@ -43,6 +43,7 @@ class JEPA4Rec(PhasedModel):
         settings = self.settings.of(config)
         self.seed, self.training_targets = settings.seed, settings.training_targets
         self.phase, self.epoch, self.step = FINETUNE, 0, 0
+        self.freezes_words = settings.freeze_word_embeddings
         self._resumed_epoch: int | None = None
         text = dataset.item_text
         head = ranking_head(settings, self.max_seq_length, dataset.histories, text)
@@ -86,6 +87,8 @@ class JEPA4Rec(PhasedModel):
     def begin_phase(self, phase: str, steps: int) -> None:
         """Enter the phase of that name, of so many steps."""
         self.phase = phase
+        words = self.core.encoder.embedding.tokens
+        words.requires_grad_(phase != PRETRAIN or not self.freezes_words)
         self.core.begin_phase(steps, items_frozen=phase == FINETUNE_FROZEN_ITEMS)
 
     def begin_epoch(self, key: int) -> None:
@@ -169,6 +172,7 @@ def joint_embedding_model(
         max_attribute_tokens=settings.max_attribute_tokens,
         cache_dir=Path(settings.cache_dir or default_cache_dir()),
         address=settings.address,
+        sentence_format=settings.sentence_format,
     )
     target_encoder, predictor = FixedCopy(encoder), None
     if isinstance(settings, JEPA4RecSettings):

@@ -13,7 +13,12 @@ RANDOM_SHARE = 0.1  # replaced with a random token; the rest keeps its token
 
 
 def mask_tokens(
-    batch: TokenBatch, rate: float, keys: Tensor, mask_id: int, ordinary_ids: Tensor
+    batch: TokenBatch,
+    rate: float,
+    keys: Tensor,
+    mask_id: int,
+    ordinary_ids: Tensor,
+    begins_word: Tensor | None = None,
 ) -> tuple[TokenBatch, Tensor]:
     """BERT's masking: select tokens at ``rate``, then replace 80 % by [MASK], 10 % at random.
 
@@ -23,17 +28,34 @@ def mask_tokens(
         keys: one random key for each sequence, ``[B]``.
         mask_id: id of [MASK].
         ordinary_ids: token ids to draw replacements from (the special ones left out), ``[V']``.
+        begins_word: which token ids begin a word, bool ``[V]``; where given, the tokens of a word
+            are selected together.
 
     Returns:
         The batch with its tokens replaced, and which tokens were selected, bool ``[T]``.
     """
     token_keys = derive(keys[batch.sequence_of_token], batch.item_positions, batch.token_positions)
-    selected = (uniform(derive(token_keys, Draw.SELECTED)) < rate) & (batch.token_types != 0)
+    draw = uniform(derive(token_keys, Draw.SELECTED))
+    if begins_word is not None:
+        draw = draw[first_of_word(batch, begins_word)]
+    selected = (draw < rate) & (batch.token_types != 0)
     fate = uniform(derive(token_keys, Draw.FATE))
     drawn = ordinary_ids[below(derive(token_keys, Draw.REPLACEMENT), len(ordinary_ids))]
     replaced = torch.where(fate < MASKED_SHARE, torch.full_like(drawn, mask_id), drawn)
     changed = selected & (fate < MASKED_SHARE + RANDOM_SHARE)
     return batch.replace(input_ids=torch.where(changed, replaced, batch.input_ids)), selected
+
+
+def first_of_word(batch: TokenBatch, begins_word: Tensor) -> Tensor:
+    """Place of the first token of the word that each token belongs to, ``[T]``.
+
+    A sequence, an item, an attribute's name and its value begin a word, whatever their first token.
+    """
+    begins = begins_word[batch.input_ids]
+    for part in (batch.sequence_of_token, batch.item_positions, batch.token_types):
+        begins[1:] |= part[1:] != part[:-1]
+    place = torch.arange(len(begins), device=begins.device)
+    return (place * begins).cummax(dim=0).values
 
 
 def draw_masked_item(

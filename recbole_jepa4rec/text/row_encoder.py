@@ -21,6 +21,13 @@ from recbole_jepa4rec.text.tokenizer import encode_values
 
 CLS, ATTRIBUTE, VALUE = 0, 1, 2  # token types
 
+FILE, RECFORMER = "file", "recformer"
+"""Formats of a sentence: the attributes of the file in its order, without those that are empty, or
+as RecFormer's authors have them (``sentences.in_format``)."""
+
+LISTS = ("category", "categories")
+"""Attributes whose commas are blanks in RecFormer's format."""
+
 DIGEST = np.dtype("S16")
 """128 bits: among 10^9 sentences two that differ share a digest with a chance of 10^-21."""
 
@@ -66,13 +73,19 @@ class RowEncoder:
         tokenizer: turns values into tokens.
         names: tokens of each attribute's name, in the order they appear in a sentence.
         max_attribute_tokens: tokens an attribute may have, its name included.
+        sentence_format: ``FILE`` or ``RECFORMER``.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, names: Mapping[str, Sequence[int]], max_attribute_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        names: Mapping[str, Sequence[int]],
+        max_attribute_tokens: int,
+        sentence_format: str = FILE,
     ) -> None:
         self.tokenizer, self.names = tokenizer, dict(names)
         self.max_attribute_tokens = max_attribute_tokens
+        self.as_recformer = sentence_format == RECFORMER
 
     def __call__(self, item_text: pd.DataFrame) -> EncodedRows:
         """Tokenise rows; a missing column or value counts as empty.
@@ -80,8 +93,10 @@ class RowEncoder:
         Raises:
             ValueError: if a text holds a lone surrogate.
         """
+        if self.as_recformer:
+            item_text = item_text.reindex(columns=list(self.names), fill_value="")
         pairs = [
-            self._attribute(item_text[attribute], name)
+            self._attribute(item_text[attribute], name, attribute)
             for attribute, name in self.names.items()
             if attribute in item_text
         ]
@@ -93,24 +108,30 @@ class RowEncoder:
         begins = np.cumsum([0, *lengths[:-1]])
         starts = [begin + starts for begin, (_, _, starts, _) in zip(begins, pairs, strict=True)]
         sizes = np.stack([sizes for _, _, _, sizes in pairs], axis=1)  # [R, A]
+        if self.as_recformer:  # what has no text at all has no names either
+            sizes[(sizes == [*map(len, self.names.values())]).all(axis=1)] = 0
         stored = ragged(np.stack(starts, axis=1).ravel(), sizes.ravel())
         ids, types = (np.concatenate([pair[part] for pair in pairs])[stored] for part in (0, 1))
         return EncodedRows.of(ids, types, sizes.sum(axis=1))
 
     def _attribute(
-        self, column: pd.Series, name: Sequence[int]
+        self, column: pd.Series, name: Sequence[int], attribute: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Tokens and types of a column's different values; start and size of each row's."""
         texts: dict[str, int] = {}  # text -> its number; pandas.factorize stops at "\0"
         values = ("" if pd.isna(value) else str(value) for value in column.to_numpy(dtype=object))
         numbers = np.array([texts.setdefault(value, len(texts)) for value in values], np.int64)
-        encoded = encode_values(self.tokenizer, list(texts), self.max_attribute_tokens - len(name))
+        read = list(texts)
+        if self.as_recformer and attribute in LISTS:
+            read = [text.replace(", ", " ") for text in read]
+        encoded = encode_values(self.tokenizer, read, self.max_attribute_tokens - len(name))
         value_sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        sizes = np.where(value_sizes > 0, value_sizes + len(name), 0)
+        named = (value_sizes > 0) | self.as_recformer
+        sizes = np.where(named, value_sizes + len(name), 0)
         starts = sizes.cumsum() - sizes
         ids = np.empty(sizes.sum(), np.int32)
         types = np.full(len(ids), VALUE, np.uint8)
-        of_name = (starts[value_sizes > 0, None] + np.arange(len(name))).ravel()
+        of_name = (starts[named, None] + np.arange(len(name))).ravel()
         types[of_name] = ATTRIBUTE
         ids[types == VALUE] = np.fromiter(chain.from_iterable(encoded), np.int32, value_sizes.sum())
         ids[of_name] = np.tile(np.array(name, np.int32), len(of_name) // max(1, len(name)))

@@ -17,6 +17,9 @@ from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.text import tensor_cache
 from recbole_jepa4rec.text.row_encoder import (
     CLS,
+    FILE,
+    LISTS,
+    RECFORMER,
     ROWS_AT_ONCE,
     EncodedRows,
     RowEncoder,
@@ -44,6 +47,7 @@ class ItemSentences(nn.Module):
         attributes: column names of the item text, in the order they appear in a sentence.
         tokenizer: turns names and values into tokens; the instance keeps a copy of its own.
         max_attribute_tokens: tokens an attribute may have, its name included.
+        sentence_format: ``FILE`` or ``RECFORMER``, see ``in_format``.
 
     Raises:
         ValueError: if an attribute's name leaves no room for its value.
@@ -55,14 +59,19 @@ class ItemSentences(nn.Module):
     sentence_of_item: Tensor
 
     def __init__(
-        self, attributes: Sequence[str], tokenizer: Tokenizer, max_attribute_tokens: int = 32
+        self,
+        attributes: Sequence[str],
+        tokenizer: Tokenizer,
+        max_attribute_tokens: int = 32,
+        sentence_format: str = FILE,
     ) -> None:
         super().__init__()
         self.tokenizer = unlimited(tokenizer)
         self.special = SpecialIds.of(self.tokenizer)
         self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
-        self.max_attribute_tokens = max_attribute_tokens
-        self.names = {str(a): self._name_tokens(str(a)) for a in attributes}
+        self.max_attribute_tokens, self.sentence_format = max_attribute_tokens, sentence_format
+        names = in_format([str(a) for a in attributes], sentence_format)
+        self.names = {attribute: self._name_tokens(attribute, n) for attribute, n in names.items()}
         no_items = torch.empty(0, dtype=torch.int64)
         self.register_buffer("input_ids", torch.tensor([self.special.cls]).int(), persistent=False)
         self.register_buffer("token_types", torch.tensor([CLS]).byte(), persistent=False)
@@ -77,6 +86,7 @@ class ItemSentences(nn.Module):
         max_attribute_tokens: int = 32,
         cache_dir: Path | None = None,
         address: str | None = None,
+        sentence_format: str = FILE,
     ) -> ItemSentences:
         """Tokenise a catalogue, or read its tokens from the cache.
 
@@ -91,6 +101,7 @@ class ItemSentences(nn.Module):
             cache_dir: folder of the token cache; none is used without it.
             address: of a Ray cluster that tokenises; without it the threads of this process do.
                 The result is the same.
+            sentence_format: as for the class.
 
         Raises:
             ValueError: if row 0 is missing or has text, a name leaves no room for its value, or no
@@ -98,11 +109,11 @@ class ItemSentences(nn.Module):
         """
         if len(item_text) == 0 or any(item_text.iloc[0]):
             raise ValueError("row 0 of the item text is the padding item and must be there, empty")
-        sentences = cls(list(item_text.columns), tokenizer, max_attribute_tokens)
+        sentences = cls(list(item_text), tokenizer, max_attribute_tokens, sentence_format)
         if cache_dir is None:
             sentences._fill(item_text, None, address)
             return sentences
-        key = content_key(item_text, sentences.tokenizer, max_attribute_tokens)
+        key = content_key(item_text, sentences.tokenizer, max_attribute_tokens, sentence_format)
         cache = TensorCache(cache_dir, "sentences", key)
         stored = cache.read()
         if stored is None:
@@ -202,8 +213,8 @@ class ItemSentences(nn.Module):
         del self._index  # seldom needed again
         return is_mapped
 
-    def _name_tokens(self, attribute: str) -> list[int]:
-        tokens = encode_texts(self.tokenizer, [attribute.replace("_", " ")])[0]
+    def _name_tokens(self, attribute: str, name: str) -> list[int]:
+        tokens = encode_texts(self.tokenizer, [name])[0]
         if len(tokens) >= self.max_attribute_tokens:
             raise ValueError(
                 f"max_attribute_tokens is {self.max_attribute_tokens}; the name {attribute!r} alone"
@@ -240,7 +251,9 @@ class ItemSentences(nn.Module):
 
     @cached_property
     def _encoder(self) -> RowEncoder:
-        return RowEncoder(self.tokenizer, self.names, self.max_attribute_tokens)
+        return RowEncoder(
+            self.tokenizer, self.names, self.max_attribute_tokens, self.sentence_format
+        )
 
     @cached_property
     def _index(self) -> SentenceIndex:
@@ -254,11 +267,29 @@ class ItemSentences(nn.Module):
         return index
 
 
+def in_format(attributes: Sequence[str], sentence_format: str) -> dict[str, str]:
+    """Names as a sentence has them, by attribute, in the order of a sentence.
+
+    RecFormer's authors write title, brand and category, an empty attribute too, and a list without
+    commas; where a file has more attributes, these follow here.
+    """
+    named = {attribute: attribute.replace("_", " ") for attribute in attributes}
+    if sentence_format != RECFORMER:
+        return named
+    first = ("title", "brand", *LISTS)
+    order = sorted(attributes, key=lambda a: first.index(a) if a in first else len(first))
+    return {a: "category" if a in LISTS else named[a] for a in order}
+
+
 def content_key(
-    item_text: pd.DataFrame, tokenizer: tokenizers.Tokenizer, max_attribute_tokens: int
+    item_text: pd.DataFrame,
+    tokenizer: tokenizers.Tokenizer,
+    max_attribute_tokens: int,
+    sentence_format: str = FILE,
 ) -> str:
     """sha256 over everything the item sentences depend on, as 64 hex digits."""
-    settings = [_FORMAT, tokenizers.__version__, str(max_attribute_tokens), tokenizer.to_str()]
+    settings = [_FORMAT, tokenizers.__version__, str(max_attribute_tokens), sentence_format]
+    settings.append(tokenizer.to_str())
     return tensor_cache.content_key(
         settings, *(_NamedColumn(item_text[name]) for name in item_text.columns)
     )

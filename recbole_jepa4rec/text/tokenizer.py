@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from string import punctuation
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -19,6 +20,7 @@ _ROLES = {  # role -> its names in BERT's and in RoBERTa's vocabulary
     "unk": ("[UNK]", "<unk>"),
 }
 _MIN_FREQUENCY = 2  # occurrences below which a merge is not worth an entry
+_BLANKS = ("Ġ", "▁")  # with what a word's first token begins: byte-level, SentencePiece
 _FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
 _REPEATS_PER_LINE = 256
 _TEXTS_PER_CALL = 8192
@@ -114,6 +116,23 @@ def unlimited(tokenizer: Tokenizer) -> Tokenizer:
     copy.no_truncation()
     copy.no_padding()
     return copy
+
+
+def word_beginnings(tokenizer: Tokenizer) -> list[bool]:
+    """Whether each entry of a vocabulary begins a word, ``V``; others go on with the one before.
+
+    Either a word's first token carries the blank before it, or its others carry WordPiece's ``##``.
+    A punctuation mark is a word of its own.
+    """
+    vocabulary = tokenizer.get_vocab()
+    carries_blank = any(token.startswith(_BLANKS) for token in vocabulary)
+    begins = [True] * (max(vocabulary.values()) + 1)
+    for token, number in vocabulary.items():
+        if carries_blank:
+            begins[number] = token.startswith((*_BLANKS, *punctuation))
+        else:
+            begins[number] = not token.startswith("##")
+    return begins
 
 
 def encode_values(tokenizer: Tokenizer, texts: list[str], room: int) -> list[list[int]]:
