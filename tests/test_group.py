@@ -254,8 +254,21 @@ class TestGrid:
         foreign.parent.mkdir(parents=True)
         foreign.write_text("years of work")
         assert main([*BASE, "--model_list=Markov", "--run_dir=out"]) == 2
-        assert "holds files that are not of a run" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error == "error: out/Markov/seed-2020/thesis.txt is not of a run; move it away\n"
         assert foreign.read_text() == "years of work"
+
+    @pytest.mark.parametrize("name", ["comparison.tex", "Markov/seed-2020.output.log"])
+    def test_what_stands_where_a_comparison_would_write_is_refused(self, workplace, name, capsys):
+        (workplace / "out" / "Markov").mkdir(parents=True)
+        (workplace / "out" / name).write_text("years of work")
+        assert main([*BASE, "--model_list=Markov", "--run_dir=out"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: run_dir 'out' holds {name}, which this command has not written there; "
+            "allowed: a new or empty folder\n"
+        )
+        assert (workplace / "out" / name).read_text() == "years of work"
+        assert not (workplace / "out" / ".lock").exists()
 
     @pytest.mark.slow
     def test_a_failed_cell_leaves_the_others(self, workplace, capsys):
@@ -626,8 +639,43 @@ class TestAnUnfinishedRun:
         assert cell.words_to_run() == cell.words
         assert not cell.folder.exists()
 
-    def test_begins_anew_where_the_settings_were_others(self, cell):
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_of_other_settings_is_refused_and_stays(self, cell, whole):
         file = cell.folder / "config.yaml"
         file.write_text(file.read_text().replace("learning_rate:", "learning_rate: 7 #"))
+        if not whole:
+            shutil.rmtree(cell.folder / "checkpoints")
+        before = sorted(cell.folder.rglob("*"))
+        with pytest.raises(ValueError, match=r"holds a run with learning_rate 7, not 0\.001; move"):
+            cell.words_to_run()
+        assert sorted(cell.folder.rglob("*")) == before
+
+    @pytest.mark.parametrize("text", [None, "", "model: mine\n"])
+    def test_of_settings_that_cannot_be_told_is_refused_and_stays(self, cell, text):
+        file = cell.folder / "config.yaml"
+        file.unlink() if text is None else file.write_text(text)
+        before = sorted(cell.folder.rglob("*"))
+        with pytest.raises(ValueError, match=r"of a run whose settings no config\.yaml tells"):
+            cell.words_to_run()
+        assert sorted(cell.folder.rglob("*")) == before
+
+    @pytest.mark.parametrize(
+        "name", ["thesis.txt", "checkpoints/thesis.txt", "state.pt/thesis.txt", "retriever/a/b"]
+    )
+    def test_with_files_of_others_is_refused_and_stays(self, cell, name):
+        for file in (cell.folder / "checkpoints").iterdir():
+            file.write_bytes(b"damaged")
+        (cell.folder / "state.pt").unlink(missing_ok=True)
+        foreign = cell.folder / name
+        foreign.parent.mkdir(parents=True, exist_ok=True)
+        foreign.write_text("years of work")
+        with pytest.raises(ValueError, match=" is not of a run; move it away"):
+            cell.words_to_run()
+        assert foreign.read_text() == "years of work"
+
+    def test_that_has_a_log_alone_loses_nothing(self, cell):
+        for path in [*cell.folder.iterdir()]:
+            if path.name != "run.log":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         assert cell.words_to_run() == cell.words
-        assert not cell.folder.exists()
+        assert [path.name for path in cell.folder.iterdir()] == ["run.log"]

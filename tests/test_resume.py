@@ -419,3 +419,16 @@ def test_a_folder_with_somebody_s_files_is_refused(name, workplace, toy):
     with pytest.raises(ValueError, match=f"holds {name}, which no run of ours has written"):
         run("SASRec", config_dict={**TINY, **toy, "epochs": 1, "run_dir": "mine"})
     assert [path.read_text() for path in (workplace / "mine").iterdir()] == ["precious"]
+    (workplace / "mine" / "run.log").write_text("of somebody's own program")
+    with pytest.raises(ValueError, match=f"holds {name}, which no run of ours has written"):
+        run("SASRec", config_dict={**TINY, **toy, "epochs": 1, "run_dir": "mine"})
+    assert (workplace / "mine" / name).read_text() == "precious"
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(workplace, toy, monkeypatch):
+    given = {**TINY, **toy, "epochs": 1, "run_dir": "run"}
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run("SASRec", config_dict=given)
+    assert run("SASRec", config_dict=given)["starts"] == 1

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.runner.run_folder import RunFolder
 from recbole_jepa4rec.runner.single_run import validate
 from recbole_jepa4rec.study.search.driver import _write_identity, main, read_data
 from recbole_jepa4rec.study.search.report import html, importances, write_report
@@ -19,6 +21,7 @@ from recbole_jepa4rec.study.search.request import read_request
 from recbole_jepa4rec.study.search.space import Dimension, grid, random_points, read_space
 from recbole_jepa4rec.study.search.trials import (
     FINISHED,
+    SCRATCH_MARK,
     STOPPED,
     Record,
     UnderWay,
@@ -340,12 +343,51 @@ class TestTrials:
         trials = workplace / "search" / "trials"
         for name in ("0000", "0001"):
             Record(name, {}, FINISHED).write(trials / name)
-        clear_unfinished(trials, {"0000"})
+        clear_unfinished(trials.parent, {"0000"})
         assert [path.name for path in trials.iterdir()] == ["0000"]
-        (trials / "notes").mkdir()
-        (trials / "notes" / "mine.txt").write_text("")
-        with pytest.raises(ValueError, match="notes is not of a trial; move it away"):
-            clear_unfinished(trials, {})
+        (trials / "0000" / "mine.txt").write_text("")
+        with pytest.raises(ValueError, match=r"0000/mine.txt is not of a trial; move it away"):
+            clear_unfinished(trials.parent, {})
+        assert {path.name for path in (trials / "0000").iterdir()} == {"mine.txt", "trial.json"}
+
+    def test_ray_s_notes_are_cleared_and_a_folder_called_like_them_is_not(self, workplace):
+        notes = workplace / "search" / "ray"
+        (notes / "trials").mkdir(parents=True)
+        (notes / "trials" / "tuner.pkl").write_text("")
+        with pytest.raises(ValueError, match="search/ray holds more than notes of Ray's; move it"):
+            clear_unfinished(workplace / "search", {})
+        assert (notes / "trials" / "tuner.pkl").exists()
+        (notes / SCRATCH_MARK).touch()
+        clear_unfinished(workplace / "search", {})
+        assert not notes.exists()
+
+    @pytest.mark.parametrize("name", ["ray/a", "best/a", "best.yaml", "trials.csv", "search.html"])
+    def test_what_stands_where_a_search_would_write_is_refused(
+        self, name, space_file, workplace, capsys
+    ):
+        file = workplace / "search" / name
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        assert main([*BASE, space_file, "--run_dir=search"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: run_dir 'search' holds {name.removesuffix('/a')}, which this command has not "
+            "written there; allowed: a new or empty folder\n"
+        )
+        assert [path for path in workplace.rglob("search/**/*") if path.is_file()] == [file]
+
+    def test_the_best_run_takes_the_place_of_one_that_was_best_before_and_of_no_other(
+        self, request_
+    ):
+        points = [{"learning_rate": rate, "n_layers": 1} for rate in (0.001, 0.002)]
+        cell, before = map(request_.winner, points)
+        before.folder.mkdir(parents=True)
+        before.config.save(before.folder / "config.yaml")
+        RunFolder(before.folder).weights_file.touch()
+        with pytest.raises(ValueError, match=r"holds a run with learning_rate 0\.002, not 0\.001"):
+            cell.words_to_run()
+        assert RunFolder(before.folder).weights_file.exists()
+        replace(cell, before=(before.settings,)).words_to_run()
+        assert not before.folder.exists()
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"name": 1, "point": {}}', '{"evil": 1}'])
     def test_a_damaged_record_is_named(self, workplace, text):

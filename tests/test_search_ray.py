@@ -111,7 +111,7 @@ def under_way(folder):
 def test_a_search_leaves_table_settings_report_and_one_test(search, workplace):
     result = ends_well(search("--num_samples=2", "--cpus_per_trial=1"))
     folder = workplace / "search"
-    table = pd.read_csv(folder / "trials.csv")
+    table = pd.read_csv(folder / "trials.csv", float_precision="round_trip")
     assert len(table) == 2 and {*table["status"]} <= {"finished", "stopped early"}
     assert table["ndcg@10"].is_monotonic_decreasing
     settings = yaml.safe_load((folder / "best.yaml").read_text())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -16,10 +17,12 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+Layout = Mapping[str, Any]
+
 CAN_HOLD = fcntl is not None
 """Whether the system can tell who holds a file."""
 
-_PARTIAL, _LOCK = ".partial", ".lock"
+_PARTIAL, LOCK_NAME = f".{'[0-9a-f]' * 32}.partial", ".lock"
 _POLL = 0.1  # seconds between looks at a lock that another has
 
 
@@ -62,7 +65,7 @@ def locked(folder: Path, job: str, patience: float = 0.0) -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / _LOCK, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        file = open(folder / LOCK_NAME, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise ValueError(f"run_dir {str(folder)!r} cannot be made: {error.strerror}") from error
     with file:
@@ -98,7 +101,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     if mode not in ("wb", "w"):
         raise ValueError(f"mode {mode!r} is not 'wb' or 'w'")
     path = Path(path)
-    temporary = path.with_name(f".{uuid4().hex}{_PARTIAL}")
+    temporary = path.with_name(f".{uuid4().hex}.partial")
     try:
         with open(
             temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8"
@@ -120,8 +123,27 @@ def remove_abandoned(folder: Path) -> None:
 
     To be called where nobody else writes there.
     """
-    for path in folder.glob(f".{'[0-9a-f]' * 32}{_PARTIAL}"):
+    for path in folder.glob(_PARTIAL):
         path.unlink(missing_ok=True)
+
+
+def stranger(folder: Path, layout: Layout) -> Path | None:
+    """The first thing in a folder that a program cannot have made there; ``None`` if all fits.
+
+    Args:
+        folder: to be looked through, with the folders in it.
+        layout: by shell pattern what the program makes: ``None`` for a file, else a layout of a
+            folder. What ``atomic_write`` leaves fits as well; links never do.
+    """
+    layout = {**layout, _PARTIAL: None}
+    for path in sorted(folder.iterdir()):
+        fitting = [inner for name, inner in layout.items() if fnmatchcase(path.name, name)]
+        is_folder = bool(fitting) and fitting[0] is not None
+        if not fitting or path.is_symlink() or path.is_dir() != is_folder:
+            return path
+        if is_folder and (found := stranger(path, fitting[0])):
+            return found
+    return None
 
 
 def sync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import secrets
 import sys
@@ -17,14 +18,22 @@ import pandas as pd
 
 from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
 from recbole_jepa4rec.base.command import add_note
-from recbole_jepa4rec.base.files import atomic_write, hold, remove_abandoned
-from recbole_jepa4rec.training.checkpoints import CheckpointFolder
+from recbole_jepa4rec.base.files import Layout, atomic_write, hold, remove_abandoned
+from recbole_jepa4rec.base.yaml_files import read_yaml
+from recbole_jepa4rec.training import checkpoints
 
-WRITTEN = (
-    *("config.yaml", WEIGHTS_NAME, STATE_NAME, "per_user.parquet", "checkpoints", "retriever"),
-    *("tokenizer.json", "encoder.json", "pretrained.pt"),
-)
-"""What runs write beside their log and their result."""
+WRITTEN: Layout = {
+    **dict.fromkeys(("config.yaml", WEIGHTS_NAME, STATE_NAME, "per_user.parquet")),
+    **dict.fromkeys(("tokenizer.json", "encoder.json", "pretrained.pt")),
+    "checkpoints": checkpoints.LAYOUT,
+}
+"""What every run may write beside its log and its result, once its settings are written."""
+
+LOGS: Layout = dict.fromkeys(("run.log", "events.out.tfevents.*"))
+RESULT_NAME = "result.json"
+WHOLE: Layout = {**WRITTEN, **LOGS, RESULT_NAME: None}
+LAYOUT: Layout = {**WHOLE, "retriever": WHOLE}
+"""All that is in a run's folder."""
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -41,9 +50,9 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.log_file = self.path / "run.log"
         self.weights_file = self.path / WEIGHTS_NAME
-        self.result_file = self.path / "result.json"
+        self.result_file = self.path / RESULT_NAME
         self.per_user_file = self.path / "per_user.parquet"
-        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self.checkpoints = checkpoints.CheckpointFolder(self.path / "checkpoints")
 
     @classmethod
     def of(cls, config: Any) -> RunFolder:
@@ -92,9 +101,18 @@ class RunFolder:
 
     def foreign_file(self) -> str | None:
         """A file that a run would write over although none has begun here, if there is one."""
-        if self.log_file.exists():
+        if self.log_file.exists() and self.settings():
             return None
-        return next((name for name in WRITTEN if (self.path / name).exists()), None)
+        names = (*WRITTEN, "retriever")
+        return next((name for name in names if os.path.lexists(self.path / name)), None)
+
+    def settings(self) -> dict[str, Any]:
+        """What ``config.yaml`` holds; nothing where it is missing or no run of ours wrote it."""
+        try:
+            settings = read_yaml(self.config_file)
+        except ValueError:
+            return {}
+        return settings if {"model", "dataset", "filter_history"} <= {*settings} else {}
 
     @property
     def is_unfinished(self) -> bool:

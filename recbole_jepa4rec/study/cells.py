@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from recbole_jepa4rec.base.yaml_files import Loader, read_yaml
+from recbole_jepa4rec.base.files import stranger
+from recbole_jepa4rec.base.yaml_files import Loader
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.syntax import deciding, first_difference
-from recbole_jepa4rec.runner.run_folder import RunFolder
+from recbole_jepa4rec.runner.run_folder import LAYOUT, LOGS, RunFolder
 from recbole_jepa4rec.study.finished_run import DamagedRunError, FinishedRun, read_run
 
 OUTPUT_NAME = "output.log"
@@ -32,6 +33,7 @@ class Cell:
         folder: where it writes.
         words: the command line of the run.
         config: its resolved settings.
+        before: settings of runs that it takes the place of, if one of them stands in the folder.
     """
 
     entry: str
@@ -39,6 +41,7 @@ class Cell:
     folder: Path
     words: tuple[str, ...]
     config: Config
+    before: tuple[Mapping[str, Any], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.entry}, seed {self.seed}"
@@ -80,37 +83,48 @@ class Cell:
     def words_to_run(self) -> tuple[str, ...]:
         """The command line of a run that is missing: to go on where it ended early, or to begin.
 
-        What an unfinished run left is removed if the run cannot go on from it.
+        What this run left is removed if it cannot go on from it.
 
         Raises:
-            ValueError: if the folder holds something else.
+            ValueError: as ``refuse_others``.
         """
         place = f"--run_dir={self.folder}"
         if self._can_go_on():
             return (*(word for word in self.words if word != place), f"--resume={self.folder}")
-        self._clear()
+        self.refuse_others()
+        if RunFolder(self.folder).config_file.exists():  # else there is nothing but a log
+            shutil.rmtree(self.folder)
         return self.words
+
+    def refuse_others(self) -> None:
+        """Refuse a folder that holds anything but what this run left.
+
+        Raises:
+            ValueError: names what it is.
+        """
+        folder, run = self.folder, RunFolder(self.folder)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ValueError(f"{folder} is not a folder")
+        if not folder.is_dir():
+            return
+        if found := stranger(folder, LAYOUT):
+            raise ValueError(f"{found} is not of a run; move it away")
+        there = deciding(run.settings())
+        if there in self.before:
+            return
+        if there:
+            _refuse_other(self, there, self.settings)
+        elif found := stranger(folder, LOGS):
+            raise ValueError(
+                f"{found} is of a run whose settings no config.yaml tells; move it away or choose "
+                "another --run_dir"
+            )
 
     def _can_go_on(self) -> bool:
         """Whether this run began in its folder and left a checkpoint that is whole."""
-        folder = RunFolder(self.folder)
-        if not folder.is_unfinished or not folder.checkpoints.has_whole():
-            return False
-        try:
-            return deciding(read_yaml(folder.config_file)) == self.settings
-        except ValueError:  # damaged
-            return False
-
-    def _clear(self) -> None:
-        """Remove what an unfinished run left."""
-        folder = self.folder
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise ValueError(f"{folder} is not a folder")
-        if folder.is_dir():
-            run = RunFolder(folder)
-            if any(folder.iterdir()) and not (run.log_file.exists() or run.config_file.exists()):
-                raise ValueError(f"{folder} holds files that are not of a run; move them away")
-            shutil.rmtree(folder)
+        run = RunFolder(self.folder)
+        is_asked = run.is_unfinished and deciding(run.settings()) == self.settings
+        return is_asked and run.checkpoints.has_whole()
 
 
 def finished_runs(cells: Sequence[Cell], data: Any) -> dict[tuple[str, int], FinishedRun]:

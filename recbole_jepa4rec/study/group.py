@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from recbole_jepa4rec.base.command import run_command
-from recbole_jepa4rec.base.files import atomic_write, locked
+from recbole_jepa4rec.base.files import LOCK_NAME, atomic_write, locked
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.config.settings import Count, Seed, must
@@ -23,7 +23,17 @@ from recbole_jepa4rec.study.cells import Cell, finished_runs
 from recbole_jepa4rec.study.comparison import Row, compare
 from recbole_jepa4rec.study.grid import Grid, Outcome
 from recbole_jepa4rec.study.report import write_report
-from recbole_jepa4rec.study.study import PATIENCE, Board, StudyKeys, read_words, study_folder
+from recbole_jepa4rec.study.study import (
+    PATIENCE,
+    Board,
+    StudyKeys,
+    read_words,
+    refuse_foreign,
+    study_folder,
+)
+
+OUTPUTS = [f"comparison.{kind}" for kind in ("json", "md", "tex", "html")]
+"""What a comparison writes beside its runs."""
 
 PER_RUN = {
     "model": "name the models by --model_list=A,B",
@@ -165,9 +175,14 @@ def _cells(
 def _compare(request: Request) -> int:
     data = _read_data(request)
     cells, folder = request.cells, request.folder
+    logs = [str(cell.output_file.relative_to(folder)) for cell in cells]
+    refuse_foreign(folder, [*OUTPUTS, *logs], proof=LOCK_NAME)
     with locked(folder, "comparison", PATIENCE) as lock:
         done = finished_runs(cells, data)
         del data  # it may be large, and every run reads its own
+        missing = [cell for cell in cells if cell.key not in done]
+        for cell in missing:
+            cell.refuse_others()
         before = {each.key: Outcome(each, run=done[each.key]) for each in cells if each.key in done}
         board = Board(before, len(cells), lambda ended: _write(request, ended))
         print(
@@ -175,7 +190,6 @@ def _compare(request: Request) -> int:
         )
         if done:
             board.write()
-        missing = [cell for cell in cells if cell.key not in done]
         Grid(missing, request.keys.jobs, lock).run(
             lambda outcome: board.end(outcome.cell.key, outcome, str(outcome))
         )

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -105,6 +105,27 @@ def study_folder(run_dir: str | None, config: Config, name: str, *asked: Any) ->
     if Path(run_dir).exists() and not Path(run_dir).is_dir():
         raise ValueError(f"run_dir {run_dir!r} is not a folder")
     return Path(run_dir)
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], proof: str) -> None:
+    """Refuse a folder in which a study would write over files that no study has written.
+
+    Args:
+        folder: of the study, there or not.
+        names: of what it writes.
+        proof: the file that a study writes first.
+
+    Raises:
+        ValueError: names the first such file.
+    """
+    if (folder / proof).exists():
+        return
+    for name in names:
+        if os.path.lexists(folder / name):
+            raise ValueError(
+                f"run_dir {str(folder)!r} holds {name}, which this command has not written there; "
+                "allowed: a new or empty folder"
+            )
 
 
 @dataclass

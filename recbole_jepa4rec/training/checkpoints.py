@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole_jepa4rec.base.checkpoint import load_state, write_state
-from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.base.files import Layout, atomic_write
 
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it in case that one is damaged."""
+
+LAYOUT: Layout = {f"{'[0-9]' * 8}-{'[0-9a-f]' * 32}.pt": None}
+"""What the folder holds."""
 
 NAME = re.compile(r"(?P<number>\d{8})-(?P<digest>[0-9a-f]{32})\.pt")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,16 @@ from recbole_jepa4rec.study.search.trials import (
     clear_unfinished,
     read_records,
 )
-from recbole_jepa4rec.study.study import PATIENCE, Board
+from recbole_jepa4rec.study.study import PATIENCE, Board, refuse_foreign
 from recbole_jepa4rec.training.pretrained_chain import asked_stage, is_chained
 
 IDENTITY_NAME = "search.json"
+
+OUTPUTS = (
+    *("trials", "ray", "best", "trials.csv", "search.html"),
+    *("best.yaml", "best.output.log"),
+)
+"""What a search writes afterwards."""
 
 
 def main(command_line: Sequence[str]) -> int:
@@ -66,7 +72,7 @@ def _search(request: Request) -> Path:
         identity = {**request.identity(), "data_fingerprint": fingerprint}
         identity = json.loads(json.dumps(identity, default=str))  # as the file gives it back
         done = _ended_before(request, identity)
-        clear_unfinished(folder / "trials", done)
+        clear_unfinished(folder, done)
         board = Board(done, request.num_samples, lambda ended: write_report(request, ended))
         says = f"{request.num_samples} trials in {folder}, {len(done)} of them ended before"
         print(says, file=sys.stderr)
@@ -102,8 +108,8 @@ def _run_winner(request: Request, board: Board[str, Record], lock: int) -> Path:
         raise RuntimeError(f"no trial finished; the last error: {errors[-1] if errors else None}")
     cell = request.winner(best.point)
     if not cell.run_asked_for():
-        if cell.finished_run():  # of settings that were best before
-            shutil.rmtree(cell.folder)
+        once_best = [request.winner(each.point).settings for each in board.ended.values()]
+        cell = replace(cell, before=tuple(once_best))
         print(f"trial {best.name} is best; it is trained again and tested", file=sys.stderr)
         ends: list[Outcome] = []
         Grid([cell], 1, lock).run(ends.append)
@@ -160,6 +166,7 @@ def _refuse_state(request: Request) -> None:
     folder, there = request.folder, (request.folder / IDENTITY_NAME).exists()
     if there and not request.keys.resume:
         raise ValueError(f"{folder} holds a search (write --resume, or another --run_dir)")
+    refuse_foreign(folder, OUTPUTS, proof=IDENTITY_NAME)
     if request.keys.resume and not there:
         raise ValueError(f"nothing to resume in {folder}: there is no {IDENTITY_NAME}")
     if request.keys.resume and request.keys.algorithm == "hyperopt":

@@ -16,6 +16,7 @@ from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
 from recbole_jepa4rec.runner.run_folder import RunFolder
 from recbole_jepa4rec.runner.single_run import validate
 from recbole_jepa4rec.study.search.request import Request
+from recbole_jepa4rec.study.search.trials import FAILED_LOG, refuse_no_trial
 from recbole_jepa4rec.training.pretrained_chain import PRETRAINED_NAME
 
 tune: Any = importlib.import_module("ray.tune")  # of any version; no type checker knows all
@@ -25,9 +26,6 @@ IS_CURRENT = hasattr(tune, "get_context")
 
 NAME_KEY = "trial"
 """Of Ray's own configuration of a trial whose point is known beforehand."""
-
-FAILED_LOG = "run.failed.log"
-"""What ``run.log`` of an attempt that failed is called afterwards."""
 
 
 def name_of(chosen: Mapping[str, Any], trial_id: str) -> str:
@@ -95,10 +93,16 @@ def run_trial(
 
 
 def make_room(folder: Path) -> None:
-    """Clear what an earlier attempt left, but for its log."""
+    """Clear what an earlier attempt left, but for its log.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
     log = RunFolder(folder).log_file
     text = log.read_bytes() if log.is_file() else None
-    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder):
+        refuse_no_trial(folder)
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     if text is not None:
         (folder / FAILED_LOG).write_bytes(text)

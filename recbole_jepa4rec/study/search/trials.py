@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -15,8 +16,10 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.base.files import Layout, atomic_write, stranger
+from recbole_jepa4rec.runner import run_folder
 from recbole_jepa4rec.runner.result import misfit
+from recbole_jepa4rec.runner.run_folder import RESULT_NAME
 from recbole_jepa4rec.study.study import Board
 from recbole_jepa4rec.training.state import Validation
 
@@ -26,6 +29,18 @@ FAILED: Literal["failed"] = "failed"
 Status = Literal["finished", "stopped early", "failed"]
 
 RECORD_NAME = "trial.json"
+FAILED_LOG = "run.failed.log"
+"""What ``run.log`` of an attempt that failed is called afterwards."""
+
+LAYOUT: Layout = {
+    **{name: inside for name, inside in run_folder.LAYOUT.items() if name != RESULT_NAME},
+    **dict.fromkeys((RECORD_NAME, FAILED_LOG)),
+}
+"""What a trial leaves in its folder."""
+
+SCRATCH_MARK = ".of-a-search"
+"""File that tells the folder in which Ray keeps its notes from another of that name."""
+
 LONGEST_ERROR = 300
 """Characters of an error that are shown; the log in the trial's folder has all of it."""
 
@@ -136,24 +151,45 @@ def write_table(path: Path, records: Mapping[str, Record], metric: str) -> None:
         table.to_csv(file, index=False)
 
 
-def clear_unfinished(trials: Path, kept: Collection[str]) -> None:
-    """Remove what trials that did not end left.
+def clear_unfinished(search: Path, kept: Collection[str]) -> None:
+    """Remove what trials that did not end left, and Ray's notes, whose pickles nobody reads.
 
     Args:
-        trials: their folder.
-        kept: names of those that ended.
+        search: the folder of the search.
+        kept: names of trials that ended.
 
     Raises:
-        ValueError: if something else stands there.
+        ValueError: if something else stands there; then nothing is removed.
     """
-    for folder in trials.iterdir() if trials.is_dir() else ():
-        if folder.name in kept:
-            continue
-        names = {RECORD_NAME, "run.log", "run.failed.log", "config.yaml"}
-        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-        if inside and not inside & names:
-            raise ValueError(f"{folder} is not of a trial; move it away")
+    trials, scratch = search / "trials", search / "ray"
+    left = [path for path in _inside(trials) if path.name not in kept]
+    notes = _inside(scratch)
+    names = {path.name for path in notes}
+    if notes and not {SCRATCH_MARK} <= names <= {SCRATCH_MARK, "trials"}:
+        raise ValueError(f"{scratch} holds more than notes of Ray's; move it away")
+    for folder in left:
+        refuse_no_trial(folder)
+    for folder in (*left, *([scratch] if scratch.is_dir() else [])):
         shutil.rmtree(folder)
+
+
+def refuse_no_trial(folder: Path) -> None:
+    """Refuse what is more than a trial left, or something else.
+
+    Raises:
+        ValueError: names it.
+    """
+    found = folder if not folder.is_dir() or folder.is_symlink() else stranger(folder, LAYOUT)
+    if found:
+        raise ValueError(f"{found} is not of a trial; move it away")
+
+
+def _inside(folder: Path) -> list[Path]:
+    if not os.path.lexists(folder):
+        return []
+    if folder.is_symlink() or not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of this search; move it away")
+    return [*folder.iterdir()]
 
 
 class UnderWay:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import socket
 import sys
 import threading
@@ -29,6 +28,7 @@ from recbole_jepa4rec.study.search.trial import IS_CURRENT, NAME_KEY, name_of, p
 from recbole_jepa4rec.study.search.trials import (
     FAILED,
     FINISHED,
+    SCRATCH_MARK,
     STOPPED,
     Record,
     UnderWay,
@@ -149,7 +149,8 @@ def tune_trials(
         board: of the trials that have ended; is told of every end.
     """
     scratch, trials = (request.folder / "ray").resolve(), (request.folder / "trials").resolve()
-    shutil.rmtree(scratch, ignore_errors=True)  # of an earlier start; holds pickles, never read
+    scratch.mkdir()
+    (scratch / SCRATCH_MARK).touch()
     trainable = tune.with_parameters(
         run_trial,
         request=request,
