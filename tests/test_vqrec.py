@@ -209,6 +209,21 @@ def test_a_permutation_gives_each_code_the_embedding_of_another():
     torch.testing.assert_close(mean_of_codes(moved, codes), mean_of_codes(table, renamed))
 
 
+def test_codebooks_can_be_learnt_from_the_items_that_are_trained_on(made):
+    few = {"user_inter_num_interval": "[3,5]"}
+    model, data = made(codebook_items="training", **few)
+    histories = data.histories
+    trained = set()
+    for user in range(1, len(histories.lengths)):
+        items = histories.items[histories.offsets[user] : histories.offsets[user + 1]].tolist()
+        trained.update(items[:-2] if len(items) >= 3 else items)
+    assert 0 < len(trained) < data.item_num - 1
+    rows = torch.tensor(sorted({int(model.text.row_of_item[item]) for item in trained}))
+    slow = ProductQuantiser.fit(model.text.table[rows], model.digits, model.values)
+    assert torch.equal(model.quantiser.centroids, slow.centroids)
+    assert not torch.equal(made(**few)[0].quantiser.centroids, slow.centroids)
+
+
 @pytest.fixture
 def made(tiny_bert, tmp_path):  # noqa: F811
     def make(name="toy", **settings):
@@ -326,6 +341,15 @@ class TestPermutationPhase:
         assert model.permutation is None
         assert all(p.requires_grad for p in model.parameters())
         torch.testing.assert_close(model.code_embedding.detach(), slow)
+
+    def test_afterwards_the_sequence_encoder_can_stand_still(self, made):
+        model, _ = made(fix_encoder=True)
+        fixed = ("encoder.trm_encoder.", "encoder.position_embedding.")
+        for phase, stands in (("pretrain", ()), ("permutation", ("",)), ("finetune", fixed)):
+            model.begin_phase(phase, 1)
+            for name, parameter in model.named_parameters():
+                is_still = name.startswith(stands) and name != "permutation.logits"
+                assert parameter.requires_grad != is_still, (phase, name)
 
     def test_loaded_weights_are_not_permuted_again(self, made):
         model, data = made(train_stage="finetune")

@@ -369,6 +369,22 @@ class ItemVectorSettings(HeadSettings, TextVectorSettings):
     learner: Learner = "adam"
     clip_grad_norm: Clipping = None
     stopping_step: Whole = 10
+    fix_encoder: bool = False
+    """Finetune all but the sequence encoder's layers and positions, after pre-training."""
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the weights that finetuning starts from were trained before."""
+        return self.pretrains or self.checkpoint is not None
+
+    @model_validator(mode="after")
+    def _fixes_what_was_trained(self) -> ItemVectorSettings:
+        if self.fix_encoder and not self.starts_trained:
+            raise ValueError(
+                "fix_encoder is True without pre-training; allowed with train_stage=both, a "
+                "checkpoint or (of UniSRec) an encoder_checkpoint"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides_among_heads(self) -> ItemVectorSettings:
@@ -386,29 +402,30 @@ class UniSRecSettings(ItemVectorSettings):
     """G, parametric whitenings."""
     adaptor_dropout_prob: ShareBelowOne = 0.2
     """Of the text vectors that they read."""
+    gate_noise_floor: AtLeastZero = 0.0
+    """Least standard deviation of the gate's noise."""
     sequence_sequence_weight: AtLeastZero = 1e-3
     """lambda."""
     item_drop_ratio: Share = 0.2
     """Share of a sequence's items that item drop takes away."""
     word_drop_ratio: ShareBelowOne = 0.15
     """Share of a text's words that word drop takes away."""
+    word_drop_items: Share = 1.0
+    """Share of a sequence's items that word drop reaches."""
     item_drop_share: Share = 0.9
     """Share of sequences augmented by item drop, the others by word drop."""
     finetune_mode: Literal["inductive", "transductive"] = "inductive"
     """inductive: text alone; transductive: an id embedding is added."""
-    fix_encoder: bool = False
-    """Finetune the adaptor (and ids) alone, after pre-training."""
     encoder_checkpoint: str | None = None
     """The authors' published weights, a state dict of tensors."""
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the weights that finetuning starts from were trained before."""
+        return super().starts_trained or self.encoder_checkpoint is not None
+
     @model_validator(mode="after")
-    def _starts_somewhere(self) -> UniSRecSettings:
-        started = self.checkpoint or self.encoder_checkpoint
-        if self.fix_encoder and not (self.pretrains or started):
-            raise ValueError(
-                "fix_encoder is True without pre-training; allowed with train_stage=both, a "
-                "checkpoint or an encoder_checkpoint"
-            )
+    def _starts_from_one_thing(self) -> UniSRecSettings:
         if self.checkpoint and self.encoder_checkpoint:
             raise ValueError("checkpoint and encoder_checkpoint are both set; allowed: one")
         return self
@@ -421,6 +438,8 @@ class VQRecSettings(ItemVectorSettings):
     """D, digits of a code; divides the item vectors' dimensions."""
     code_values: AtLeastTwo = 256
     """M, values of a digit."""
+    codebook_items: Literal["all", "training"] = "all"
+    """Items whose text vectors the codebooks are learnt from: all, training."""
     code_replacement_ratio: Share = 0.75
     """rho, probability that a digit of a half-synthetic negative is replaced."""
     sinkhorn_iterations: Count = 3

@@ -133,6 +133,7 @@ class ItemVectorModel(PhasedModel):
         super().__init__(config, dataset)
         self.seed, self.temperature = settings.seed, settings.temperature
         self.phase, self.epoch = FINETUNE, 0
+        self.fixes_encoder = settings.fix_encoder
         self.text = ItemVectors.of(config, dataset)
         self.encoder = ItemSequenceEncoder(
             self.max_seq_length, settings.initializer_range, **settings.model_dump(include=LAYERS)
@@ -182,8 +183,11 @@ class ItemVectorModel(PhasedModel):
         return self.pretrain_weights if self.phase == PRETRAIN else {"finetune": 1.0}
 
     def begin_phase(self, phase: str, steps: int) -> None:
-        """Enter the phase of that name."""
+        """Enter the phase of that name; a fixed encoder is trained in pre-training alone."""
         self.phase = phase
+        is_free = phase == PRETRAIN or not self.fixes_encoder
+        self.encoder.trm_encoder.requires_grad_(is_free)
+        self.encoder.position_embedding.requires_grad_(is_free)
         self.forget_table()
 
     def begin_epoch(self, key: int) -> None:

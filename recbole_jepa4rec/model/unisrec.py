@@ -50,7 +50,8 @@ class MixtureOfExperts(nn.Module):
     """v = sum over experts of g_k x~_k (UniSRec, Eq. 4 and 5).
 
     The gate is g = softmax(x W2 + delta), in training with the noise delta = N(0, 1) *
-    softplus(x W3), which keeps the experts in use balanced.
+    (softplus(x W3) + floor), which keeps the experts in use balanced; the paper has no floor, its
+    authors' code one of 0.01.
 
     Args:
         width: dimensions ``W`` of a text vector.
@@ -58,12 +59,20 @@ class MixtureOfExperts(nn.Module):
         experts: whitenings ``G``.
         dropout: of the text vectors that the whitenings read, the same for all of them.
         initializer_range: standard deviation of the first weights; the gate's start at zero.
+        noise_floor: least standard deviation of the noise.
     """
 
     def __init__(
-        self, width: int, hidden_size: int, experts: int, dropout: float, initializer_range: float
+        self,
+        width: int,
+        hidden_size: int,
+        experts: int,
+        dropout: float,
+        initializer_range: float,
+        noise_floor: float = 0.0,
     ) -> None:
         super().__init__()
+        self.noise_floor = noise_floor
         self.dropout = nn.Dropout(dropout)
         self.experts = nn.ModuleList(
             ParametricWhitening(width, hidden_size, initializer_range) for _ in range(experts)
@@ -82,7 +91,8 @@ class MixtureOfExperts(nn.Module):
         """``[..., W]`` to ``[..., D]``."""
         logits = vectors @ self.w_gate
         if self.training:
-            logits = logits + torch.randn_like(logits) * F.softplus(vectors @ self.w_noise)
+            spread = F.softplus(vectors @ self.w_noise) + self.noise_floor
+            logits = logits + torch.randn_like(logits) * spread
         gates = logits.softmax(dim=-1)
         dropped = self.dropout(vectors)
         experts = torch.stack([expert(dropped) for expert in self.experts], dim=-1)
@@ -110,19 +120,21 @@ class UniSRec(ItemVectorModel):
     def __init__(self, config: Any, dataset: Any) -> None:
         settings = UniSRecSettings.of(config)
         super().__init__(config, dataset, settings)
-        self.mode, self.fixes_encoder = settings.finetune_mode, settings.fix_encoder
+        self.mode = settings.finetune_mode
         self.pretrain_weights = {
             "sequence_item": 1.0,
             "sequence_sequence": settings.sequence_sequence_weight,
         }
         self.item_drop_ratio = settings.item_drop_ratio
         self.item_drop_share = settings.item_drop_share
+        self.word_drop_items = settings.word_drop_items
         self.adaptor = MixtureOfExperts(
             self.text.width,
             settings.hidden_size,
             settings.n_experts,
             settings.adaptor_dropout_prob,
             settings.initializer_range,
+            settings.gate_noise_floor,
         )
         self.adaptor.centre_on(self.text.table[1:].mean(dim=0))
         self.id_embedding: nn.Embedding | None = None
@@ -163,11 +175,6 @@ class UniSRec(ItemVectorModel):
         text = self.adaptor(self.text.table[self.text.row_of_item[rows]])
         return text + self.id_embedding(rows)
 
-    def begin_phase(self, phase: str, steps: int) -> None:
-        """Enter the phase; a fixed encoder is trained in pre-training alone."""
-        super().begin_phase(phase, steps)
-        self.encoder.requires_grad_(phase == PRETRAIN or not self.fixes_encoder)
-
     def pretrain_losses(self, windows: Windows, keys: Tensor) -> tuple[Tensor, ...]:
         """L_S-I at every position and L_S-S at the last (Eq. 8, 9)."""
         vectors, place, target = self.in_batch(windows)
@@ -198,7 +205,10 @@ class UniSRec(ItemVectorModel):
         else:
             rows, place = torch.unique(self.text.row_of_item[windows.items], return_inverse=True)
             without_words = F.embedding(place, self.adaptor(self.word_dropped[rows]))
-            items = torch.where(drops_items[:, None, None], items, without_words)
+            positions = torch.arange(items.shape[1], device=items.device)
+            draws = uniform(derive(keys[:, None], Draw.WORD_DROP, positions))
+            worded = ~drops_items[:, None] & (draws < self.word_drop_items)
+            items = torch.where(worded[:, :, None], without_words, items)
         kept = kept_items(windows.inside, self.item_drop_ratio, keys)
         kept |= windows.inside & ~drops_items[:, None]  # word drop leaves all items
         return last_output(self.encoder(move_together(items, kept)), kept.sum(dim=1))

@@ -22,19 +22,20 @@ from recbole_jepa4rec.model.item_codes import (
 )
 from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, Windows
 from recbole_jepa4rec.model.loss import cosine_similarity, zero_of
-from recbole_jepa4rec.text.tensor_cache import default_cache_dir
+from recbole_jepa4rec.text.tensor_cache import content_key, default_cache_dir
 
 
 class VQRec(ItemVectorModel):
     """Item text to code, code to embeddings, their mean under SASRec's encoder.
 
-    Codes are those of optimised product quantisation, learnt from the catalogue's text vectors; the
-    quantiser is saved with the weights. Pre-training tells the next item from the batch's, which
-    are of all data sets, and from a half-synthetic one (:meth:`pretrain_losses`). On another
-    catalogue a quantiser is learnt anew, so that its codes mean other things: at first only the
-    permutation is learnt that gives each new code its embedding (``permutation_epochs``), then this
-    stays and everything else is finetuned. Departs from the paper in that every prefix of a window
-    trains at once. Nothing in the weights depends on the number of items.
+    Codes are those of optimised product quantisation, learnt from text vectors of the catalogue, or
+    of those items that are trained on (``codebook_items``); the quantiser is saved with the
+    weights. Pre-training tells the next item from the batch's, which are of all data sets, and from
+    a half-synthetic one (:meth:`pretrain_losses`). On another catalogue a quantiser is learnt anew,
+    so that its codes mean other things: at first only the permutation is learnt that gives each new
+    code its embedding (``permutation_epochs``), then this stays and everything else is finetuned.
+    Departs from the paper in that every prefix of a window trains at once. Nothing in the weights
+    depends on the number of items.
 
     Args:
         config: a RecBole config with the keys of ``properties/model/VQRec.yaml``.
@@ -53,16 +54,19 @@ class VQRec(ItemVectorModel):
         self.digits, self.values = settings.code_digits, settings.code_values
         self.replaced_share = settings.code_replacement_ratio
         self.sinkhorn_iterations = settings.sinkhorn_iterations
-        rows = torch.unique(self.text.row_of_item[1:])
+        items = torch.arange(1, self.n_items)
+        if settings.codebook_items == "training":
+            items = dataset.histories.items[dataset.histories.in_training]
+        rows = torch.unique(self.text.row_of_item[items])
         self.quantiser = ProductQuantiser.cached(
             self.text.table[rows],
             self.digits,
             self.values,
-            self.text.key,
+            content_key([self.text.key, *map(str, rows.tolist())]),
             Path(settings.cache_dir or default_cache_dir()),
         )
-        key = torch.tensor([*bytes.fromhex(self.text.key)], dtype=torch.uint8)
-        self.register_buffer("catalogue", key)  # whose codes the embeddings are for
+        catalogue = torch.tensor([*bytes.fromhex(self.text.key)], dtype=torch.uint8)
+        self.register_buffer("catalogue", catalogue)  # whose codes the embeddings are for
         self.code_embedding = nn.Parameter(
             torch.empty(self.digits, self.values, settings.hidden_size)
         )
@@ -133,9 +137,11 @@ class VQRec(ItemVectorModel):
         elif self.permutation is not None:
             self.code_embedding.data = self._embeddings().detach()
             self.permutation = None
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(phase != PERMUTATION or name.startswith("permutation."))
+        self.requires_grad_(True)
         super().begin_phase(phase, steps)
+        if self.permutation is not None:
+            self.requires_grad_(False)
+            self.permutation.requires_grad_(True)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """RecBole's, with the code embeddings in the order that the permutation gives them."""
