@@ -23,7 +23,7 @@ from recbole_jepa4rec.model.ranking_head import (
 ITEMS = [3, 1, 3, 2, 4, 1, 2, 5, 1, 1, 2, 3, 4, 5]
 USERS = [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
 HISTORIES = Histories.of(torch.tensor(USERS), torch.tensor(ITEMS), num_users=4)
-KEYS = torch.tensor([0, 1, 2, 3, 4, 4])  # items 4 and 5 have one text
+ALL = torch.arange(6)
 
 
 def packed(whole=True, max_items=2):
@@ -42,12 +42,12 @@ def dense(entries, rows, columns):
     return head_of().add_to(torch.zeros(rows, columns), entries)
 
 
-def slow_bias(item_lists, keys, columns):
-    """Bias of each key by how long ago its newest item was met: 1, 2, or more."""
-    table = torch.zeros(len(item_lists), columns)
+def slow_bias(item_lists):
+    """Bias of each item by how long ago it was met last: 1, 2, or more."""
+    table = torch.zeros(len(item_lists), len(ALL))
     for row, items in enumerate(item_lists):
         for age, item in reversed([*enumerate(reversed(items), start=1)]):
-            table[row, keys[item]] = {1: 1.0, 2: 2.0}.get(age, 4.0)
+            table[row, item] = {1: 1.0, 2: 2.0}.get(age, 4.0)
     return table
 
 
@@ -55,8 +55,8 @@ def slow_bias(item_lists, keys, columns):
 def test_bias_of_whole_histories_equals_a_slow_loop(whole):
     lists = [[3, 1, 3, 2, 4], [2, 5, 1], [2, 3, 4]]
     lists = lists if whole else [items[-2:] for items in lists]
-    found = head_of().entries(Queries.whole(packed(whole)), KEYS)
-    torch.testing.assert_close(dense(found, 3, 5), slow_bias(lists, KEYS, 5))
+    found = head_of().entries(Queries.whole(packed(whole)), ALL)
+    torch.testing.assert_close(dense(found, 3, 6), slow_bias(lists))
 
 
 def test_bias_of_prefixes_equals_a_slow_loop():
@@ -64,15 +64,15 @@ def test_bias_of_prefixes_equals_a_slow_loop():
     queries = Queries.prefixes(histories)
     lists = [[3, 1, 3, 2], [3, 1, 3, 2, 4], [2, 5], [2, 5, 1], [2, 3], [2, 3, 4]]
     assert queries.next_items.tolist() == [4, 1, 1, 1, 4, 5]
-    found = head_of().entries(queries, KEYS)
-    torch.testing.assert_close(dense(found, 6, 5), slow_bias(lists, KEYS, 5))
+    found = head_of().entries(queries, ALL)
+    torch.testing.assert_close(dense(found, 6, 6), slow_bias(lists))
 
 
 def test_candidates_are_columns_in_their_order():
-    queries, candidates = Queries.whole(packed()), torch.tensor([4, 1])
-    whole = dense(head_of().entries(queries, KEYS), 3, 5)
-    chosen = dense(head_of().entries(queries, KEYS, candidates), 3, 2)
-    assert torch.equal(chosen, whole[:, candidates])
+    queries, candidates = Queries.whole(packed()), torch.tensor([4, 9, 1])
+    whole = dense(head_of().entries(queries, torch.arange(10)), 3, 10)
+    chosen = dense(head_of().entries(queries, candidates), 3, 3)
+    assert torch.equal(chosen, whole[:, candidates]) and not chosen[:, 1].any()
 
 
 def slow_terms(items, user, nearest, leave_out_own):

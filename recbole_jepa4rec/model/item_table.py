@@ -102,30 +102,30 @@ class ItemTable:
 
 
 def draw_candidates(
-    wanted: Tensor, sentences: range, size: int, key: Tensor
+    wanted: Tensor, among: range, size: int, key: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sentences a batch wants and a uniform sample of the others; a collective.
+    """What a batch wants and a uniform sample of the others; a collective.
 
     Args:
-        wanted: sentence that each [CLS] of this process must predict, ``[Q]``; one a sequence, or
-            several.
-        sentences: ids of all sentences that items have, ``S`` of them.
-        size: candidates to draw; at least one sentence is sampled where any is left.
+        wanted: sentence, or item, that each [CLS] of this process must predict, ``[Q]``; one a
+            sequence, or several.
+        among: ids of all sentences that items have, or of all items, ``S`` of them.
+        size: candidates to draw; at least one is sampled where any is left.
         key: random key of the batch, scalar.
 
     Returns:
-        Sentence ids ``[C]``, the same in all processes; the index of each wanted one among them
-        ``[Q]``; and the logarithm of how many sentences each candidate stands for, ``[C]``: 0 for
-        those that any process wants, and for all where ``C = S``.
+        Ids ``[C]``, the same in all processes; the index of each wanted one among them ``[Q]``;
+        and the logarithm of how many ids each candidate stands for, ``[C]``: 0 for those that any
+        process wants, and for all where ``C = S``.
     """
-    wanted = wanted - sentences.start
-    draw = uniform(derive(key, torch.arange(len(sentences), device=wanted.device)))
+    wanted = wanted - among.start
+    draw = uniform(derive(key, torch.arange(len(among), device=wanted.device)))
     draw[processes.all_gather(wanted)] = -1.0
     needed = int((draw < 0).sum())
-    size = min(max(size, needed + 1), len(sentences))
+    size = min(max(size, needed + 1), len(among))
     candidates = draw.topk(size, largest=False).indices
     place = torch.empty_like(draw, dtype=torch.int64)
     place[candidates] = torch.arange(size, device=wanted.device)
-    stands_for = (len(sentences) - needed) / max(size - needed, 1)
+    stands_for = (len(among) - needed) / max(size - needed, 1)
     log_weights = (draw[candidates] >= 0) * math.log(max(stands_for, 1.0))
-    return candidates + sentences.start, place[wanted], log_weights
+    return candidates + among.start, place[wanted], log_weights

@@ -17,7 +17,7 @@ from recbole_jepa4rec.config.model_settings import ItemVectorSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN, PhasedModel
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity
-from recbole_jepa4rec.model.ranking_head import Entries, Queries, ranking_head
+from recbole_jepa4rec.model.ranking_head import Queries, ranking_head
 from recbole_jepa4rec.text.item_vectors import ItemVectors
 
 LAYERS = {
@@ -111,7 +111,8 @@ class ItemVectorModel(PhasedModel):
     A subclass gives :attr:`row_of_item`, :meth:`encode_rows`, :meth:`pretrain_losses` and
     ``pretrain_weights``. Rows are what items share: items of one row have one vector, bit for bit,
     and are one candidate in a softmax. Training on the item after each item of a window costs one
-    pass, since the encoder is causal.
+    pass, since the encoder is causal. With a head items are candidates, since those of one row have
+    neighbours of their own.
 
     Where a run has several processes each is given its own windows, maybe none. The losses are its
     part of those of all (``processes.shard_of_mean``); each row's vector is computed by one of
@@ -261,8 +262,12 @@ class ItemVectorModel(PhasedModel):
         vectors = processes.all_gather(self.encode_rows(processes.shard(self.candidates)))
         place = self.candidate_of_item
         hidden = self.encoder(F.embedding(place[windows.items], vectors))
-        positive = place[windows.next_items[windows.inside]]
-        added = self._added(histories)
+        next_items, added = windows.next_items[windows.inside], []
+        if self.head is None:
+            positive = place[next_items]
+        else:
+            positive, vectors = next_items - 1, F.embedding(place[1:], vectors)
+            added = self.head.entries(Queries.prefixes(histories), self._items[1:])
         loss = contrastive_loss(
             hidden[windows.inside], vectors, positive, self.temperature, added=added
         )
@@ -303,21 +308,19 @@ class ItemVectorModel(PhasedModel):
     def scores(self, histories: PackedHistories) -> Tensor:
         """Cosine with every item, padding item included, ``[B, N]``; items of one row tie.
 
-        With a head these are logits: cosine / tau and what the head adds.
+        With a head these are logits: cosine / tau and what the head adds to each item.
         """
         similarity = cosine_similarity(self.forward(histories), self.item_vectors())
+        scores = similarity[:, self.candidate_of_item]
         if self.head is not None:
-            similarity /= self.temperature
-            entries = self.head.entries(Queries.whole(histories), self.candidate_of_item)
-            self.head.add_to(similarity, entries)
-        return similarity[:, self.candidate_of_item]
+            scores /= self.temperature
+            self.head.add_to(scores, self.head.entries(Queries.whole(histories), self._items))
+        return scores
 
-    def _added(self, histories: PackedHistories) -> list[Entries]:
-        """What the head adds in training to the logits behind each item."""
-        if self.head is None:
-            return []
-        queries = Queries.prefixes(histories)
-        return self.head.entries(queries, self.candidate_of_item)
+    @property
+    def _items(self) -> Tensor:
+        """Internal id of every item, padding included, ``[N]``."""
+        return torch.arange(self.n_items, device=self.row_of_item.device)
 
     def _catalogue_changed(self) -> None:
         self.n_items = self.text.num_items

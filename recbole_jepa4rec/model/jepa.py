@@ -176,7 +176,7 @@ class JointEmbeddingModel(nn.Module):
         queries = self._queries(histories, clean)
         wanted = self._wanted(queries)
         distinct = torch.unique(processes.all_gather(wanted))
-        positives = self._single(processes.shard(distinct))
+        positives = self._single(self._sentence_of(processes.shard(distinct)))
 
         passes = {"masked": masked, "next": next_masked}
         if aim.positive_encoder == "context":
@@ -258,7 +258,8 @@ class JointEmbeddingModel(nn.Module):
         """L_FT: softmax over all item sentences (paper 3.4).
 
         The candidates are the distinct sentences: items with the same text are one item to a text
-        model. See the key ``items_per_step`` for how old their vectors are.
+        model. With a head they are the items, which have neighbours of their own. See the key
+        ``items_per_step`` for how old their vectors are.
 
         Args:
             histories: each with its next item as target.
@@ -269,18 +270,20 @@ class JointEmbeddingModel(nn.Module):
         sequences = self._encode(batch)
         queries = self._queries(histories, batch)
         wanted = self._wanted(queries)
+        among = self.sentences.used if self.head is None else range(1, self.sentences.num_items)
         if self.reads_item_table:
-            used = self.sentences.used
-            table = self.item_vectors(refresh=False)[used.start :]
-            added = self._added(queries, torch.tensor(used))
+            candidates = torch.tensor(among, device=wanted.device)
+            table = self.item_vectors(refresh=False)[self._sentence_of(candidates)]
+            added = self._added(queries, candidates)
             loss = contrastive_loss(
-                sequences, table, wanted - used.start, aim.temperature, added=added
+                sequences, table, wanted - among.start, aim.temperature, added=added
             )
             return processes.shard_of_mean(loss, len(wanted))
         candidates, positive, log_weights = draw_candidates(
-            wanted, self.sentences.used, aim.items_per_step, derive(key, Draw.CANDIDATES)
+            wanted, among, aim.items_per_step, derive(key, Draw.CANDIDATES)
         )
-        items = processes.all_gather(self._encode(self._single(processes.shard(candidates))))
+        own = self._sentence_of(processes.shard(candidates))
+        items = processes.all_gather(self._encode(self._single(own)))
         added = self._added(queries, candidates)
         loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights, added)
         return processes.shard_of_mean(loss, len(wanted))
@@ -288,15 +291,16 @@ class JointEmbeddingModel(nn.Module):
     def scores(self, histories: PackedHistories) -> Tensor:
         """Cosine of every history with every item, padding item included, ``[B, N]``.
 
-        With a head they are logits: cosine / tau and what the head adds. They are computed once for
-        each sentence, so that items of one text tie exactly.
+        Cosines are computed once for each sentence, so that items of one text tie exactly. With a
+        head the scores are logits: cosine / tau and what the head adds to each item.
         """
         similarity = cosine_similarity(self.encode_histories(histories), self.item_vectors())
+        scores = similarity[:, self.sentences.sentence_of_item]
         if self.head is not None:
-            similarity /= self.objective.temperature
-            queries, keys = Queries.whole(histories), self.sentences.sentence_of_item
-            self.head.add_to(similarity, self.head.entries(queries, keys))
-        return similarity[:, self.sentences.sentence_of_item]
+            scores /= self.objective.temperature
+            items = torch.arange(scores.shape[1], device=scores.device)
+            self.head.add_to(scores, self.head.entries(Queries.whole(histories), items))
+        return scores
 
     def encode_histories(self, histories: PackedHistories) -> Tensor:
         """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once."""
@@ -389,14 +393,17 @@ class JointEmbeddingModel(nn.Module):
         return Queries(histories, row, histories.lengths[row] - back)
 
     def _wanted(self, queries: Queries) -> Tensor:
-        """Sentence that each [CLS] must predict, ``[Q]``: of the next item, or of the one after."""
-        return self.sentences.sentence_of_item[queries.next_items]
+        """Candidate that each [CLS] must predict, ``[Q]``: of the next item, or of the one after."""
+        items = queries.next_items
+        return self.sentences.sentence_of_item[items] if self.head is None else items
+
+    def _sentence_of(self, candidates: Tensor) -> Tensor:
+        """Sentences of candidates, which are sentences or, with a head, items."""
+        return candidates if self.head is None else self.sentences.sentence_of_item[candidates]
 
     def _added(self, queries: Queries, candidates: Tensor) -> list[Entries]:
-        """What the head adds in training to the logits of these sentences."""
-        if self.head is None:
-            return []
-        return self.head.entries(queries, self.sentences.sentence_of_item, candidates)
+        """What the head adds in training to the logits of these candidates."""
+        return [] if self.head is None else self.head.entries(queries, candidates)
 
     def _encode(self, batch: TokenBatch) -> Tensor:
         self.tokens_seen += batch.num_tokens

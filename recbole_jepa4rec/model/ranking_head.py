@@ -86,7 +86,7 @@ class Entries:
 class RankingHead(nn.Module):
     """Learned terms of a ranking beside the similarity.
 
-    Columns of its matrices are keys: what a model's candidates are, such as distinct sentences.
+    Candidates are items: those of one text have neighbours of their own.
 
     Args:
         recencies: L; the newest L places of a history have a bias each, all older ones another;
@@ -122,33 +122,24 @@ class RankingHead(nn.Module):
         names = "history bias", "neighbours"
         return ", ".join(name for name, is_on in zip(names, parts, strict=True) if is_on)
 
-    def entries(
-        self,
-        queries: Queries,
-        key_of_item: Tensor,
-        candidates: Tensor | None = None,
-    ) -> list[Entries]:
+    def entries(self, queries: Queries, candidates: Tensor) -> list[Entries]:
         """The head's terms for some candidates.
 
         Args:
             queries: ``Q`` of them.
-            key_of_item: key of every item, ``[N]``; items of one key are one candidate.
-            candidates: keys, ``[C]``; all keys by default.
+            candidates: internal item ids, ``[C]``.
 
         Returns:
             A list of numbers each to be added to ``[Q, C]`` logits.
         """
-        keys, found = key_of_item.cpu().numpy(), []
-        columns = None if candidates is None else candidates.cpu().numpy()
+        columns, found = candidates.cpu().numpy(), []
         if (bias := self.history_bias) is not None:
-            part = _entries(self._recency(queries, keys), columns, bias.device)
+            part = _entries(self._recency(queries), columns, bias.device)
             found.append(replace(part, value=STRETCH * bias[part.value.long() - 1]))
         if (weights := self.neighbour_weights) is not None:
             terms = self._terms(queries)
             for weight, term in zip(STRETCH * weights.clamp(min=0), terms, strict=True):
-                shape = len(queries.row), int(keys.max()) + 1
-                by_key = sparse.csr_matrix((term.data, keys[term.indices], term.indptr), shape)
-                part = _entries(by_key, columns, weight.device)
+                part = _entries(term, columns, weight.device)
                 found.append(replace(part, value=weight * part.value))
         return found
 
@@ -159,10 +150,10 @@ class RankingHead(nn.Module):
             scores.index_put_(place, part.value.to(scores.dtype), accumulate=True)
         return scores
 
-    def _recency(self, queries: Queries, keys: np.ndarray) -> sparse.csr_matrix:
-        """How long ago each query last met a key: 1 for the newest item .. L, L + 1 for older."""
+    def _recency(self, queries: Queries) -> sparse.csr_matrix:
+        """How long ago each query last met an item: 1 for the newest one .. L, L + 1 for older."""
         assert self.history_bias is not None
-        whole = _Whole.of(queries.histories, keys)
+        whole = _Whole.of(queries.histories)
         row = queries.row.cpu().numpy()
         end = whole.older[row] + queries.prefix.cpu().numpy()
         query = np.repeat(np.arange(len(row)), whole.kept[row])
@@ -171,8 +162,8 @@ class RankingHead(nn.Module):
         here = (position < end[query]) & (following >= end[query])
         query, entry = query[here], entry[here]
         age = np.minimum(end[query] - whole.position[entry], len(self.history_bias))
-        shape = len(row), int(keys.max()) + 1
-        return sparse.csr_matrix((age.astype(np.float32), (query, whole.key[entry])), shape)
+        shape = len(row), int(whole.item.max(initial=0)) + 1
+        return sparse.csr_matrix((age.astype(np.float32), (query, whole.item[entry])), shape)
 
     def _terms(self, queries: Queries) -> list[sparse.csr_matrix]:
         """Text, co-occurrence and transitions of each query with every item, ``[Q, N]``.
@@ -208,15 +199,15 @@ class _Whole:
     """All that histories hold, older items included, but for what no query can have met last.
 
     Attributes:
-        key: of each place, ``[W]``.
+        item: of each place, ``[W]``.
         position: of the place within its history, ``[W]``.
-        following: position at which the key comes again, or beyond all, ``[W]``.
+        following: position at which the item comes again, or beyond all, ``[W]``.
         first: first place of each history, ``[B]``.
         kept: places of each history, ``[B]``.
         older: items of each history before its window, ``[B]``.
     """
 
-    key: np.ndarray
+    item: np.ndarray
     position: np.ndarray
     following: np.ndarray
     first: np.ndarray
@@ -224,8 +215,8 @@ class _Whole:
     older: np.ndarray
 
     @classmethod
-    def of(cls, histories: PackedHistories, keys: np.ndarray) -> _Whole:
-        """Of packed histories; ``keys`` is the key of every item."""
+    def of(cls, histories: PackedHistories) -> _Whole:
+        """Of packed histories."""
         recent, items = histories.lengths.cpu().numpy(), histories.items
         older = np.zeros_like(recent)
         if histories.older is not None and histories.older_lengths is not None:
@@ -234,16 +225,16 @@ class _Whole:
         row = np.concatenate([np.repeat(np.arange(len(older)), n) for n in (older, recent)])
         position = np.concatenate([_count_up(older), _count_up(recent)])
         position[older.sum() :] += np.repeat(older, recent)
-        key = keys[items.cpu().numpy()]
-        order = np.lexsort((position, key, row))
-        same = (row[order][1:] == row[order][:-1]) & (key[order][1:] == key[order][:-1])
+        item = items.cpu().numpy()
+        order = np.lexsort((position, item, row))
+        same = (row[order][1:] == row[order][:-1]) & (item[order][1:] == item[order][:-1])
         following = np.full(len(order), np.iinfo(np.int64).max)
         following[order[:-1][same]] = position[order[1:][same]]
         can_be_last = following >= older[row]
         order = np.lexsort((position, row))
         order = order[can_be_last[order]]
         kept = np.bincount(row[order], minlength=len(older))
-        return cls(key[order], position[order], following[order], kept.cumsum() - kept, kept, older)
+        return cls(item[order], position[order], following[order], kept.cumsum() - kept, kept, older)
 
 
 def ranking_head(
@@ -303,10 +294,14 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
 
 
 def _entries(
-    matrix: sparse.csr_matrix, columns: np.ndarray | None, device: torch.device
+    matrix: sparse.csr_matrix, columns: np.ndarray, device: torch.device
 ) -> Entries:
-    """Entries of a matrix, of some columns in their order, ascending by column."""
-    by_column = matrix.tocsc() if columns is None else matrix.tocsc()[:, columns]
+    """Entries of a matrix, of some columns in their order, ascending by column.
+
+    Columns that the matrix lacks, of items that were added later, are empty.
+    """
+    matrix.resize(matrix.shape[0], max(matrix.shape[1], int(columns.max()) + 1))
+    by_column = matrix.tocsc()[:, columns]
     column = np.repeat(np.arange(by_column.shape[1]), np.diff(by_column.indptr))
     return Entries(
         torch.from_numpy(by_column.indices.astype(np.int64)).to(device),
