@@ -24,6 +24,7 @@ SENTENCES = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300, "tok
 VECTORS = {"hidden_size": 16, "n_layers": 1, "n_heads": 2, "inner_size": 16, "max_text_tokens": 32}
 CODES = {**VECTORS, "code_digits": 4, "code_values": 8}
 RANDOM = {"training_targets": "random"}
+HEAD = {"history_bias": True, "neighbour_prior": True}
 TARGET = {"positive_encoder": "target", "sequence_pass": "clean"}
 
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -35,11 +36,18 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "jepa4rec, sampled": ("JEPA4Rec", "finetune", {**SENTENCES, "items_per_step": 20}),
     "jepa4rec, all items": ("JEPA4Rec", "finetune", {**SENTENCES, **RANDOM}),
     "jepa4rec, table": ("JEPA4Rec", "finetune", {**SENTENCES, **RANDOM, "items_per_step": 0}),
+    "jepa4rec, head": ("JEPA4Rec", "pretrain", {**SENTENCES, **HEAD}),
+    "jepa4rec, head, sampled": (
+        "JEPA4Rec",
+        "finetune",
+        {**SENTENCES, **HEAD, "items_per_step": 20},
+    ),
     "recformer": ("RecFormer", "pretrain", SENTENCES),
     "recformer, random": ("RecFormer", "pretrain", {**SENTENCES, **RANDOM}),
     "recformer, sampled": ("RecFormer", "finetune", {**SENTENCES, **RANDOM, "items_per_step": 20}),
     "unisrec": ("UniSRec", "pretrain", VECTORS),
     "unisrec, finetuned": ("UniSRec", "finetune", VECTORS),
+    "unisrec, head": ("UniSRec", "finetune", {**VECTORS, **HEAD}),
     "unisrec, ids": ("UniSRec", "finetune", {**VECTORS, "finetune_mode": "transductive"}),
     "vqrec": ("VQRec", "pretrain", CODES),
     "vqrec, permutation": ("VQRec", "permutation", CODES),

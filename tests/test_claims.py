@@ -397,7 +397,7 @@ def test_tied_ranks_are_mean_ranks():
 def test_items_of_one_sentence_tie_exactly(histories):
     text = pd.DataFrame({"title": ["", *[f"thing {i % 30}" for i in range(1, ITEMS)]]})
     twins = ItemSentences.build(text, train_wordpiece(text["title"], 200))
-    scores = tiny_jepa(twins).eval().scores(histories)
+    scores = tiny_jepa(twins).eval().cosines(histories)
     assert torch.equal(scores[:, 1:30], scores[:, 31:60])
 
 

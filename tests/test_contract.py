@@ -107,6 +107,10 @@ class TestJEPA4Rec(ModelContract):
         assert torch.equal(before, net.full_sort_predict(rows))
 
 
+class TestJEPA4RecWithARankingHead(TestJEPA4Rec):
+    settings: ClassVar = {**TestJEPA4Rec.settings, "history_bias": True, "neighbour_prior": True}
+
+
 class TestJEPA4RecInItsFirstPhase(TestJEPA4Rec):
     """The pre-training losses fall as well."""
 

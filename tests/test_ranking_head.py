@@ -8,10 +8,13 @@ import pytest
 import torch
 from scipy import sparse
 
-from recbole_jepa4rec.data.histories import Histories
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.model.loss import contrastive_loss
 from recbole_jepa4rec.model.neighbours import Neighbours
 from recbole_jepa4rec.model.ranking_head import (
+    SCALES,
     START,
     STRETCH,
     Entries,
@@ -19,6 +22,8 @@ from recbole_jepa4rec.model.ranking_head import (
     RankingHead,
     nearest_by_text,
 )
+from tests.contract import SMALL, made
+from tests.tiny_encoder import tiny_bert  # noqa: F401
 
 ITEMS = [3, 1, 3, 2, 4, 1, 2, 5, 1, 1, 2, 3, 4, 5]
 USERS = [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
@@ -39,7 +44,8 @@ def head_of(**parts):
 
 
 def dense(entries, rows, columns):
-    return head_of().add_to(torch.zeros(rows, columns), entries)
+    of_history, of_neighbours = entries
+    return head_of().add_to(torch.zeros(rows, columns), of_history + of_neighbours)
 
 
 def slow_bias(item_lists):
@@ -159,7 +165,7 @@ def learned_weights(counted):
     optimizer = torch.optim.Adam(head.parameters(), lr=0.03)
     sequences, vectors = torch.ones(len(packed), 2), torch.ones(60, 2)
     for _ in range(25):
-        added = head.entries(Queries.whole(packed), torch.arange(60))
+        added = head.entries(Queries.whole(packed), torch.arange(60))[1]
         loss = contrastive_loss(sequences, vectors, packed.targets, 1.0, added=added)
         optimizer.zero_grad()
         loss.backward()
@@ -169,3 +175,84 @@ def learned_weights(counted):
 
 def test_a_user_s_own_counts_teach_nothing():
     assert learned_weights(counted=True).max() < 0.5 < 5 < learned_weights(counted=False).max()
+
+
+MODELS = {
+    "JEPA4Rec": {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300},
+    "RecFormer": {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300},
+    "UniSRec": {"hidden_size": 16, "n_heads": 2, "inner_size": 16, "max_text_tokens": 32},
+    "VQRec": {
+        **{"hidden_size": 16, "n_heads": 2, "max_text_tokens": 32},
+        **{"code_digits": 4, "code_values": 8},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request, tmp_path_factory, tiny_bert):  # noqa: F811
+    """A model whose head says something, in the mode in which it ranks; and its training rows."""
+    given = {**SMALL, **MODELS[request.param], "MAX_ITEM_LIST_LENGTH": 4, "epochs": 1}
+    given |= {"history_bias": True, "neighbour_prior": True, "train_stage": "finetune"}
+    given |= {"cache_dir": str(tmp_path_factory.mktemp("cache")), "items_per_step": 0}
+    if request.param in ("UniSRec", "VQRec"):
+        given["text_encoder"] = str(tiny_bert)
+    config = Config(request.param, "toy", config_dict=given)
+    part = find_dataset(config.model_class)(config).build()[0]
+    torch.manual_seed(5)
+    net = made(config, part)
+    net.head.history_bias.data.uniform_(-1, 1).div_(STRETCH)
+    return net, part.inter_feat, part.item_text
+
+
+def test_training_lowers_the_loss_of_the_ranking_itself(model):
+    """Behind each item of a window, by the head's terms for all the items before it."""
+    net, rows, _ = model
+    net.begin_phase("finetune", 1)
+    net.begin_epoch(1)
+    histories = rows.histories
+    whole = histories.lengths[1:].argmax() + 1
+    last = int(histories.train_end[whole]) - 1
+    begin = int(histories.offsets[whole])
+    assert last - begin > 4  # the window cuts something off
+    loss = sum(net.losses(histories.packed(torch.tensor([last]), 4, True)))
+    slow = []
+    for target in range(last - 3, last + 1):
+        window, older = histories.items[last - 4 : target], histories.items[begin : last - 4]
+        packed = PackedHistories(
+            window,
+            torch.tensor([len(window)]),
+            torch.tensor([whole]),
+            histories.items[target : target + 1],
+            older,
+            torch.tensor([len(older)]),
+            counted=True,
+        )
+        logits = net.scores(packed)[:, 1:]
+        slow.append(torch.nn.functional.cross_entropy(logits, packed.targets - 1))
+    torch.testing.assert_close(loss, torch.stack(slow).mean(), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_validation_s_choice_multiplies_the_neighbours_weights(model):
+    net, rows, _ = model
+    packed = rows.histories.packed(rows.target[:6], 4, True)
+    weights = net.head.neighbour_weights.clone()
+    for number, scores in enumerate(net.scores_of_choices(packed)):
+        net.head.neighbour_weights.copy_(weights)
+        net.choose(number)
+        torch.testing.assert_close(scores, net.scores(packed))
+        net.choose(0)
+        net.head.neighbour_weights.copy_(SCALES[number] * weights)
+        torch.testing.assert_close(scores, net.scores(packed))
+
+
+@torch.no_grad()
+def test_a_new_item_is_ranked_by_its_text_and_has_no_neighbours(model):
+    net, rows, item_text = model
+    packed = rows.histories.packed(rows.target[:6], 4, True)
+    known = packed.items[:1]
+    [new] = net.add_items(item_text.iloc[known.numpy()]).tolist()
+    scores = net.scores(packed)
+    assert scores.shape[1] == new + 1
+    torch.testing.assert_close(scores[:, new], net.cosines(packed)[:, known[0]] / net.temperature)
+    assert (scores[0, new] - scores[0, known[0]]).abs() > 0.01

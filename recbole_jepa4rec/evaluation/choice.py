@@ -1,9 +1,8 @@
-"""Settings that validation chooses, for models that leave some open and train nothing."""
+"""Settings that validation chooses, for models that leave some open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from logging import getLogger
 
 import torch
 from torch import Tensor
@@ -18,10 +17,8 @@ from recbole_jepa4rec.model.base import Model
 SCORES_AT_ONCE = 2**22
 """Of one choice, so that a model may hold several terms of them."""
 
-SCORES_IN_ALL = 2**28
-"""Of one choice; more users than these stand for are a sample, of ``USERS_AT_LEAST`` or more."""
-
 USERS_AT_LEAST = 1000
+"""In a sample of the users."""
 
 
 @torch.no_grad()
@@ -30,26 +27,35 @@ def choose_on_validation(
     rows: HistoryRows,
     max_items: int,
     filter_history: bool,
+    scores_in_all: int,
     value_of: Callable[[Tensor], float],
-) -> None:
-    """Have a model take the best of its choices; of equally good ones the first.
+) -> str:
+    """Have a model take the best of its choices; of equally good ones the first. A collective.
 
     Of a large data set it ranks a sample of the users, always the same.
 
     Args:
-        model: that has choices.
+        model: that has choices, in the mode in which it ranks.
         rows: of validation.
         max_items: longest history.
         filter_history: whether items of the history leave the ranking.
+        scores_in_all: of one choice; more users than these stand for are a sample.
         value_of: the metric that chooses, of ranks ``[R]``; more is better.
+
+    Returns:
+        What was chosen, in words.
     """
-    rows = rows.with_targets(rows.target[_sample(rows.user_id, model.n_items)])
+    users = max(USERS_AT_LEAST, scores_in_all // model.n_items)
+    rows = rows.with_targets(rows.target[_sample(rows.user_id, users)])
+    if model.has_item_vectors:
+        model.item_vectors()  # together, before each process ranks users of its own
     ranks = torch.zeros(len(model.choices), len(rows), dtype=torch.float64)
     size = max(1, SCORES_AT_ONCE // model.n_items)
     for number, row in enumerate(torch.arange(len(rows)).split(size)):
         if number % processes.world_size() != processes.rank():
             continue
-        histories = rows.histories.packed(rows.target[row], max_items).to(model.device)
+        histories = rows.histories.packed(rows.target[row], max_items, model.reads_whole_history)
+        histories = histories.to(model.device)
         batch = slice(int(row[0]), int(row[-1]) + 1)
         for choice, scores in enumerate(model.scores_of_choices(histories)):
             scores[:, 0] = -torch.inf
@@ -60,13 +66,10 @@ def choose_on_validation(
     values = [value_of(of_choice) for of_choice in ranks]
     best = max(range(len(values)), key=values.__getitem__)
     model.choose(best)
-    getLogger().info(
-        f"{len(rows)} validated users chose {model.label} among {len(values)}: {values[best]:.4f}"
-    )
+    return f"{len(rows)} users chose {model.choices[best]} of {len(values)}: {values[best]:.4f}"
 
 
-def _sample(users: Tensor, num_items: int) -> Tensor:
+def _sample(users: Tensor, most: int) -> Tensor:
     """Which rows are ranked, ascending, ``[R]``."""
-    most = max(USERS_AT_LEAST, SCORES_IN_ALL // num_items)
     order = uniform(derive(0, users, Draw.CHOICE)).argsort()
     return order[:most].sort().values

@@ -5,8 +5,8 @@ who                   what it calls
 ====================  =====================================================================
 the run               ``refuse_settings`` before it trains a retriever, where ``needs_retriever``;
                       ``prepare_run_folder`` once, before training; ``label`` for its tables
-validation            where there are ``choices``, ``scores_of_choices`` and then ``choose``, once,
-                      before training
+validation            where there are ``choices``, ``scores_of_choices`` and then ``choose``: once,
+                      before training, or in phases before each validation
 training in phases    ``kept_from_start`` where it starts from a checkpoint, then for each of
                       ``phases``: ``begin_phase``, for each epoch ``begin_epoch``, for each
                       step ``begin_step`` and ``losses``; ``weights_moved`` after it
@@ -71,7 +71,7 @@ class Offer:
 
     @property
     def choices(self) -> Sequence[Any]:
-        """Settings that validation chooses among before training; empty where all are given."""
+        """Settings that validation chooses among; empty where all are given."""
         return ()
 
     def choose(self, number: int) -> None:

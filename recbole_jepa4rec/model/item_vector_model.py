@@ -15,9 +15,10 @@ from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import ItemVectorSettings
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN, PhasedModel
+from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity
-from recbole_jepa4rec.model.ranking_head import Queries, ranking_head
+from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead, ranking_head
+from recbole_jepa4rec.model.similarity_model import SimilarityModel
 from recbole_jepa4rec.text.item_vectors import ItemVectors
 
 LAYERS = {
@@ -105,7 +106,7 @@ class Windows:
         return cls(items, lengths, next_items, inside)
 
 
-class ItemVectorModel(PhasedModel):
+class ItemVectorModel(SimilarityModel):
     """RecBole's shell around an :class:`ItemSequenceEncoder`; subclasses say what an item is.
 
     A subclass gives :attr:`row_of_item`, :meth:`encode_rows`, :meth:`pretrain_losses` and
@@ -124,7 +125,6 @@ class ItemVectorModel(PhasedModel):
         settings: the config's.
     """
 
-    has_item_vectors = True
     training_targets = "all_prefixes"
     pretrain_weights: dict[str, float]
     _table: Tensor | None
@@ -139,21 +139,16 @@ class ItemVectorModel(PhasedModel):
         self.encoder = ItemSequenceEncoder(
             self.max_seq_length, settings.initializer_range, **settings.model_dump(include=LAYERS)
         )
-        self.head = ranking_head(
+        self.ranking_head = ranking_head(
             settings, self.max_seq_length, dataset.histories, dataset.item_text
         )
         self.forget_table()
         self.register_load_state_dict_post_hook(_forget_table)
 
     @property
-    def reads_whole_history(self) -> bool:
-        """A head looks for items that the window has cut off as well."""
-        return self.head is not None
-
-    @property
-    def head_label(self) -> str:
-        """What a label says of the head."""
-        return f", {self.head.label}" if self.head else ""
+    def head(self) -> RankingHead | None:
+        """What is added to the similarity."""
+        return self.ranking_head
 
     @property
     def fits_any_catalogue(self) -> bool:
@@ -262,12 +257,14 @@ class ItemVectorModel(PhasedModel):
         vectors = processes.all_gather(self.encode_rows(processes.shard(self.candidates)))
         place = self.candidate_of_item
         hidden = self.encoder(F.embedding(place[windows.items], vectors))
-        next_items, added = windows.next_items[windows.inside], []
+        next_items, added = windows.next_items[windows.inside], list[Entries]()
         if self.head is None:
             positive = place[next_items]
         else:
             positive, vectors = next_items - 1, F.embedding(place[1:], vectors)
-            added = self.head.entries(Queries.prefixes(histories), self._items[1:])
+            items = torch.arange(1, self.n_items, device=vectors.device)
+            of_history, of_neighbours = self.head.entries(Queries.prefixes(histories), items)
+            added = of_history + of_neighbours
         loss = contrastive_loss(
             hidden[windows.inside], vectors, positive, self.temperature, added=added
         )
@@ -305,22 +302,10 @@ class ItemVectorModel(PhasedModel):
         items = self.item_vectors()[self.candidate_of_item[histories.padded()]]
         return last_output(self.encoder(items), histories.lengths)
 
-    def scores(self, histories: PackedHistories) -> Tensor:
-        """Cosine with every item, padding item included, ``[B, N]``; items of one row tie.
-
-        With a head these are logits: cosine / tau and what the head adds to each item.
-        """
+    def cosines(self, histories: PackedHistories) -> Tensor:
+        """Cosine with every item, padding item included, ``[B, N]``; items of one row tie."""
         similarity = cosine_similarity(self.forward(histories), self.item_vectors())
-        scores = similarity[:, self.candidate_of_item]
-        if self.head is not None:
-            scores /= self.temperature
-            self.head.add_to(scores, self.head.entries(Queries.whole(histories), self._items))
-        return scores
-
-    @property
-    def _items(self) -> Tensor:
-        """Internal id of every item, padding included, ``[N]``."""
-        return torch.arange(self.n_items, device=self.row_of_item.device)
+        return similarity[:, self.candidate_of_item]
 
     def _catalogue_changed(self) -> None:
         self.n_items = self.text.num_items

@@ -288,19 +288,13 @@ class JointEmbeddingModel(nn.Module):
         loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights, added)
         return processes.shard_of_mean(loss, len(wanted))
 
-    def scores(self, histories: PackedHistories) -> Tensor:
+    def cosines(self, histories: PackedHistories) -> Tensor:
         """Cosine of every history with every item, padding item included, ``[B, N]``.
 
-        Cosines are computed once for each sentence, so that items of one text tie exactly. With a
-        head the scores are logits: cosine / tau and what the head adds to each item.
+        They are computed once for each sentence, so that items of one text tie exactly.
         """
         similarity = cosine_similarity(self.encode_histories(histories), self.item_vectors())
-        scores = similarity[:, self.sentences.sentence_of_item]
-        if self.head is not None:
-            scores /= self.objective.temperature
-            items = torch.arange(scores.shape[1], device=scores.device)
-            self.head.add_to(scores, self.head.entries(Queries.whole(histories), items))
-        return scores
+        return similarity[:, self.sentences.sentence_of_item]
 
     def encode_histories(self, histories: PackedHistories) -> Tensor:
         """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once."""
@@ -393,7 +387,7 @@ class JointEmbeddingModel(nn.Module):
         return Queries(histories, row, histories.lengths[row] - back)
 
     def _wanted(self, queries: Queries) -> Tensor:
-        """Candidate that each [CLS] must predict, ``[Q]``: of the next item, or of the one after."""
+        """Candidate that each [CLS] must predict, ``[Q]``: of the next item or the one after."""
         items = queries.next_items
         return self.sentences.sentence_of_item[items] if self.head is None else items
 
@@ -403,7 +397,10 @@ class JointEmbeddingModel(nn.Module):
 
     def _added(self, queries: Queries, candidates: Tensor) -> list[Entries]:
         """What the head adds in training to the logits of these candidates."""
-        return [] if self.head is None else self.head.entries(queries, candidates)
+        if self.head is None:
+            return []
+        of_history, of_neighbours = self.head.entries(queries, candidates)
+        return of_history + of_neighbours
 
     def _encode(self, batch: TokenBatch) -> Tensor:
         self.tokens_seen += batch.num_tokens

@@ -13,17 +13,18 @@ from torch import Tensor
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import JEPA4RecSettings, SentenceSettings
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN, PhasedModel
+from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN
 from recbole_jepa4rec.model.encoder import ExponentialMovingAverage, FixedCopy
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
+from recbole_jepa4rec.model.similarity_model import SimilarityModel
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tensor_cache import default_cache_dir
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, RANDOM
 
 
-class JEPA4Rec(PhasedModel):
+class JEPA4Rec(SimilarityModel):
     """RecBole's shell: reads the settings, builds the parts, hands them to the core.
 
     The core, a :class:`~recbole_jepa4rec.model.jepa.JointEmbeddingModel`, never sees a config. It
@@ -35,7 +36,6 @@ class JEPA4Rec(PhasedModel):
         dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
     """
 
-    has_item_vectors = True
     settings: ClassVar[type[SentenceSettings]] = JEPA4RecSettings
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -46,6 +46,7 @@ class JEPA4Rec(PhasedModel):
         self.freezes_words = settings.freeze_word_embeddings
         self._resumed_epoch: int | None = None
         text = dataset.item_text
+        self.temperature = settings.temperature
         head = ranking_head(settings, self.max_seq_length, dataset.histories, text)
         self.core = joint_embedding_model(settings, text, head)
 
@@ -53,13 +54,12 @@ class JEPA4Rec(PhasedModel):
     def label(self) -> str:
         """What tables call the model, which name the targets of a pass (``training_targets``)."""
         targets = {RANDOM: "one random target", ALL_PREFIXES: "all prefixes"}
-        head = f", {self.core.head.label}" if self.core.head else ""
-        return f"{type(self).__name__} ({targets[self.training_targets]}{head})"
+        return f"{type(self).__name__} ({targets[self.training_targets]}{self.head_label})"
 
     @property
-    def reads_whole_history(self) -> bool:
-        """A head looks for items that the window has cut off as well."""
-        return self.core.head is not None
+    def head(self) -> RankingHead | None:
+        """What is added to the cosines."""
+        return self.core.head
 
     @property
     def fits_any_catalogue(self) -> bool:
@@ -115,9 +115,9 @@ class JEPA4Rec(PhasedModel):
         losses = self.core.pretrain_losses(histories, keys)
         return tuple(weight * losses[name] for name, weight in self.loss_weights.items())
 
-    def scores(self, histories: PackedHistories) -> Tensor:
+    def cosines(self, histories: PackedHistories) -> Tensor:
         """Cosine with every item, padding item included, ``[B, N]``."""
-        return self.core.scores(histories)
+        return self.core.cosines(histories)
 
     def item_vectors(self) -> Tensor:
         """Vectors of all distinct item sentences, ``[S, D]``."""

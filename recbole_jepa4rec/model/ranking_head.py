@@ -27,6 +27,10 @@ STRETCH = 50.0
 """A number of the head moves so many times as far as a weight does in a step of Adam: a logit lies
 between -20 and 20, a weight below 1."""
 
+SCALES = (1.0, 1.5, 2.0, 3.0, 0.5)
+"""By what validation may multiply the weights of the neighbours: a model is surer of the users that
+it was trained on than of what they do next, so that training leaves these weights too small."""
+
 START = (1.0, 6.0, 2.0)
 """First weights of text, co-occurrence and transitions: about STAR's mix, as logits."""
 
@@ -86,7 +90,8 @@ class Entries:
 class RankingHead(nn.Module):
     """Learned terms of a ranking beside the similarity.
 
-    Candidates are items: those of one text have neighbours of their own.
+    Candidates are items: those of one text have neighbours of their own. In ranking the neighbours'
+    weights are multiplied by ``neighbour_scale``, which validation chooses.
 
     Args:
         recencies: L; the newest L places of a history have a bias each, all older ones another;
@@ -96,6 +101,8 @@ class RankingHead(nn.Module):
         decay: of a history item's weight with its age, in the neighbour terms.
         history_items: newest items that the neighbour terms read.
     """
+
+    neighbour_scale: Tensor
 
     def __init__(
         self,
@@ -114,6 +121,7 @@ class RankingHead(nn.Module):
         self.neighbour_weights: nn.Parameter | None = None
         if neighbours is not None:
             self.neighbour_weights = nn.Parameter(torch.tensor(START) / STRETCH)
+            self.register_buffer("neighbour_scale", torch.ones(()))
 
     @property
     def label(self) -> str:
@@ -122,7 +130,7 @@ class RankingHead(nn.Module):
         names = "history bias", "neighbours"
         return ", ".join(name for name, is_on in zip(names, parts, strict=True) if is_on)
 
-    def entries(self, queries: Queries, candidates: Tensor) -> list[Entries]:
+    def entries(self, queries: Queries, candidates: Tensor) -> tuple[list[Entries], list[Entries]]:
         """The head's terms for some candidates.
 
         Args:
@@ -130,25 +138,28 @@ class RankingHead(nn.Module):
             candidates: internal item ids, ``[C]``.
 
         Returns:
-            A list of numbers each to be added to ``[Q, C]`` logits.
+            Two lists of numbers each to be added to ``[Q, C]`` logits: the history's bias, and the
+            neighbours' terms.
         """
-        columns, found = candidates.cpu().numpy(), []
+        columns = candidates.cpu().numpy()
+        of_history: list[Entries] = []
+        of_neighbours: list[Entries] = []
         if (bias := self.history_bias) is not None:
             part = _entries(self._recency(queries), columns, bias.device)
-            found.append(replace(part, value=STRETCH * bias[part.value.long() - 1]))
+            of_history.append(replace(part, value=STRETCH * bias[part.value.long() - 1]))
         if (weights := self.neighbour_weights) is not None:
             terms = self._terms(queries)
             for weight, term in zip(STRETCH * weights.clamp(min=0), terms, strict=True):
                 part = _entries(term, columns, weight.device)
-                found.append(replace(part, value=weight * part.value))
-        return found
+                of_neighbours.append(replace(part, value=weight * part.value))
+        return of_history, of_neighbours
 
-    def add_to(self, scores: Tensor, entries: Sequence[Entries]) -> Tensor:
-        """Add entries to logits ``[Q, C]``, in place."""
+    def add_to(self, logits: Tensor, entries: Sequence[Entries], scale: float = 1.0) -> Tensor:
+        """Add entries times ``scale`` to logits ``[Q, C]``, in place."""
         for part in entries:
-            place = part.query, part.column
-            scores.index_put_(place, part.value.to(scores.dtype), accumulate=True)
-        return scores
+            value = (scale * part.value).to(logits.dtype)
+            logits.index_put_((part.query, part.column), value, accumulate=True)
+        return logits
 
     def _recency(self, queries: Queries) -> sparse.csr_matrix:
         """How long ago each query last met an item: 1 for the newest one .. L, L + 1 for older."""
@@ -234,7 +245,9 @@ class _Whole:
         order = np.lexsort((position, row))
         order = order[can_be_last[order]]
         kept = np.bincount(row[order], minlength=len(older))
-        return cls(item[order], position[order], following[order], kept.cumsum() - kept, kept, older)
+        return cls(
+            item[order], position[order], following[order], kept.cumsum() - kept, kept, older
+        )
 
 
 def ranking_head(
@@ -293,9 +306,7 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
-def _entries(
-    matrix: sparse.csr_matrix, columns: np.ndarray, device: torch.device
-) -> Entries:
+def _entries(matrix: sparse.csr_matrix, columns: np.ndarray, device: torch.device) -> Entries:
     """Entries of a matrix, of some columns in their order, ascending by column.
 
     Columns that the matrix lacks, of items that were added later, are empty.

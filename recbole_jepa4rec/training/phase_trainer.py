@@ -30,6 +30,9 @@ from recbole_jepa4rec.training.phases import (
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
 from recbole_jepa4rec.training.state import Session
 
+SCORES_THAT_CHOOSE = 2**23
+"""A validation that chooses before it ranks all users is not to take much longer for it."""
+
 FUSED = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -71,9 +74,8 @@ class PhaseTrainer(ProtocolTrainer):
         self.rows: HistoryRows = train_data._dataset.inter_feat
         self.saved, self.callback = saved, callback_fn
         self.show_progress = show_progress and sys.stderr.isatty() and processes.is_main()
-        evaluate = functools.partial(self.evaluate, valid_data, load_best_model=False)
-        validate = (lambda: evaluate() or {}) if valid_data else None
-        with self.training(train_data, valid_data, session) as goes_on:
+        validate = functools.partial(self._choose_and_evaluate, valid_data) if valid_data else None
+        with self.training(train_data, session) as goes_on:
             if goes_on:
                 self._run_phases(validate)
             if goes_on and not self.state.epochs_run and saved:
@@ -262,7 +264,12 @@ class PhaseTrainer(ProtocolTrainer):
     def _validate_held_out(self, positions: Tensor) -> dict[str, float]:
         """Metrics of held-out users: their training part's last item after the ones before it."""
         rows = self.rows.with_targets(positions)
+        self.choose(rows, SCORES_THAT_CHOOSE)
         return self.metrics_of(self.rank_rows(rows), rows)
+
+    def _choose_and_evaluate(self, valid_data: Any) -> dict[str, float]:
+        self.choose(valid_data._dataset.inter_feat, SCORES_THAT_CHOOSE)
+        return self.evaluate(valid_data, load_best_model=False) or {}
 
     def _validate(self, phase: Phase, result: dict[str, float]) -> bool:
         """Log a validation, and keep the weights if they are the best so far."""

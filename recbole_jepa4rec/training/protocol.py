@@ -111,7 +111,7 @@ class ProtocolTrainer(Trainer):
         self.state_file = folder / (STATE_NAME if run_dir else f"{name}.pt")
 
     @contextmanager
-    def training(self, train_data: Any, valid_data: Any, session: Session | None) -> Iterator[bool]:
+    def training(self, train_data: Any, session: Session | None) -> Iterator[bool]:
         """Begin a training, or go on with one, and end it; SIGTERM waits for a step's end.
 
         When the time is spent the step under way is finished and its weights are validated.
@@ -139,7 +139,6 @@ class ProtocolTrainer(Trainer):
         with holding_sigterm():
             if not resumed:
                 self.start_from_checkpoint()
-                self._choose(valid_data)
             elif self.state.is_trained:
                 self._restore_model(resumed)
             if self.state.is_trained:
@@ -168,19 +167,22 @@ class ProtocolTrainer(Trainer):
         kept = "" if keep is None else f"; not replaced: {', '.join(keep) or 'nothing'}"
         self.logger.info(f"start from {file}{kept}")
 
-    def _choose(self, valid_data: Any) -> None:
-        """Have validation choose what the settings leave open, where no checkpoint says it."""
+    def choose(self, rows: HistoryRows, scores_in_all: int) -> None:
+        """Have validation choose what a model of ours leaves open; see ``choose_on_validation``."""
         offer = self.offer
-        if not isinstance(offer, Model) or len(offer.choices) < 2 or self.state.checkpoint_from:
+        if not isinstance(offer, Model) or len(offer.choices) < 2:
             return
         names, topk = self.config["metrics"], self.config["topk"]
-        choose_on_validation(
+        self.model.eval()
+        chosen = choose_on_validation(
             offer,
-            valid_data._dataset.inter_feat,
+            rows,
             self.config["MAX_ITEM_LIST_LENGTH"],
             self.config["filter_history"],
+            scores_in_all,
             lambda ranks: mean_metrics(ranks, names, topk)[self.valid_metric],
         )
+        self.logger.info(f"validation: {chosen}")
 
     def load_best(self, model_file: str | None = None) -> None:
         """Give the model the best weights on disk, or those of another file.

@@ -20,6 +20,10 @@ from recbole_jepa4rec.training.state import Session, random_state, restore_rando
 Losses = float | tuple[float, ...]
 
 
+SCORES_THAT_CHOOSE = 2**28
+"""Once, for a model that trains nothing."""
+
+
 class TimeSpentError(Exception):
     """Leaves RecBole's loop over epochs, which offers no other way out."""
 
@@ -144,12 +148,14 @@ class EpochTrainer(ProtocolTrainer):
         """
         self._train_data = train_data
         show_progress = show_progress and sys.stderr.isatty() and processes.is_main()
-        with self.training(train_data, valid_data, session) as goes_on:
+        with self.training(train_data, session) as goes_on:
             if not goes_on:
                 return self.best_valid_score, self.best_valid_result
             if self.session.resumed:
                 self.restore(self.session.resumed)
                 self._go_to(self.session.resumed)
+            elif valid_data and not self.state.checkpoint_from:
+                self.choose(valid_data._dataset.inter_feat, SCORES_THAT_CHOOSE)
             with self.timer.timing("pretrain" if self.state.stage == "pretrain" else "finetune"):
                 try:
                     super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)

@@ -1,0 +1,75 @@
+"""What text models share: a ranking by cosine, which a head may complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.model.base import PhasedModel
+from recbole_jepa4rec.model.ranking_head import SCALES, Queries, RankingHead
+
+
+class SimilarityModel(PhasedModel):
+    """Ranks by cosine; with a head by cosine / tau and what the head adds to each item.
+
+    A subclass gives ``cosines``, ``temperature`` and ``head``.
+
+    Attributes:
+        temperature: tau of the softmax that trains the ranking.
+    """
+
+    has_item_vectors = True
+    temperature: float
+
+    @property
+    def head(self) -> RankingHead | None:
+        """What is added; ``None`` for nothing."""
+        raise NotImplementedError
+
+    @property
+    def reads_whole_history(self) -> bool:
+        """A head looks for items that the window has cut off as well."""
+        return self.head is not None
+
+    @property
+    def head_label(self) -> str:
+        """What a label says of the head."""
+        return f", {self.head.label}" if self.head else ""
+
+    @property
+    def choices(self) -> Sequence[float]:
+        """By what validation may multiply the neighbours' weights."""
+        return SCALES if self.head and self.head.neighbour_weights is not None else ()
+
+    def choose(self, number: int) -> None:
+        """Multiply the neighbours' weights by the choice of that number, in ranking."""
+        assert self.head is not None
+        self.head.neighbour_scale.fill_(SCALES[number])
+
+    def cosines(self, histories: PackedHistories) -> Tensor:
+        """Cosine of each history with every item, padding item included, ``[B, N]``."""
+        raise NotImplementedError
+
+    def scores(self, histories: PackedHistories) -> Tensor:
+        """``cosines``, or the logits that a head makes of them, ``[B, N]``."""
+        if self.head is None:
+            return self.cosines(histories)
+        return next(self._logits(histories, [float(self.head.neighbour_scale)]))
+
+    def scores_of_choices(self, histories: PackedHistories) -> Iterator[Tensor]:
+        """As ``scores``, under each of the choices, in their order."""
+        return self._logits(histories, self.choices)
+
+    def _logits(self, histories: PackedHistories, scales: Sequence[float]) -> Iterator[Tensor]:
+        """The head's logits, with the neighbours' weights multiplied by each of the scales."""
+        assert self.head is not None
+        logits = self.cosines(histories) / self.temperature
+        items = torch.arange(logits.shape[1], device=logits.device)
+        bias, neighbours = self.head.entries(Queries.whole(histories), items)
+        logits = self.head.add_to(logits, bias)
+        for number, scale in enumerate(scales):
+            is_last = number + 1 == len(scales)
+            yield self.head.add_to(logits if is_last else logits.clone(), neighbours, scale)
