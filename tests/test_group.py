@@ -412,6 +412,10 @@ class TestFinishedRuns:
             ("rank", 0.5, "is 0.5, and 1 is the least"),
             ("rank", "first", "rank holds no numbers"),
             ("target_train_count", -1, "is -1, and 0 is the least"),
+            ("rank", [[1.0]], "rank holds no numbers"),
+            ("user_id", [["u"]], "user_id holds more than texts"),
+            ("target_item", [["i"]], "target_item holds more than texts"),
+            ("target_item", [2**63 - 1], "target_item holds more than texts"),
         ],
     )
     def test_ranks_that_are_none(self, cells, data, copied, capsys, column, value, message):
@@ -419,12 +423,58 @@ class TestFinishedRuns:
         users = pd.read_parquet(file)
         if isinstance(value, str):
             users[column] = value
+        elif isinstance(value, list):
+            users[column] = value * len(users)
         else:
             users.loc[1, column] = value
             message = f"{column} of user '{users['user_id'][1]}' {message}"
         users.to_parquet(file)
         assert [*finished_runs(cells, data)] == [("Popularity", 1)]
         assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name", ["result.json", "config.yaml"])
+    @pytest.mark.parametrize("number", [10**400, -(2**63), 2**53 + 1])
+    def test_numbers_without_a_float(self, cells, data, change, capsys, name, number):
+        change(name, seed=number)
+        assert [*finished_runs(cells, data)] == [("Popularity", 1)]
+        error = capsys.readouterr().err
+        assert f"out/Markov/seed-1/{name}: seed is beyond 2^53" in error
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"test__ndcg@10": 0.9}, "test.ndcg@10 is 0.9, but the ranks in per_user.parquet give"),
+            ({"test__mrr": -1}, "test.mrr is -1, but the ranks in per_user.parquet give 0."),
+            ({"valid__mrr": 3}, "valid.mrr is 3, which no share is"),
+            ({"model": "Popularity"}, "model is 'Popularity', but config.yaml has 'Markov'"),
+            ({"seed": 2}, "seed is 2, but config.yaml has 1"),
+            ({"statistics__items": 3}, "statistics.items is 3, but the rank of user '"),
+            ({"statistics__items": 0}, "statistics.items is 0"),
+        ],
+    )
+    def test_what_contradicts_the_other_files_is_refused_and_stays(
+        self, finished, copied, change, capsys, fields, message
+    ):
+        change("result.json", **fields)
+        files = [path for path in (copied / "out" / "Markov").rglob("*") if path.is_file()]
+        before = {path: path.read_bytes() for path in files}
+        assert main(finished[1]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: out/Markov/seed-1/result.json: {message}")
+        assert error.count("\n") == 1
+        assert {path: path.read_bytes() for path in before} == before
+
+    def test_ranks_beyond_the_catalogue_are_refused(self, finished, copied, change, capsys):
+        file = copied / "out" / "Markov" / "seed-1" / "per_user.parquet"
+        users = pd.read_parquet(file)
+        users["rank"] = 2.0**62
+        users.to_parquet(file)
+        change("result.json", **{f"test__{key}": 0.0 for key in ("recall@10", "ndcg@10")})
+        assert main(finished[1]) == 2
+        error = capsys.readouterr().err
+        assert "statistics.items is 30, but the rank of user '" in error
+        assert error.count("\n") == 1
 
     def test_a_setting_that_is_in_the_found_run_alone(self, cells, data, change):
         change("config.yaml", extra_depth=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
-from pyarrow import ArrowException
 from pydantic import TypeAdapter, ValidationError
 
 from recbole_jepa4rec.base.yaml_files import read_yaml
@@ -20,12 +20,15 @@ from recbole_jepa4rec.evaluation.metrics import LIST_METRICS, metric_values
 from recbole_jepa4rec.runner.result import Result, misfit
 from recbole_jepa4rec.runner.run_folder import RunFolder
 
-COLUMNS = ("user_id", "target_item", "rank", "target_train_count")
+TEXTS = ("user_id", "target_item")
 LEAST = {"rank": 1, "target_train_count": 0}
 """Columns of numbers, and the least that each may hold."""
 
 FACTS = ("dataset", "protocol", "data_fingerprint", "text_fingerprint")
 """Fields of ``result.json`` that must be equal in everything that is compared."""
+
+LARGEST = 2**53
+"""Whole numbers beyond have no float of their own, in which all is averaged."""
 
 ASKED = ("metrics", "topk", "valid_metric")
 """Settings for which the same holds."""
@@ -67,6 +70,7 @@ def read_run(folder: Path) -> FinishedRun:
 
     Raises:
         DamagedRunError: if one of them is missing or does not hold what it should.
+        ValueError: if they contradict each other, as after a change by hand.
     """
     files = RunFolder(folder)
     result = _read_result(files.result_file)
@@ -78,7 +82,32 @@ def read_run(folder: Path) -> FinishedRun:
                 raise DamagedRunError(f"{files.result_file}: {part}.{key} is missing")
             if key not in measured:
                 raise DamagedRunError(f"{files.result_file}: {part}.{key} was not asked for")
-    return FinishedRun(folder, result, settings, _read_users(files.per_user_file))
+    run = FinishedRun(folder, result, settings, _read_users(files.per_user_file))
+    if contradiction := _contradiction(run):
+        raise ValueError(f"{files.result_file}: {contradiction}")
+    return run
+
+
+def _contradiction(run: FinishedRun) -> str:
+    """In what the files of a run contradict each other; empty if they agree."""
+    facts: Any = run.result
+    for key in ("model", "seed"):
+        if facts[key] != run.settings.get(key):
+            return f"{key} is {facts[key]!r}, but config.yaml has {run.settings.get(key)!r}"
+    ranks, items = run.users["rank"], facts["statistics"]["items"]
+    if items < 1:
+        return f"statistics.items is {items}"
+    only_interactions = "item" not in (run.settings.get("load_col") or {"item": None})
+    if only_interactions and ranks.max() > items:  # else items may count that nobody had
+        user = ranks.index[ranks > items][0]
+        return f"statistics.items is {items}, but the rank of user {user!r} is {ranks[user]}"
+    for key, values in run.values().items():
+        if not math.isclose(values.mean(), found := facts["test"][key], abs_tol=1e-12):
+            mean = float(values.mean())
+            return f"test.{key} is {found}, but the ranks in per_user.parquet give {mean}"
+        if not 0 <= facts["valid"][key] <= 1:
+            return f"valid.{key} is {facts['valid'][key]}, which no share is"
+    return ""
 
 
 def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
@@ -128,6 +157,7 @@ def _read_result(file: Path) -> Result:
         raise DamagedRunError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{file} is not json of finite numbers: {error}") from error
+    _refuse_large(file, result)
     try:
         TypeAdapter(Result).validate_python(result, strict=True)
     except ValidationError as error:
@@ -140,10 +170,13 @@ def _read_result(file: Path) -> Result:
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
         settings = read_yaml(file)
+        _refuse_large(file, settings)
         selecting = settings["valid_metric"].lower()
         measured = _measured(settings)
     except KeyError as error:
         raise DamagedRunError(f"{file} has no key {error}") from error
+    except DamagedRunError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise DamagedRunError(f"{file}: {error}") from error
     if selecting not in measured:
@@ -154,26 +187,43 @@ def _read_settings(file: Path) -> dict[str, Any]:
 def _read_users(file: Path) -> pd.DataFrame:
     try:
         users = pd.read_parquet(file)
-    except (OSError, ValueError, ArrowException) as error:
+    except Exception as error:  # of many types
         raise DamagedRunError(f"{file} cannot be read: {error}") from error
-    for name in COLUMNS:
+    for name in (*TEXTS, *LEAST):
         if name not in users:
             raise DamagedRunError(f"{file} has no column {name!r}")
     if users.empty:
         raise DamagedRunError(f"{file} holds no user")
+    for name in TEXTS:
+        if not all(isinstance(value, str) for value in users[name]):
+            raise DamagedRunError(f"{file}: {name} holds more than texts")
     users = users.set_index("user_id").sort_index()
     if users.index.has_duplicates:
         twice = users.index[users.index.duplicated()][0]
         raise DamagedRunError(f"{file} holds user {twice!r} twice")
     for name, least in LEAST.items():
-        values = users[name]
-        if not is_numeric_dtype(values):
-            raise DamagedRunError(f"{file}: {name} holds no numbers")
-        wrong = values[~(np.isfinite(values) & (values >= least))]
-        if len(wrong):
-            found = f"{name} of user {wrong.index[0]!r} is {wrong.iloc[0]}"
-            raise DamagedRunError(f"{file}: {found}, and {least} is the least")
+        if wrong := _no_count(users[name], least):
+            raise DamagedRunError(f"{file}: {name} {wrong}")
     return users
+
+
+def _no_count(values: pd.Series, least: int) -> str:
+    """Why a column holds no numbers from ``least`` on; empty if it does."""
+    if not is_numeric_dtype(values):
+        return "holds no numbers"
+    wrong = values[~(np.isfinite(values) & (values >= least))]
+    if wrong.empty:
+        return ""
+    return f"of user {wrong.index[0]!r} is {wrong.iloc[0]}, and {least} is the least"
+
+
+def _refuse_large(file: Path, value: Any, name: str = "") -> None:
+    """Refuse whole numbers beyond ``LARGEST``, wherever they stand in a json or yaml file."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise DamagedRunError(f"{file}: {name} is beyond 2^53")
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_large(file, part, f"{name}.{key}" if name else str(key))
 
 
 def _asked(settings: Mapping[str, Any]) -> list[list[Any]]:

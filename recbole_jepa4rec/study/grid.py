@@ -15,7 +15,7 @@ from recbole_jepa4rec.base.command import python_path
 from recbole_jepa4rec.runner.quick_start import main as run_main
 from recbole_jepa4rec.runner.run_folder import COLOR
 from recbole_jepa4rec.study.cells import Cell
-from recbole_jepa4rec.study.finished_run import DamagedRunError, FinishedRun, read_run
+from recbole_jepa4rec.study.finished_run import FinishedRun, read_run
 
 GRACE = 15
 """Seconds that a run told to end may take."""
@@ -164,7 +164,7 @@ def _outcome(cell: Cell, status: int, seconds: float) -> Outcome:
         return Outcome(cell, seconds, error=_error(cell, status))
     try:
         return Outcome(cell, seconds, run=read_run(cell.folder))
-    except DamagedRunError as error:
+    except ValueError as error:
         return Outcome(cell, seconds, error=" ".join(str(error).split()))
 
 
