@@ -13,7 +13,7 @@ def main(words: Sequence[str]) -> int:
 
         return 1 if diagnose() else 0
     if words and words[0] == "run":
-        from recbole_jepa4rec.study.grid import run_as_child
+        from recbole_jepa4rec.runner.quick_start import run_as_child
 
         return run_as_child(words[1:])
     if len(words) == 2 and words[0] == "worker":

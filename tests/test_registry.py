@@ -226,23 +226,46 @@ print(sorted({"numpy", "pandas", "ray", "recbole", "torch", "transformers"} & {*
 """
 
 
+SET = "--dataset=ml-100k"
+RUN, GROUP = "runner.quick_start", "study.group"
+SEARCH = "study.search.driver"
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("command", "words", "message"),
     [
-        (["--model=SASRc", "--dataset=ml-100k"], "unknown model 'SASRc' (did you mean 'SASRec'?)"),
-        (["--model=SASRec", "--dataset=ml-100"], "no data set 'ml-100' in dataset (did you mean"),
-        (["--model=SASRec", "--dataset=ml-100k", "--epoch=1"], "unknown key 'epoch' (did you mean"),
-        (["--model=VQRec", "--dataset=ml-100k", "--epochs=-1"], "epochs -1 must be a whole number"),
-        (["--model=SASRec", "--dataset=ml-100k", "--config_files=x"], "cannot read config file x"),
-        (["--dataset=ml-100k"], "no model is named (write --model=NAME)"),
-        (["SASRec"], "stray word 'SASRec' on the command line"),
+        (RUN, ["--model=SASRc", SET], "unknown model 'SASRc' (did you mean 'SASRec'?)"),
+        (RUN, ["--model=SASRec", "--dataset=ml-100"], "no data set 'ml-100' in dataset (did you "),
+        (RUN, ["--model=SASRec", SET, "--epoch=1"], "unknown key 'epoch' (did you mean"),
+        (RUN, ["--model=VQRec", SET, "--epochs=-1"], "epochs -1 must be a whole number"),
+        (RUN, ["--model=SASRec", SET, "--config_files=x"], "cannot read config file x"),
+        (RUN, [SET], "no model is named (write --model=NAME)"),
+        (RUN, ["SASRec"], "stray word 'SASRec' on the command line"),
+        (GROUP, ["--model_list=SASRc", SET], "unknown model 'SASRc' (did you mean 'SASRec'?)"),
+        (GROUP, ["--model_list=SASRec", SET, "--seeds=x"], "seeds 'x' must be a whole number"),
+        (GROUP, ["--model_list=SASRec,VQRec", SET, "--epochs=-1"], "epochs -1 must be a whole"),
+        (GROUP, ["--model_list=SASRec", "--dataset=ml-100"], "no data set 'ml-100' in dataset"),
+        (SEARCH, ["--model=SASRc", SET], "unknown model 'SASRc' (did you mean 'SASRec'?)"),
+        (SEARCH, ["--model=SASRec", SET, "--num_samples=0"], "num_samples '0' must be a whole"),
+        (SEARCH, ["--model=SASRec", SET, "--epochs=-1"], "epochs -1 must be a whole number"),
+        (SEARCH, ["--model=SASRec", SET, "--search=x.yaml"], "cannot read config file x.yaml"),
+        (SEARCH, ["--model=FDSA", SET], "no search space for model 'FDSA' (there are: "),
     ],
 )
-def test_words_are_refused_before_anything_heavy_is_imported(words, message):
-    run = f"from recbole_jepa4rec.runner.quick_start import main\nprint(main({words!r}))"
+def test_words_are_refused_before_anything_heavy_is_imported(command, words, message):
+    run = f"from recbole_jepa4rec.{command} import main\nprint(main({words!r}))"
     said = python(f"import sys\nsys.stderr = sys.stdout\n{run}\n{PRINT_HEAVY}").splitlines()
     assert said[0].startswith(f"error: {message}")
     assert said[1:] == ["2", "[]"]
+
+
+def test_what_a_search_varies_is_refused_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "space.yaml").write_text("n_layers: {choice: [1, 0]}")
+    test_words_are_refused_before_anything_heavy_is_imported(
+        SEARCH,
+        ["--model=SASRec", SET, f"--search={tmp_path}/space.yaml"],
+        f"{tmp_path}/space.yaml: n_layers 0: n_layers 0 must be a whole number from 1",
+    )
 
 
 def test_recbole_may_be_imported_afterwards():

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,9 @@ from recbole_jepa4rec.config.syntax import parse_command_line
 if TYPE_CHECKING:
     from recbole_jepa4rec.config.config import Config
     from recbole_jepa4rec.runner.run_folder import RunFolder
+
+CHILD_GRACE = 10
+"""Seconds that a run takes to end whose parent, which would end it, is gone."""
 
 
 def main(command_line: Sequence[str]) -> int:
@@ -51,6 +57,30 @@ def _refuse_early(command_line: Sequence[str]) -> None:
     files = [Path(resume, "config.yaml")] if resume else []
     if all(file.is_file() for file in files):
         Layers(files=files, command_line=command_line).refuse_early()
+
+
+def run_as_child(command_line: Sequence[str]) -> int:
+    """Run as ``run_recbole.py`` does, until standard input closes.
+
+    The parent holds the other end of standard input and writes nothing there. A parent that was
+    killed cannot tell its children to end, but the system closes its files.
+
+    Args:
+        command_line: the words that ``run_recbole.py`` takes.
+
+    Returns:
+        Exit status of the run.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return main(command_line)
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(CHILD_GRACE)
+    os._exit(128 + signal.SIGTERM)
 
 
 def run(

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from recbole_jepa4rec.base.command import python_path
-from recbole_jepa4rec.runner.quick_start import main as run_main
 from recbole_jepa4rec.runner.run_folder import COLOR
 from recbole_jepa4rec.study.cells import Cell
 from recbole_jepa4rec.study.finished_run import FinishedRun, read_run
 
 GRACE = 15
-"""Seconds that a run told to end may take."""
-
-CHILD_GRACE = 10
-"""The same where nobody is left to end it; it is over before ``GRACE`` is."""
+"""Seconds that a run told to end may take; more than it takes where this process is gone."""
 
 POLL = 0.1
 """Seconds between looks at the runs under way."""
@@ -118,30 +112,6 @@ class Grid:
             except subprocess.TimeoutExpired:
                 process.kill()
             process.communicate()
-
-
-def run_as_child(command_line: Sequence[str]) -> int:
-    """Run as ``run_recbole.py`` does, until standard input closes.
-
-    The parent holds the other end of standard input and writes nothing there. A parent that was
-    killed cannot tell its children to end, but the system closes its files.
-
-    Args:
-        command_line: the words that ``run_recbole.py`` takes.
-
-    Returns:
-        Exit status of the run.
-    """
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    return run_main(command_line)
-
-
-def _end_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(CHILD_GRACE)
-    os._exit(128 + signal.SIGTERM)
 
 
 def _environment(jobs: int) -> dict[str, str]:

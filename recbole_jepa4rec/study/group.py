@@ -1,4 +1,7 @@
-"""From a command line to a comparison: check, run what is missing, report after every run."""
+"""From a command line to a comparison: check, run what is missing, report after every run.
+
+What takes seconds to import stands inside the functions, after the words are understood.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from recbole_jepa4rec.base.command import run_command
 from recbole_jepa4rec.base.files import LOCK_NAME, atomic_write, locked
-from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.config.settings import Count, Seed, must
 from recbole_jepa4rec.config.syntax import deciding
-from recbole_jepa4rec.data.item_files import refuse_without_text, settle_attributes
-from recbole_jepa4rec.study.cells import Cell, finished_runs
-from recbole_jepa4rec.study.comparison import Row, compare
-from recbole_jepa4rec.study.grid import Grid, Outcome
-from recbole_jepa4rec.study.report import write_report
 from recbole_jepa4rec.study.study import (
     PATIENCE,
     Board,
     StudyKeys,
     read_words,
+    refuse_early,
     refuse_foreign,
     study_folder,
 )
+
+if TYPE_CHECKING:
+    from recbole_jepa4rec.study.cells import Cell
+    from recbole_jepa4rec.study.grid import Outcome
 
 OUTPUTS = [f"comparison.{kind}" for kind in ("json", "md", "tex", "html")]
 """What a comparison writes beside its runs."""
@@ -149,22 +152,29 @@ def _cells(
         keys: of the comparison.
         texts: settings of every run.
     """
-    plan = []
+    asked = []
     for seed in keys.seeds:
         for entry, own in rows.items():
             settings = {**own, "seed": str(seed), **texts}
             words = [f"--{key}={text}" for key, text in settings.items()]
-            config = Config(command_line=words)
-            settle_attributes(config)
-            plan.append((entry, seed, words, config))
+            refuse_early(Layers(command_line=words))
+            asked.append((entry, seed, words))
+
+    from recbole_jepa4rec.config.config import Config
+    from recbole_jepa4rec.data.item_files import settle_attributes
+    from recbole_jepa4rec.study.cells import Cell
+
+    plan = [(*each, Config(command_line=each[-1])) for each in asked]
+    for *_, config in plan:
+        settle_attributes(config)
     seen: dict[str, str] = {}
     for entry, _, _, config in plan[: len(rows)]:
         same = json.dumps(config.external(), sort_keys=True, default=str)
         if same in seen:
             raise ValueError(f"model_list names {seen[same]!r} and {entry!r}, which are the same")
         seen[same] = entry
-    asked = [[entry, deciding(config.external())] for entry, _, _, config in plan]
-    folder = study_folder(keys.run_dir, plan[0][3], "group", asked)
+    described = [[entry, deciding(config.external())] for entry, _, _, config in plan]
+    folder = study_folder(keys.run_dir, plan[0][3], "group", described)
     cells = []
     for entry, seed, words, config in plan:
         place = folder / entry / f"seed-{seed}"
@@ -173,6 +183,9 @@ def _cells(
 
 
 def _compare(request: Request) -> int:
+    from recbole_jepa4rec.study.cells import finished_runs
+    from recbole_jepa4rec.study.grid import Grid, Outcome
+
     data = _read_data(request)
     cells, folder = request.cells, request.folder
     logs = [str(cell.output_file.relative_to(folder)) for cell in cells]
@@ -203,6 +216,8 @@ def _read_data(request: Request) -> Any:
     Raises:
         ValueError: if they cannot be read, or lack the text that a model reads.
     """
+    from recbole_jepa4rec.data.item_files import refuse_without_text
+
     for cell in request.cells[: len(request.keys.model_list)]:
         refuse_without_text(cell.config)
     config = request.cells[0].config
@@ -211,6 +226,9 @@ def _read_data(request: Request) -> Any:
 
 def _write(request: Request, ended: Mapping[tuple[str, int], Outcome]) -> None:
     """Write ``comparison.json`` and its views."""
+    from recbole_jepa4rec.study.comparison import Row, compare
+    from recbole_jepa4rec.study.report import write_report
+
     rows = []
     for entry in request.keys.model_list:
         ends = {end.cell.seed: end for end in ended.values() if end.cell.entry == entry}

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import ConfigDict
 
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
-from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.settings import Settings
 from recbole_jepa4rec.config.syntax import (
     known_keys,
@@ -26,6 +26,9 @@ from recbole_jepa4rec.config.syntax import (
     parse_value,
     refuse_unknown,
 )
+
+if TYPE_CHECKING:
+    from recbole_jepa4rec.config.config import Config
 
 PATIENCE = 60
 """Seconds to wait for runs of an earlier, killed study to end."""
@@ -82,6 +85,18 @@ def read_words(
     return keys.of(own), words, given
 
 
+def refuse_early(layers: Layers) -> None:
+    """Refuse what RecBole is not needed to refuse, and several data sets.
+
+    Raises:
+        ValueError: as ``Layers.refuse_early``.
+    """
+    if len(layers.sources) > 1:
+        names = ",".join(layers.sources)
+        raise ValueError(f"dataset {names!r}: allowed here is one data set")
+    layers.refuse_early()
+
+
 def study_folder(run_dir: str | None, config: Config, name: str, *asked: Any) -> Path:
     """``run_dir``, or a folder that the same study finds again.
 
@@ -92,11 +107,8 @@ def study_folder(run_dir: str | None, config: Config, name: str, *asked: Any) ->
         asked: what tells the study from others; the place of the data does so as well.
 
     Raises:
-        ValueError: if the data set is several, or ``run_dir`` is a file.
+        ValueError: if ``run_dir`` is a file.
     """
-    if config["source_datasets"]:
-        names = ",".join(config["source_datasets"])
-        raise ValueError(f"dataset {names!r}: allowed here is one data set")
     if run_dir is None:
         everything = [os.path.abspath(config["data_path"]), *asked]
         text = json.dumps(everything, sort_keys=True, default=str)

@@ -1,4 +1,7 @@
-"""From a command line to the best settings: check, run what is missing, test the winner."""
+"""From a command line to the best settings: check, run what is missing, test the winner.
+
+What takes seconds to import stands inside the functions, after the words are understood.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recbole_jepa4rec.base.checkpoint import weights_file
 from recbole_jepa4rec.base.command import run_command
 from recbole_jepa4rec.base.files import atomic_write, locked
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.config.syntax import first_difference
-from recbole_jepa4rec.data.item_files import reads_item_text, refuse_without_text
-from recbole_jepa4rec.runner.run_folder import RunFolder
-from recbole_jepa4rec.study.grid import Grid, Outcome
-from recbole_jepa4rec.study.search.report import write_report
 from recbole_jepa4rec.study.search.request import Request, read_request
-from recbole_jepa4rec.study.search.trials import (
-    FAILED,
-    Record,
-    best_of,
-    clear_unfinished,
-    read_records,
-)
 from recbole_jepa4rec.study.study import PATIENCE, Board, refuse_foreign
-from recbole_jepa4rec.training.pretrained_chain import asked_stage, is_chained
+
+if TYPE_CHECKING:
+    from recbole_jepa4rec.study.grid import Outcome
+    from recbole_jepa4rec.study.search.trials import Record
 
 IDENTITY_NAME = "search.json"
 
@@ -65,6 +59,9 @@ def main(command_line: Sequence[str]) -> int:
 
 def _search(request: Request) -> Path:
     """Run the search; returns the path of the winner's ``result.json``."""
+    from recbole_jepa4rec.study.search.report import write_report
+    from recbole_jepa4rec.study.search.trials import clear_unfinished
+
     _refuse_state(request)
     data, fingerprint = read_data(request)
     folder = request.folder
@@ -103,6 +100,10 @@ def _run_winner(request: Request, board: Board[str, Record], lock: int) -> Path:
     Raises:
         RuntimeError: if no trial finished, or the run fails.
     """
+    from recbole_jepa4rec.runner.run_folder import RunFolder
+    from recbole_jepa4rec.study.grid import Grid
+    from recbole_jepa4rec.study.search.trials import best_of
+
     if not (best := best_of(board.ended)):
         errors = [each.error for each in board.ended.values() if each.error]
         raise RuntimeError(f"no trial finished; the last error: {errors[-1] if errors else None}")
@@ -130,6 +131,10 @@ def read_data(request: Request) -> tuple[dict[str, Any], str]:
         ValueError: if they cannot be read, if the model cannot run on them, or if trials would be
             measured on different interactions.
     """
+    from recbole_jepa4rec.base.checkpoint import weights_file
+    from recbole_jepa4rec.data.item_files import refuse_without_text
+    from recbole_jepa4rec.training.pretrained_chain import asked_stage, is_chained
+
     config = request.config
     if config["checkpoint"]:
         weights_file(config["checkpoint"])
@@ -152,6 +157,8 @@ def read_data(request: Request) -> tuple[dict[str, Any], str]:
 
 def _read(request: Request, point: Mapping[str, Any]) -> Any:
     """One data set, with all that is read of files later already in memory."""
+    from recbole_jepa4rec.data.item_files import reads_item_text
+
     config = request.trial_config(point)
     data = find_dataset(config.model_class)(config)
     if reads_item_text(config):
@@ -184,6 +191,8 @@ def _ended_before(request: Request, identity: Mapping[str, Any]) -> dict[str, Re
     Raises:
         ValueError: if the folder holds another search.
     """
+    from recbole_jepa4rec.study.search.trials import FAILED, read_records
+
     path = request.folder / IDENTITY_NAME
     if not path.exists():
         return {}

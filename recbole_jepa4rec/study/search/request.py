@@ -1,33 +1,39 @@
-"""What a search is asked to do: checked whole before anything starts."""
+"""What a search is asked to do: checked whole before anything starts.
+
+What takes seconds to import stands inside the functions, after the words are understood.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from recbole.utils import argument_list
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from recbole_jepa4rec.base.yaml_files import find_properties
-from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import find_entry
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.config.settings import Count, must, only_if
-from recbole_jepa4rec.config.syntax import deciding
-from recbole_jepa4rec.data.item_files import settle_attributes
-from recbole_jepa4rec.study.cells import Cell
+from recbole_jepa4rec.config.syntax import arguments_of_recbole, deciding
 from recbole_jepa4rec.study.search.space import (
+    MOST_TRIED,
     Dimension,
+    combinations,
     grid,
     points_of,
     random_points,
     read_space,
 )
-from recbole_jepa4rec.study.study import StudyKeys, read_words, study_folder
+from recbole_jepa4rec.study.study import StudyKeys, read_words, refuse_early, study_folder
+
+if TYPE_CHECKING:
+    from recbole_jepa4rec.config.config import Config
+    from recbole_jepa4rec.study.cells import Cell
 
 PACKAGES = {"optuna": "optuna", "hyperopt": "hyperopt"}
 """What an algorithm needs beside Ray."""
@@ -49,7 +55,7 @@ FIXED = {
 }
 """Settings that no search may vary, and why."""
 
-DATA_KEYS = {*argument_list.dataset_arguments, *ATTRIBUTE_KEYS, "item_text_fields"}
+DATA_KEYS = {*arguments_of_recbole("dataset"), *ATTRIBUTE_KEYS, "item_text_fields"}
 """Settings that change what is read of a data set."""
 
 PER_RUN = {
@@ -147,12 +153,17 @@ class Request:
 
     def trial_config(self, point: Mapping[str, Any], **more: Any) -> Config:
         """The settings of a trial; ``config_dict`` alone, so that no other file is read."""
+        from recbole_jepa4rec.config.config import Config
+        from recbole_jepa4rec.data.item_files import settle_attributes
+
         config = Config(self.entry, config_dict={**self.given, **point, **more})
         settle_attributes(config)
         return config
 
     def winner(self, point: Mapping[str, Any]) -> Cell:
         """The run of the best settings, which stand in ``best.yaml``."""
+        from recbole_jepa4rec.study.cells import Cell
+
         config, folder = self.trial_config(point), self.folder / "best"
         words = {
             "model": self.entry,
@@ -182,18 +193,18 @@ def read_request(command_line: Sequence[str]) -> Request:
     """
     words = ["--resume=true" if word == "--resume" else word for word in command_line]
     keys, texts, given = read_words(words, SearchKeys, PER_RUN)
-    config = Config(config_dict=given)
-    settle_attributes(config)
+    refuse_early(Layers(config_dict=given))
     for key in PROCESSES:
-        if key in config and config[key] not in (None, 1):
+        if given.get(key) not in (None, 1):
             raise ValueError(
-                f"{key} {config[key]!r}: a trial runs in one process; several trials run at once "
+                f"{key} {given[key]!r}: a trial runs in one process; several trials run at once "
                 "(--max_concurrent)"
             )
     entry = str(given["model"])
     file = keys.search or _default_space(entry)
     space = read_space(file)
     _refuse_fixed(space, texts, file)
+    _try_out(combinations(space), given, file)
     if package := PACKAGES.get(keys.algorithm):
         try:  # Ray would find out only after the data have been read
             import_module(package)
@@ -201,7 +212,13 @@ def read_request(command_line: Sequence[str]) -> Request:
             raise ValueError(
                 f"algorithm {keys.algorithm!r} needs a package ({error}): pip install {package}"
             ) from None
+    from recbole_jepa4rec.config.config import Config
+    from recbole_jepa4rec.data.item_files import settle_attributes
+
+    config = Config(config_dict=given)
+    settle_attributes(config)
     count, points = _points(space, keys, config["seed"])
+    _try_out(islice(points.values(), MOST_TRIED), given, file)
     described = [[each.key, each.kind, each.values] for each in space]
     asked = (deciding(config.external()), described, keys.algorithm)
     request = Request(
@@ -215,7 +232,7 @@ def read_request(command_line: Sequence[str]) -> Request:
         study_folder(keys.run_dir, config, f"{entry}/search", *asked),
         shlex.join(["python", "run_hyper.py", *command_line]),
     )
-    _try_out(request, file)
+    _refuse_unread(request, file)
     return request
 
 
@@ -255,17 +272,46 @@ def _points(
     return len(points), {f"{number:04d}": point for number, point in enumerate(points)}
 
 
-def _try_out(request: Request, file: str) -> None:
-    """Have our Config check every choice and both ends of every range.
+def _try_out(points: Iterable[Mapping[str, Any]], given: Mapping[str, Any], file: str) -> None:
+    """Check the settings of trials.
+
+    Args:
+        points: what the trials are given.
+        given: what every trial is given.
+        file: that says what varies.
+
+    Raises:
+        ValueError: for a value, or several that do not go together.
+    """
+    for point in points:
+        if not (error := _fault({**given, **point})):
+            continue
+        alone = [key for key in point if _fault({**given, key: point[key]}) == error]
+        named = " with ".join(f"{key} {point[key]!r}" for key in alone[:1] or point)
+        raise ValueError(f"{file}: {named}: {error}")
+
+
+def _fault(settings: Mapping[str, Any]) -> str:
+    """What is wrong with settings; empty if nothing is."""
+    try:
+        Layers(config_dict=settings).refuse_early()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _refuse_unread(request: Request, file: str) -> None:
+    """Have our Config check what varies, each setting once.
 
     Raises:
         ValueError: for a value that cannot be used, a setting that the model does not read, or one
             that shapes the data and has infinitely many values.
     """
+    point = {each.key: each.ends[0] for each in request.space}
     for each in request.space:
         for value in each.ends:
             try:
-                config = request.trial_config({each.key: value})
+                config = request.trial_config({**point, each.key: value})
             except ValueError as error:
                 raise ValueError(f"{file}: {each.key} {value!r}: {error}") from error
         if each.key in config.unread_keys():

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ast
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.syntax import refuse_unknown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KINDS = {
     "choice": "a list of values",
@@ -27,6 +28,10 @@ KINDS = {
 
 DIGITS = 4
 """Significant digits of a drawn number; more would only be harder to read."""
+
+
+MOST_TRIED = 256
+"""Points of a space that are checked before the search begins, at most."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +134,27 @@ def grid(space: Sequence[Dimension]) -> list[dict[str, Any]]:
     return [dict(zip(keys, row, strict=True)) for row in itertools.product(*columns)]
 
 
+def combinations(space: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
+    """Points to try out: the ends of all settings with each other, where these are few.
+
+    Else those of one setting at a time, beside the first ends of the others.
+    """
+    keys, ends = [each.key for each in space], [each.ends for each in space]
+    if math.prod(map(len, ends)) <= MOST_TRIED:
+        yield from (dict(zip(keys, row, strict=True)) for row in itertools.product(*ends))
+        return
+    first = {key: values[0] for key, values in zip(keys, ends, strict=True)}
+    for key, values in zip(keys, ends, strict=True):
+        yield from ({**first, key: value} for value in values)
+
+
 def random_points(space: Sequence[Dimension], count: int, seed: int) -> list[dict[str, Any]]:
     """Different points at random; fewer than ``count`` if the space has no more.
 
     Point ``i`` does not depend on ``count``, so that a longer search begins like a shorter one.
     """
+    import numpy as np  # takes a while, and words are to be refused before
+
     limit = points_of(space)
     count = count if limit is None else min(count, limit)
     random = np.random.Generator(np.random.PCG64(seed))
@@ -147,7 +168,7 @@ def random_points(space: Sequence[Dimension], count: int, seed: int) -> list[dic
 def _read_lines(path: Path) -> dict[str, Any]:
     """RecBole's format, whose lists are literals and whose ``loguniform`` has exponents of e."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ValueError(f"cannot read search space {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
