@@ -175,6 +175,69 @@ def test_loss_is_the_cross_entropy_over_twenty_letters(model):
     assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
+AUTHORS_PROMPT = (
+    "### Instruction:\nGiven user history in chronological order, recommend an item from the "
+    "candidate pool with its index letter.\n\n### Input:\nUser history: (1) {} \n (2) {}; \n "
+    "Candidate pool: (A) {} \n (B) {} \n (C) {}\n\n### Response:\n"
+)
+
+
+@torch.no_grad()
+def test_the_authors_prompt_and_their_next_token_loss(make):
+    net, parts = make(prompt_format="llamarec", answer_loss="vocabulary", num_candidates=3)
+    move_lora(net)
+    net.eval()
+    merge(net)
+    tokenizer, titles = net.prompt.tokenizer, parts[0].item_text["title"].tolist()
+    histories = parts[0].inter_feat.histories
+    first = histories.offsets[[3, 5]]  # a history of two items each
+    batch = histories.packed(first + 2, 10)
+    net.begin_epoch(4)
+    (loss,) = net.losses(batch)
+    keys = derive(net.seed, 4, batch.users, batch.targets)
+    drawn, place = training_candidates(batch.targets, batch.padded(), net.n_items, 3, keys)
+    expected = []
+    for row in range(2):
+        items = histories.items[int(first[row]) : int(first[row]) + 2].tolist()
+        prompt = AUTHORS_PROMPT.format(*(titles[i] for i in [*items, *drawn[row].tolist()]))
+        assert net.prompt.write(items, drawn[row].tolist()) == prompt
+        answer = tokenizer(prompt + "ABC"[int(place[row])])["input_ids"]
+        ids = torch.tensor([[*answer, tokenizer.eos_token_id]])
+        logits = net.merged(input_ids=ids).logits[0].log_softmax(-1)
+        expected += [-logits[-3, ids[0, -2]], -logits[-2, ids[0, -1]]]
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+
+
+def test_the_next_token_loss_needs_an_end_token(make, tiny, tmp_path):
+    shutil.copytree(tiny["language_model"], tmp_path / "endless")
+    for file in (tmp_path / "endless").glob("*token*.json"):
+        if "eos_token" in (content := json.loads(file.read_text())):
+            del content["eos_token"]
+            file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"endless' has no end token; allowed: letters"):
+        make(language_model=str(tmp_path / "endless"), answer_loss="vocabulary")
+
+
+@torch.no_grad()
+def test_no_item_of_the_history_is_retrieved_where_they_leave_the_ranking(make):
+    net, parts = make(filter_history=True, num_candidates=8)
+    move_lora(net)
+    rows = parts[2].inter_feat
+    assert net.reads_whole_history
+    batch = rows.histories.packed(rows.target[:30], 2, whole=True)
+    scores, retrieved = net.scores(batch), net.retriever.scores(batch)
+    wasted = 0
+    for row, target in enumerate(rows.target[:30].tolist()):
+        before = rows.histories.items[rows.histories.offsets[batch.users[row]] : target].tolist()
+        order = retrieved[row].argsort(descending=True).tolist()
+        free = [item for item in order if item and item not in before]
+        wasted += len(set(order[:8]) & set(before))
+        top = scores[row].topk(8).indices.tolist()
+        assert set(top) == set(free[:8])
+        assert torch.equal(scores[row, before], retrieved[row, before])
+    assert wasted
+
+
 def test_a_history_is_cut_to_the_newest_titles(make):
     net, parts = make(max_history_titles=4)
     titles = parts[0].item_text["title"].tolist()
@@ -202,8 +265,9 @@ def test_titles_are_cut_by_tokens(make):
         assert tokenizer(cut, add_special_tokens=False)["input_ids"] == expected
 
 
-def test_item_tokens_bound_every_prompt(model):
-    net, parts = model
+@pytest.mark.parametrize("prompt_format", ["alpaca", "llamarec"])
+def test_item_tokens_bound_every_prompt(make, prompt_format):
+    net, parts = make(prompt_format=prompt_format)
     rows = parts[0].inter_feat[0:300:7]
     keys = derive(1, rows["user_id"])
     items, _ = training_candidates(rows["item_id"], rows["item_id_list"], net.n_items, 20, keys)

@@ -472,6 +472,12 @@ class LlamaRecSettings(PhasedSettings):
     """Tokens of a title."""
     max_sequence_tokens: AtLeastTwo = 2048
     """Tokens of a prompt; past that the oldest titles are left out."""
+    prompt_format: Literal["alpaca", "llamarec"] = "alpaca"
+    """alpaca: with its preamble, a title on each line; llamarec: the authors', without it, the
+    titles of a history numbered."""
+    answer_loss: Literal["letters", "vocabulary"] = "letters"
+    """letters: cross-entropy over those of the candidates; vocabulary: over all tokens, on the
+    letter and the end token behind it."""
 
     language_model: str = "meta-llama/Llama-2-7b-hf"
     """Folder or hub name of a causal language model."""

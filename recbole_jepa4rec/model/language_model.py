@@ -104,7 +104,33 @@ class Verbaliser(nn.Module):
         return self.language_model.get_base_model()
 
     def forward(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Logits of the letters after each prompt, float32 ``[B, C]``.
+        """Logits of the letters after each prompt, float32 ``[B, C]``."""
+        last = self._hidden_at_end(prompts, 1)[:, 0]
+        head = self._causal.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[self.letters].float()
+        with torch.autocast(self.letters.device.type, enabled=False):
+            return F.linear(last.float(), head.weight[self.letters].float(), bias)
+
+    def answer_loss(self, prompts: Sequence[Sequence[int]], place: Tensor, end: int) -> Tensor:
+        """Next-token loss over the vocabulary on the right letter and the end token behind it.
+
+        Args:
+            prompts: at least one, ``B``.
+            place: of the right letter among ``letters``, ``[B]``.
+            end: the token after an answer.
+
+        Returns:
+            Mean over both tokens of all prompts.
+        """
+        letter = self.letters[place]
+        rows = [[*prompt, token] for prompt, token in zip(prompts, letter.tolist(), strict=True)]
+        head = self._causal.get_output_embeddings()
+        logits = head(self._hidden_at_end(rows, 2).to(head.weight.dtype)).float()
+        labels = torch.stack([letter, torch.full_like(letter, end)], dim=1)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    def _hidden_at_end(self, prompts: Sequence[Sequence[int]], count: int) -> Tensor:
+        """Hidden states of the last tokens of each prompt, ``[B, count, D]``.
 
         Prompts are padded on the right, where no token of a causal model ever looks.
         """
@@ -117,11 +143,8 @@ class Verbaliser(nn.Module):
         hidden = self._causal.base_model(
             input_ids=input_ids, attention_mask=(place < lengths[:, None]).long(), use_cache=False
         ).last_hidden_state
-        last = hidden[torch.arange(len(rows), device=device), lengths - 1]
-        head = self._causal.get_output_embeddings()
-        bias = None if head.bias is None else head.bias[self.letters].float()
-        with torch.autocast(device.type, enabled=False):
-            return F.linear(last.float(), head.weight[self.letters].float(), bias)
+        at_end = lengths[:, None] - count + torch.arange(count, device=device)
+        return hidden[torch.arange(len(rows), device=device)[:, None], at_end]
 
     @torch.no_grad()
     def in_batches(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Tensor:

@@ -16,7 +16,13 @@ from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import PhasedModel
 from recbole_jepa4rec.model.language_model import Verbaliser, add_lora, load_language_model
 from recbole_jepa4rec.model.loss import zero_of
-from recbole_jepa4rec.model.reranking import Retriever, rerank, retrieve, training_candidates
+from recbole_jepa4rec.model.reranking import (
+    Retriever,
+    had_before,
+    rerank,
+    retrieve,
+    training_candidates,
+)
 from recbole_jepa4rec.text.ranking_prompt import RankingPrompt
 
 
@@ -25,8 +31,8 @@ class LlamaRec(PhasedModel):
 
     The ranker is a causal language model with LoRA weights, asked for the letter of one candidate;
     it learns to tell the next item from sampled negatives by the cross-entropy over the letters'
-    logits (section 3.3). All other items follow in the retriever's order, so that the ranking is
-    full.
+    logits, or by its own next-token loss, as the authors' code (section 3.3, ``answer_loss``). All
+    other items follow in the retriever's order, so that the ranking is full.
 
     LoRA weights alone are saved; language model and retriever are named by the config, the
     retriever's weights are known by their digest.
@@ -52,6 +58,7 @@ class LlamaRec(PhasedModel):
         settings = LlamaRecSettings.of(config)
         self.seed, self.epoch = settings.seed, 0
         self.num_candidates = settings.num_candidates
+        self.answer_loss, self.filters_history = settings.answer_loss, settings.filter_history
         self.tokens_per_batch = settings.tokens_per_batch
         self.language_model_name = Path(settings.language_model).name
         self.retriever = retriever
@@ -68,6 +75,11 @@ class LlamaRec(PhasedModel):
     def label(self) -> str:
         """What the model is called in tables."""
         return f"LlamaRec ({self.language_model_name}, retriever {self.retriever.label})"
+
+    @property
+    def reads_whole_history(self) -> bool:
+        """Where a history's items leave the ranking, those that the window has cut off do too."""
+        return self.filters_history
 
     @property
     def item_tokens(self) -> Tensor:
@@ -94,7 +106,8 @@ class LlamaRec(PhasedModel):
     def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
         """Cross-entropy of the true item's letter among those of the candidates (section 3.3).
 
-        It is this process's part of that of all processes' histories.
+        With ``answer_loss`` "vocabulary", of letter and end token among all tokens. It is this
+        process's part of that of all processes' histories.
         """
         targets = histories.targets
         if len(targets) == 0:
@@ -105,14 +118,19 @@ class LlamaRec(PhasedModel):
             targets, histories.padded(), self.n_items, self.num_candidates, keys
         )
         prompts = self.prompt.encode(_items_of(histories), candidates.tolist())
-        loss = F.cross_entropy(self.verbaliser(prompts), place)
+        if self.answer_loss == "vocabulary":
+            end = self.prompt.tokenizer.eos_token_id
+            loss = self.verbaliser.answer_loss(prompts, place, end)
+        else:
+            loss = F.cross_entropy(self.verbaliser(prompts), place)
         return (processes.shard_of_mean(loss, len(targets)),)
 
     @torch.no_grad()
     def scores(self, histories: PackedHistories) -> Tensor:
         """Scores of all items, ``[B, N]``: the retriever's, but for the items it retrieves.
 
-        These come first, in the order of their letters' logits; the padding item has -inf.
+        These come first, in the order of their letters' logits; the padding item has -inf. With
+        ``filter_history`` no item of the history is retrieved.
 
         Raises:
             ValueError: if the weights were trained beside another retriever.
@@ -124,7 +142,10 @@ class LlamaRec(PhasedModel):
                 f"{self.retriever.folder!r} holds"
             )
         scores = self.retriever.scores(histories)
-        items, retrieved = retrieve(scores, self.num_candidates)
+        open_to_all = scores
+        if self.filters_history:
+            open_to_all = scores.masked_fill(had_before(histories, self.n_items), -torch.inf)
+        items, retrieved = retrieve(open_to_all, self.num_candidates)
         counts = retrieved.sum(dim=1).tolist()  # the retrieved ones stand first
         pools = [row[:count] for row, count in zip(items.tolist(), counts, strict=True)]
         prompts = self.prompt.encode(_items_of(histories), pools)
@@ -152,6 +173,11 @@ def _ranker(settings: LlamaRecSettings, dataset: Any) -> tuple[RankingPrompt, Ve
     language_model, tokenizer = load_language_model(
         settings.language_model, settings.language_model_precision
     )
+    if settings.answer_loss == "vocabulary" and tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"answer_loss is 'vocabulary', and language_model {settings.language_model!r} has no "
+            "end token; allowed: letters"
+        )
     prompt = RankingPrompt(
         tokenizer,
         titles,
@@ -159,6 +185,7 @@ def _ranker(settings: LlamaRecSettings, dataset: Any) -> tuple[RankingPrompt, Ve
         settings.max_title_tokens,
         settings.max_history_titles,
         settings.max_sequence_tokens,
+        settings.prompt_format,
     )
     language_model = add_lora(
         language_model,

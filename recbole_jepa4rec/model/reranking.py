@@ -78,6 +78,16 @@ def training_candidates(
     return candidates, (candidates == targets[:, None]).long().argmax(dim=1)
 
 
+def had_before(histories: PackedHistories, num_items: int) -> Tensor:
+    """Which items stand in each history or among its older items, bool ``[B, N]``."""
+    had = torch.zeros(len(histories), num_items, dtype=torch.bool, device=histories.items.device)
+    row = torch.arange(len(histories), device=had.device)
+    had[row.repeat_interleave(histories.lengths), histories.items] = True
+    if histories.older is not None and histories.older_lengths is not None:
+        had[row.repeat_interleave(histories.older_lengths), histories.older] = True
+    return had
+
+
 def retrieve(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The best items of each row, best first; equal ones in order of their ids.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
@@ -11,22 +12,50 @@ import torch
 LETTERS = ascii_uppercase
 """Labels of the candidates, in order; there can be no more candidates than these."""
 
-_TEMPLATE = """\
-Below is an instruction that describes a task, paired with an input that provides further context. \
-Write a response that appropriately completes the request.
-
+_PREAMBLE = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+)
+_TASK = """\
 ### Instruction:
 Given user history in chronological order, recommend an item from the candidate pool with its \
 index letter.
 
 ### Input:
-User history:
-{history}
-Candidate pool:
-{candidates}
+{input}
 
 ### Response:
 """
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a prompt looks.
+
+    Attributes:
+        template: the prompt, with places for ``history`` and ``candidates``.
+        separator: between two titles.
+        is_numbered: whether the titles of a history have numbers, from 1.
+    """
+
+    template: str
+    separator: str
+    is_numbered: bool
+
+
+FORMATS = {
+    "alpaca": PromptFormat(
+        _PREAMBLE + _TASK.format(input="User history:\n{history}\nCandidate pool:\n{candidates}"),
+        separator="\n",
+        is_numbered=False,
+    ),
+    "llamarec": PromptFormat(
+        _TASK.format(input="User history: {history}; \n Candidate pool: {candidates}"),
+        separator=" \n ",
+        is_numbered=True,
+    ),
+}
+"""By the key ``prompt_format``."""
 
 
 class RankingPrompt:
@@ -39,6 +68,7 @@ class RankingPrompt:
         max_title_tokens: tokens of a title.
         max_history_titles: titles of a history; older ones are left out.
         max_tokens: tokens of a prompt; past that the oldest titles of the history are left out.
+        prompt_format: one of ``FORMATS``.
 
     Raises:
         ValueError: if the tokenizer is not fast, a letter is not one token of its own, or the
@@ -47,7 +77,8 @@ class RankingPrompt:
     Attributes:
         letters: the token of each candidate's letter, ``num_candidates``.
         title_tokens: tokens of each title, ``[N]``.
-        fixed_tokens: tokens of a prompt without history, at most.
+        fixed_tokens: tokens of a prompt without history, and of what stands before a title, at
+            most.
     """
 
     def __init__(
@@ -58,10 +89,12 @@ class RankingPrompt:
         max_title_tokens: int,
         max_history_titles: int,
         max_tokens: int,
+        prompt_format: str = "alpaca",
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.format = tokenizer, FORMATS[prompt_format]
         self.max_history_titles, self.max_tokens = max_history_titles, max_tokens
-        self.letters = _letter_tokens(tokenizer, num_candidates)
+        empty = self.format.template.format(history="", candidates="")
+        self.letters = _letter_tokens(tokenizer, num_candidates, empty)
         encoded = tokenizer(
             list(titles), add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -70,12 +103,18 @@ class RankingPrompt:
         self.title_tokens = torch.tensor([len(end) for end in ends])
         longest = self.title_tokens.topk(num_candidates).indices.tolist()
         self.fixed_tokens = len(self.encode([[]], [longest])[0])
+        if self.format.is_numbered:
+            number = f"{self.format.separator}({max_history_titles}) "
+            self.fixed_tokens += len(_encode(tokenizer, [number])[0])
 
     def write(self, history: Sequence[int], candidates: Sequence[int]) -> str:
         """The text for items of a history, oldest first, and its candidates."""
         pool = [f"({LETTERS[n]}) {self.titles[item]}" for n, item in enumerate(candidates)]
         titles = [self.titles[item] for item in history]
-        return _TEMPLATE.format(history="\n".join(titles), candidates="\n".join(pool))
+        if self.format.is_numbered:
+            titles = [f"({number}) {title}" for number, title in enumerate(titles, 1)]
+        join = self.format.separator.join
+        return self.format.template.format(history=join(titles), candidates=join(pool))
 
     def encode(
         self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
@@ -112,7 +151,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, verbose=False)["input_ids"]
 
 
-def _letter_tokens(tokenizer: Any, count: int) -> list[int]:
+def _letter_tokens(tokenizer: Any, count: int, prompt: str) -> list[int]:
     """The token that each letter adds to a prompt.
 
     Raises:
@@ -121,7 +160,6 @@ def _letter_tokens(tokenizer: Any, count: int) -> list[int]:
     name = tokenizer.name_or_path
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer of language_model {name!r} is not a fast one (tokenizer.json)")
-    prompt = _TEMPLATE.format(history="", candidates="")
     before, *after = _encode(tokenizer, [prompt, *(prompt + letter for letter in LETTERS[:count])])
     tokens = [ids[-1] for ids in after]
     for letter, ids in zip(LETTERS, after, strict=False):
