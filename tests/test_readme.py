@@ -13,7 +13,7 @@ from recbole_jepa4rec.convert.command_line import SOURCES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-PAGES += ["dataset/README.md", "benchmarks/README.md"]
+PAGES += ["dataset/README.md", "benchmarks/README.md", "benchmarks/peers.md"]
 PAGES += sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("docs/**/*.md"))
 MAP = "docs/paper.md"
 """Where «Locating the code» leads from the paper's words to files and symbols."""

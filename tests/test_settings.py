@@ -52,6 +52,16 @@ def test_every_file_of_a_model_has_a_class():
     assert files == set(SETTINGS)
 
 
+@pytest.mark.parametrize(
+    "file", sorted(find_properties().glob("preset/*-*.yaml")), ids=lambda file: file.stem
+)
+def test_a_preset_suits_its_model(file):
+    (name,) = [name for name in SETTINGS if name.lower() == file.stem.split("-")[0]]
+    content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+    assert set(content) <= set(SETTINGS[name].model_fields)
+    SETTINGS[name].of(content)
+
+
 def test_recboles_defaults_are_recboles():
     folder = Path(recbole.__file__).parent / "properties"
     theirs = {}

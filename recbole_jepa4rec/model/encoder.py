@@ -239,7 +239,7 @@ class ExponentialMovingAverage(FixedCopy[Followed]):
 
     ``average <- m * average + (1 - m) * source``, with the momentum ``m`` rising from
     ``momentum`` to ``final_momentum`` on a half cosine over ``steps`` updates (the schedule of
-    I-JEPA and BYOL; the paper names none).
+    BYOL; I-JEPA's is linear, the paper names none).
 
     Args:
         source: the module to follow.
