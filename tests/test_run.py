@@ -31,6 +31,7 @@ KEYS = {
     "protocol",
     "data_fingerprint",
     "text_fingerprint",
+    "inputs",
     "checkpoint_from",
     "pretrain_datasets",
     "statistics",

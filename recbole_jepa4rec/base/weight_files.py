@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DESCRIPTION = ("*.json", "*.txt")  # config, tokenizer and shard index
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, download: bool = True) -> Path:
     """Folder or file on this machine, downloading it first if ``source`` is a hub name.
+
+    Args:
+        source: file, folder or hub name.
+        download: whether more is looked for than the hub's cache on this machine holds.
 
     Raises:
         ValueError: if it is neither here nor on the hub.
@@ -27,12 +32,11 @@ def locate(source: str | Path) -> Path:
         raise ValueError(f"pretrained weights {str(source)!r} do not exist")
     from huggingface_hub import snapshot_download
 
+    get = functools.partial(snapshot_download, str(source), local_files_only=not download)
     try:
-        folder = Path(
-            snapshot_download(str(source), allow_patterns=[*_DESCRIPTION, "model*.safetensors"])
-        )
+        folder = Path(get(allow_patterns=[*_DESCRIPTION, "model*.safetensors"]))
         if not list(folder.glob("model*.safetensors")):
-            snapshot_download(str(source), allow_patterns=[*_DESCRIPTION, "pytorch_model*.bin"])
+            get(allow_patterns=[*_DESCRIPTION, "pytorch_model*.bin"])
     except Exception as error:  # the hub raises many types; all mean that it cannot be had
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(

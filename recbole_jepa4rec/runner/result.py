@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.histories import HistoryRows
@@ -71,6 +71,7 @@ class Result(TypedDict):
         protocol: of the evaluation.
         data_fingerprint: of the interactions.
         text_fingerprint: of the item text that the model read; ``None`` if it reads none.
+        inputs: digest of what each setting named that the model read beside its data, by key.
         checkpoint_from: the weights that training started from, if any.
         pretrain_datasets: what the weights were pre-trained on.
         statistics: of the data set.
@@ -98,6 +99,7 @@ class Result(TypedDict):
     protocol: Protocol
     data_fingerprint: str
     text_fingerprint: str | None
+    inputs: NotRequired[dict[str, str]]
     checkpoint_from: str | None
     pretrain_datasets: list[str]
     statistics: Statistics
@@ -174,7 +176,7 @@ def describe(
         valid: metrics of the best epoch.
         test: its metrics on the test split.
         clock: that has counted the run's seconds.
-        identity: the command that began the run, and its starts.
+        identity: the command that began the run, its starts and its inputs.
     """
     return {
         "label": offer.label,
@@ -186,6 +188,7 @@ def describe(
         "protocol": _protocol(config, data),
         "data_fingerprint": data.fingerprint,
         "text_fingerprint": data.text_fingerprint if reads_text(config) else None,
+        "inputs": identity["inputs"],
         "checkpoint_from": state.checkpoint_from,
         "pretrain_datasets": state.pretrain_datasets,
         "statistics": data.statistics(),

@@ -11,6 +11,7 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import training_targets
 from recbole_jepa4rec.config.syntax import deciding, first_difference, parse_command_line
 from recbole_jepa4rec.data.item_files import reads_text
+from recbole_jepa4rec.runner.inputs import input_digests, refuse_other_inputs
 from recbole_jepa4rec.runner.run_folder import RunFolder
 
 
@@ -62,7 +63,7 @@ def _settle_targets(config: Config) -> None:
 
 
 def identity_of(config: Config, data: Any, command: str) -> dict[str, Any]:
-    """What a checkpoint says of its run: the command, the data, the processes.
+    """What a checkpoint says of its run: the command, the data, what settings name, the processes.
 
     Args:
         config: settings of the run.
@@ -73,19 +74,23 @@ def identity_of(config: Config, data: Any, command: str) -> dict[str, Any]:
         "command": command,
         "data_fingerprint": data.fingerprint,
         "text_fingerprint": data.text_fingerprint if reads_text(config) else None,
+        "inputs": input_digests(config),
         "processes": processes.world_size(),
         "starts": 1,
     }
 
 
-def refuse_other_run(folder: RunFolder, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def refuse_other_run(
+    config: Config, folder: RunFolder, found: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
     """Compare the identity in a checkpoint with that of the run which would go on from it.
 
     Raises:
-        ValueError: if data or processes differ.
+        ValueError: if data, what settings name, or processes differ.
     """
-    keys = ("data_fingerprint", "text_fingerprint", "processes")
-    _refuse_other(folder.checkpoints.path, *({k: each[k] for k in keys} for each in (found, now)))
+    keys, path = ("data_fingerprint", "text_fingerprint", "processes"), folder.checkpoints.path
+    _refuse_other(path, *({k: each[k] for k in keys} for each in (found, now)))
+    refuse_other_inputs(path, found.get("inputs", {}), now["inputs"], config)
 
 
 def _refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.model.recbole_models import sparing
 from recbole_jepa4rec.model.reranking import Retriever
+from recbole_jepa4rec.runner.inputs import LASTING_KEYS, input_digests, refuse_other_inputs
 from recbole_jepa4rec.runner.result import asking_command
 from recbole_jepa4rec.runner.resume import asked_config
 from recbole_jepa4rec.runner.run_folder import RunFolder
@@ -41,7 +42,8 @@ def load_model(folder: Path, **settings: Any) -> tuple[Any, Any]:
         **settings: keys that differ on this machine.
 
     Raises:
-        ValueError: if the folder is no run's, or the weights do not fit the data set.
+        ValueError: if the folder is no run's, or the weights do not fit the data set or what
+            settings name.
     """
     for name in ("config.yaml", WEIGHTS_NAME):
         if not (folder / name).is_file():
@@ -55,7 +57,9 @@ def load_model(folder: Path, **settings: Any) -> tuple[Any, Any]:
     dataset = find_dataset(config.model_class)(config).build()[0]
     model = make_model(config, dataset, retriever_for(config, folder, dataset))
     fits_any = offered_by(model, config["model"]).fits_any_catalogue
-    load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids_digest(dataset, fits_any))
+    said = load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids_digest(dataset, fits_any))
+    then = json.loads(said.get("inputs", "{}"))
+    refuse_other_inputs(folder, then, input_digests(config, LASTING_KEYS), config)
     return model.eval(), dataset
 
 

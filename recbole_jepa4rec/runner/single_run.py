@@ -207,7 +207,7 @@ def _session(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> 
             getLogger().info("no checkpoint was written: the run starts over")
         return Session(checkpoints, identity)
     found = newest["identity"]
-    refuse_other_run(folder, found, identity)
+    refuse_other_run(config, folder, found, identity)
     counted = {"command": found["command"], "starts": found["starts"] + 1}
     return Session(checkpoints, {**identity, **counted}, resumed=newest)
 

@@ -16,6 +16,7 @@ from recbole_jepa4rec.base.files import stranger
 from recbole_jepa4rec.base.yaml_files import Loader
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.syntax import deciding, first_difference
+from recbole_jepa4rec.runner.inputs import input_digests, refuse_other_inputs
 from recbole_jepa4rec.runner.run_folder import LAYOUT, LOGS, RunFolder
 from recbole_jepa4rec.study.finished_run import DamagedRunError, FinishedRun, read_run
 
@@ -135,7 +136,8 @@ def finished_runs(cells: Sequence[Cell], data: Any) -> dict[tuple[str, int], Fin
         data: the data set as it is now; only its fingerprints are read.
 
     Raises:
-        ValueError: if a folder holds the result of other settings or other data; names both.
+        ValueError: if a folder holds the result of other settings, of other data or of other
+            contents of what settings name; names both.
     """
     finished = [(cell, run) for cell in cells if (run := cell.finished_run())]
     for cell, run in finished:
@@ -147,6 +149,8 @@ def finished_runs(cells: Sequence[Cell], data: Any) -> dict[tuple[str, int], Fin
             found["text_fingerprint"] = run.result["text_fingerprint"]
             asked["text_fingerprint"] = _text_fingerprint(data)
         _refuse_other(cell, found, asked)
+        inputs = run.result.get("inputs", {})
+        refuse_other_inputs(cell.folder, inputs, input_digests(cell.config), cell.config)
     return {cell.key: run for cell, run in finished}
 
 

@@ -122,6 +122,13 @@ def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
             if found := _difference(group[0], other):
                 both = f"{group[0].folder} and {other.folder} cannot be compared"
                 raise ValueError(f"{both}: {found}")
+    first: dict[tuple[str, Any], FinishedRun] = {}
+    for run in runs:
+        for key, digest in run.result.get("inputs", {}).items():
+            other = first.setdefault((key, repr(run.settings.get(key))), run)
+            if digest != other.result["inputs"][key]:
+                both = f"{other.folder} and {run.folder} cannot be compared"
+                raise ValueError(f"{both}: {key} {run.settings.get(key)!r} held other bytes")
 
 
 def _difference(first: FinishedRun, other: FinishedRun) -> str:

@@ -432,7 +432,12 @@ class ProtocolTrainer(Trainer):
         state.pretrain_datasets = list(dict.fromkeys(state.pretrain_datasets))
         sources = json.dumps(state.pretrain_datasets)
         token = f"{epoch}-{secrets.token_hex(8)}"  # says which two files belong together
-        metadata = {"epoch": str(epoch), "token": token, "pretrain_datasets": sources}
+        metadata = {
+            "epoch": str(epoch),
+            "token": token,
+            "pretrain_datasets": sources,
+            "inputs": json.dumps(self.session.identity.get("inputs", {})),
+        }
         if state.item_ids:
             metadata["item_ids"] = state.item_ids
         if processes.is_main():

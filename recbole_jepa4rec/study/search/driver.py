@@ -66,7 +66,11 @@ def _search(request: Request) -> Path:
     data, fingerprint = read_data(request)
     folder = request.folder
     with locked(folder, "search", PATIENCE) as lock:
-        identity = {**request.identity(), "data_fingerprint": fingerprint}
+        identity = {
+            **request.identity(),
+            "data_fingerprint": fingerprint,
+            **_read_beside(request, data),
+        }
         identity = json.loads(json.dumps(identity, default=str))  # as the file gives it back
         done = _ended_before(request, identity)
         clear_unfinished(folder, done)
@@ -157,15 +161,37 @@ def read_data(request: Request) -> tuple[dict[str, Any], str]:
 
 def _read(request: Request, point: Mapping[str, Any]) -> Any:
     """One data set, with all that is read of files later already in memory."""
-    from recbole_jepa4rec.data.item_files import reads_item_text
+    from recbole_jepa4rec.data.item_files import reads_item_text, reads_text
 
     config = request.trial_config(point)
     data = find_dataset(config.model_class)(config)
     if reads_item_text(config):
         data.item_text  # noqa: B018 (read here, since a trial may run where there are no files)
         config.model_class(config, data)  # leaves tokens and item vectors in the cache
+    if reads_text(config):
+        data.text_fingerprint  # noqa: B018 (as above)
     data.config = None  # each trial has its own
     return data
+
+
+def _read_beside(request: Request, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of what trials read beside the interactions: item text, and what settings name.
+
+    What is not read has no key, as in files of searches that know of none.
+    """
+    from recbole_jepa4rec.data.item_files import reads_text
+    from recbole_jepa4rec.runner.inputs import LASTING_KEYS, START_KEYS, input_digests
+
+    found: dict[str, Any] = {}
+    if reads_text(request.config):
+        found["text_fingerprint"] = [each.text_fingerprint for each in data.values()]
+    inputs = input_digests(request.config)
+    for each in request.space:
+        if each.key in (*START_KEYS, *LASTING_KEYS):
+            for value in each.values:
+                of_trial = input_digests(request.trial_config({each.key: value}), (each.key,))
+                inputs |= {f"{each.key}={value}": digest for digest in of_trial.values()}
+    return {**found, "inputs": inputs} if inputs else found
 
 
 def _refuse_state(request: Request) -> None:
