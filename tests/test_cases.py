@@ -1,14 +1,18 @@
 """Small data sets that went wrong once, each with its right value; ``tests/cases/`` holds them."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 
+from recbole_jepa4rec import load as load_recommender
+from recbole_jepa4rec.base.yaml_files import as_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.runner.quick_start import run
+from recbole_jepa4rec.study.search.request import read_request
 from tests.conftest import TINY
 
 CASES = Path(__file__).parent / "cases"
@@ -72,7 +76,7 @@ def test_one_line_names_file_line_and_what_was_expected(case, expected):
     assert refused(case) == f"{CASES / case / 'shop'}/{expected}"
 
 
-@pytest.mark.parametrize("case", sorted(path.name for path in CASES.iterdir()))
+@pytest.mark.parametrize("case", sorted(path.parent.name for path in CASES.glob("*/shop")))
 def test_check_finds_an_error_where_a_run_does(case):
     listed = problems(CASES / case / "shop")
     fatal = [problem for problem in listed if problem.fatal]
@@ -211,3 +215,81 @@ def test_users_with_three_interactions_leave_no_pair_to_count(tmp_path):
         "users": 50, "items": 20, "interactions": 150, "average_length": 3.0, "density": 0.15,
     }  # fmt: skip
     assert found["test"]["mrr"] == pytest.approx(1 / 10.5)  # all 20 items tie
+
+
+class TestOwnModel:
+    """A class of a user's, with a setting of its own."""
+
+    @pytest.fixture
+    def own_class(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(CASES / "51-own-model"))
+        return importlib.import_module("mean_sequence").MeanSequence
+
+    @pytest.mark.parametrize("how", ["config_dict", "yaml", "command line"])
+    def test_it_is_trained_and_found_again(self, own_class, tmp_path, toy, how):
+        asked = {**toy, **TINY, "epochs": 1, "run_dir": str(tmp_path / "run"), "my_width": 4}
+        asked["loss_type"] = "CE"
+        (tmp_path / "own.yaml").write_text(as_yaml({"my_width": asked["my_width"]}))
+        words, files = [], []
+        if how != "config_dict":
+            del asked["my_width"]
+            files = [tmp_path / "own.yaml"] if how == "yaml" else []
+            words = [] if files else ["--my_width=4"]
+        found = run(own_class, config_files=files, config_dict=asked, command_line=words)
+        assert found["parameters"] == 4 * (found["statistics"]["items"] + 1)
+        with pytest.raises(
+            ValueError, match=r"hand in the class of 'MeanSequence': load\(run_dir, "
+        ):
+            load_recommender(tmp_path / "run")
+        recommender = load_recommender(tmp_path / "run", model=own_class)
+        assert recommender.model.items.weight.shape[1] == 4
+
+    def test_a_key_that_it_does_not_read_is_refused(self, own_class, toy):
+        with pytest.raises(ValueError, match=r"unknown key 'my_widht' .did you mean 'my_width'"):
+            Config(own_class, config_dict={**toy, "my_widht": 4})
+
+
+class TestDependentChoices:
+    """Settings of which each alone would be refused."""
+
+    SPACE = "53-dependent-choices.hyper"
+    WORDS = ("--model=SASRec", "--dataset=ml-100k")
+
+    @pytest.mark.parametrize("mark", ["", "\ufeff"])
+    def test_they_are_tried_together(self, tmp_path, mark):
+        (tmp_path / "a.hyper").write_text(mark + (CASES / self.SPACE).read_text(), encoding="utf-8")
+        request = read_request([*self.WORDS, f"--search={tmp_path / 'a.hyper'}"])
+        assert [*request.points.values()] == [
+            {
+                "loss_type": "BPR",
+                "train_neg_sample_args": {
+                    "distribution": "uniform",
+                    "sample_num": 1,
+                    "alpha": 1.0,
+                    "dynamic": False,
+                    "candidate_num": 0,
+                },
+            }
+        ]
+
+    def test_those_that_do_not_fit_are_named(self, tmp_path):
+        text = (CASES / self.SPACE).read_text().replace("['BPR']", "['BPR', 'CE']")
+        (tmp_path / "a.hyper").write_text(text)
+        message = r"a.hyper: train_neg_sample_args \{.*\}: train_neg_sample_args .* must be null"
+        with pytest.raises(ValueError, match=message):
+            read_request([*self.WORDS, f"--search={tmp_path / 'a.hyper'}"])
+
+    def test_a_combination_is_named_where_neither_alone_is_at_fault(self, tmp_path):
+        space = {
+            "MAX_ITEM_LIST_LENGTH": {"choice": [50, 4]},
+            "mask_ratio": {"choice": [0.2, 0.3]},
+        }
+        (tmp_path / "a.yaml").write_text(as_yaml(space))
+        words = ["--model=BERT4Rec", "--dataset=ml-100k", f"--search={tmp_path / 'a.yaml'}"]
+        with pytest.raises(ValueError, match="MAX_ITEM_LIST_LENGTH 4: mask_ratio"):
+            read_request(words)
+        space = {"MAX_ITEM_LIST_LENGTH": {"choice": [50, 9]}, "mask_ratio": {"choice": [0.2, 0.1]}}
+        (tmp_path / "a.yaml").write_text(as_yaml(space))
+        named = "MAX_ITEM_LIST_LENGTH 9 with mask_ratio 0.1: mask_ratio 0.1 of MAX_ITEM_LIST_LENGTH"
+        with pytest.raises(ValueError, match=named):
+            read_request(words)

@@ -13,8 +13,8 @@ from recbole.utils import argument_list
 
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties
 from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.recbole_keys import refuse_theirs
 from recbole_jepa4rec.config.registry import MODELS, sequential_models
-from recbole_jepa4rec.config.run_settings import refuse_theirs
 from recbole_jepa4rec.config.syntax import (
     arguments_of_recbole,
     default_settings,
@@ -267,7 +267,8 @@ class TestRefusals:
             ("--frozen_items_epochs=1.5", "a whole number from 0"),
             ("--pretrain_batch_size=0", "a whole number from 1"),
             ("--num_heads=0", "a whole number from 1"),
-            ("--vocab_size=9", "a whole number from 10"),
+            ("--vocab_size=9", "a whole number from 10 to 500000"),
+            ("--vocab_size=1000000000", "a whole number from 10 to 500000"),
             ("--tokens_per_batch=0", "a whole number from 1"),
             ("--max_attribute_tokens=1", "a whole number from 2"),
             ("--accumulation_steps=True", "a whole number from 1"),

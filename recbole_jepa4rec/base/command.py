@@ -67,9 +67,13 @@ def run_command(
 
 
 def did_you_mean(word: str, known: Iterable[Any]) -> str:
-    """`` (did you mean 'x'?)`` for the nearest known word, else nothing."""
+    """`` (did you mean 'x'?)`` for the nearest known word, else nothing.
+
+    About two letters may be wrong, and of a short word two in five.
+    """
     by_lower = {str(name).lower(): str(name) for name in known}
-    near = get_close_matches(word.lower(), by_lower, n=1)
+    least = max(0.6, 1 - 2.5 / max(1, len(word)))
+    near = get_close_matches(word.lower(), by_lower, n=1, cutoff=least)
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 

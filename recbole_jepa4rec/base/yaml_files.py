@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,18 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """Safe yaml in which ``1e-3`` is a number, as RecBole has it."""
+    """Safe yaml in which ``1e-3`` is a number, as RecBole has it.
+
+    Aliases are refused: a few lines of nested ones would stand for more than memory holds.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Do as yaml does, but for aliases."""
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            what = f"alias *{alias.anchor} is not allowed (write the value out)"
+            raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
+        return super().compose_node(parent, index)
 
 
 Loader.add_implicit_resolver(
@@ -21,6 +33,14 @@ Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes values out that occur twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Whether ``data`` is written out again: always."""
+        return True
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -38,11 +58,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"config file {path}, line {line}: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"config file {path} is not yaml: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"config file {path} holds no `key: value` lines")
     return content
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """Plain values as the text of a yaml file that ``read_yaml`` reads, without aliases."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def find_properties() -> Path:

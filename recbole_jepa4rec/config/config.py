@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.base.files import atomic_write
-from recbole_jepa4rec.base.yaml_files import Loader, find_properties, read_yaml
+from recbole_jepa4rec.base.yaml_files import Loader, as_yaml, find_properties, read_yaml
 from recbole_jepa4rec.config.layers import Layers
+from recbole_jepa4rec.config.recbole_keys import refuse_idle
 from recbole_jepa4rec.config.registry import find_model
 from recbole_jepa4rec.config.syntax import keys_of_others, known_keys, refuse_unknown
 
@@ -52,6 +52,17 @@ class Config(RecBoleConfig):
         """Whether a file, the dict or the command line sets a key or a part of it."""
         return self._layers.given(key)
 
+    def refuse_idle(self) -> None:
+        """Refuse what a run would take and not read, and a GPU asked for that is not there.
+
+        Raises:
+            ValueError: for the first such key; says why it has no effect.
+        """
+        asks_gpu = self["use_gpu"] and self._layers.typed("use_gpu")
+        if asks_gpu and self["device"].type == "cpu":
+            raise ValueError("use_gpu True must be False: torch finds no GPU here")
+        refuse_idle(self.model, self._resolved, self.internal_config_dict)
+
     def unread_keys(self) -> list[str]:
         """Given keys that only other models' yaml files hold."""
         return sorted(filter(self.given, keys_of_others(self.model)))
@@ -61,10 +72,11 @@ class Config(RecBoleConfig):
         skipped = {"run_dir", "resume", "config_files", "model", "dataset"}
         if not self.given("gpu_id"):
             skipped.add("gpu_id")  # a default must not become a choice
+        kept = known_keys() | self._layers.own_keys
         settings = {
             key: value
             for key, value in self._resolved.items()
-            if key in known_keys() and key not in skipped
+            if key in kept and key not in skipped
         }
         dataset = self._layers.sources if len(self._layers.sources) > 1 else self.dataset
         return copy.deepcopy({"model": self.model, "dataset": dataset, **settings})
@@ -76,7 +88,7 @@ class Config(RecBoleConfig):
             OSError: if the file cannot be written.
         """
         with atomic_write(Path(path), "w") as file:
-            yaml.safe_dump(self.external(), file, sort_keys=False, allow_unicode=True)
+            file.write(as_yaml(self.external()))
 
     def with_settings(self, settings: Mapping[str, Any]) -> Config:
         """A copy with other values for a part of the run; what was asked for stays.
@@ -87,7 +99,7 @@ class Config(RecBoleConfig):
         Raises:
             ValueError: for an unknown key.
         """
-        refuse_unknown(settings, "among a run's own settings")
+        refuse_unknown(settings, "among a run's own settings", self._layers.own_keys)
         other = copy.copy(self)
         other.final_config_dict = {**self.final_config_dict, **settings}
         other._resolved = {**self._resolved}

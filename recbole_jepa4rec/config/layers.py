@@ -11,13 +11,21 @@ from typing import Any
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.model_settings import SETTINGS
+from recbole_jepa4rec.config.recbole_keys import (
+    refuse_idle,
+    refuse_negatives,
+    refuse_theirs,
+    refuse_transform,
+)
 from recbole_jepa4rec.config.registry import find_entry, training_targets
-from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, RunSettings, refuse_theirs
+from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, RunSettings
 from recbole_jepa4rec.config.syntax import (
     default_settings,
+    keys_read_by,
     overlay,
     parse_command_line,
     parse_value,
+    plain,
     refuse_unknown,
 )
 
@@ -35,6 +43,7 @@ class Layers:
     Attributes:
         model: the model's name.
         sources: names of the data sets.
+        own_keys: that a user's class of a model reads beside those of RecBole and ours.
 
     Raises:
         ValueError: for an unknown model or key, an unreadable file, or where either is not named.
@@ -48,14 +57,16 @@ class Layers:
         config_dict: Mapping[str, Any] | None = None,
         command_line: Sequence[str] = (),
     ) -> None:
-        self._layers: list[dict[str, Any]] = []
         words = parse_command_line(command_line)
-        for file in [*files, *shlex.split(words.pop("config_files", ""))]:
-            self._add(read_yaml(file), f"in {file}")
-        self._add(config_dict or {}, "in config_dict")
-        self._add(words, "on the command line")
+        files = [*files, *shlex.split(words.pop("config_files", ""))]
+        contents: dict[str, Mapping[str, Any]] = {f"in {file}": read_yaml(file) for file in files}
+        contents |= {"in config_dict": config_dict or {}, "on the command line": words}
+        self._layers: list[dict[str, Any]] = [*map(dict, contents.values())]
         model = model or self._last("model")
         dataset = dataset or self._last("dataset")
+        self.own_keys = keys_read_by(model) if isinstance(model, type) else frozenset[str]()
+        self._layers = [self._checked(layer, where) for where, layer in contents.items()]
+        self._typed = {*(config_dict or {}), *words}
         for name, value in (("model", model), ("dataset", dataset)):
             if not value:
                 raise ValueError(f"no {name} is named (write --{name}=NAME)")
@@ -71,6 +82,10 @@ class Layers:
         """Whether a layer sets a key or a part of it."""
         names = {name for layer in self._layers for name in layer}
         return any(name.split(".")[0] == key for name in names)
+
+    def typed(self, key: str) -> bool:
+        """Whether the dictionary or the command line sets a key, and not a file alone."""
+        return key in self._typed
 
     def over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """The layers laid over defaults, which stay as they are.
@@ -97,6 +112,8 @@ class Layers:
         theirs = {key: defaults[key] for key in defaults if key not in kind.model_fields}
         refuse_theirs(settings, theirs)
         settings["benchmark_filename"] = kind.of(settings).benchmark_filename
+        refuse_transform(self.model, settings, defaults.get("transform"))
+        refuse_negatives(self.model, settings, self.given("train_neg_sample_args"))
         targets, allowed = settings.get("training_targets"), training_targets(self.model)
         if targets is not None and targets not in allowed:
             raise ValueError(
@@ -117,28 +134,29 @@ class Layers:
     def refuse_early(self) -> None:
         """Refuse what RecBole is not needed to refuse: values, and data sets that are not there.
 
+        What a run would not read is refused as well.
+
         Raises:
             ValueError: for the first value that cannot be used.
         """
         defaults = default_settings(self.model, self.dataset)
         settings = self.over(defaults)
         self.check(settings, defaults)
+        refuse_idle(self.model, settings, defaults)
         for source in self.sources:
             if source != "ml-100k":  # which RecBole has
                 refuse_missing_folder(source, Path(settings["data_path"], source))
 
-    def _add(self, content: Mapping[str, Any], where: str) -> None:
-        """Check, parse and remember a layer."""
-        refuse_unknown(content, where)
+    def _checked(self, content: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """A layer whose keys are known, its texts parsed."""
+        refuse_unknown(content, where, self.own_keys)
         for key, value in content.items():
             if isinstance(value, dict):
-                refuse_unknown((f"{key}.{name}" for name in value), where)
-        self._layers.append(
-            {
-                key: parse_value(key, value) if isinstance(value, str) else copy.deepcopy(value)
-                for key, value in content.items()
-            }
-        )
+                refuse_unknown((f"{key}.{name}" for name in value), where, self.own_keys)
+        return {
+            key: parse_value(key, value) if isinstance(value, str) else plain(key, value, where)
+            for key, value in content.items()
+        }
 
     def _last(self, key: str) -> Any:
         """What the last layer to set a key gives it; ``None`` where none does."""

@@ -169,7 +169,7 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     """Tokens of one attribute, its name included."""
     max_sequence_tokens: AtLeastTwo = 512
     """Tokens of a history, [CLS] included; the oldest are cut."""
-    vocab_size: Annotated[int, Field(ge=10)] = 8000
+    vocab_size: Annotated[int, Field(ge=10, le=500_000)] = 8000
     """WordPiece vocabulary trained on the items' text, where nothing brings its own."""
     sentence_format: Literal["file", "recformer"] = "file"
     """file: attributes in its order, without empty ones; recformer: title, brand, category first,

@@ -77,14 +77,19 @@ def refuse_unknown_model(name: str) -> None:
     Raises:
         ValueError: names the nearest spelling, or says that the model is not sequential.
     """
-    theirs = sequential_models()
-    if name in MODELS or name in theirs:
+    if is_known(name):
         return
+    theirs = sequential_models()
     folder = recbole_folder() / "model"
     others = {file.stem for file in folder.glob("*_recommender/*.py")} - {*map(str.lower, theirs)}
     if name.lower() in others:
         raise ValueError(f"model {name!r} is not sequential; only sequential models can run here")
     raise ValueError(f"unknown model {name!r}{did_you_mean(name, [*MODELS, *theirs])}")
+
+
+def is_known(name: str) -> bool:
+    """Whether a model is ours or RecBole's, and no class of a user's."""
+    return name in MODELS or name in sequential_models()
 
 
 def find_model(name: str) -> type:

@@ -1,12 +1,10 @@
-"""The settings that every run has, and what we check of those of RecBole's models."""
+"""The settings that every run has, and those of RecBole's models that we add to or check."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from recbole_jepa4rec.config.protocol import (
     PROTOCOL,
@@ -27,14 +25,9 @@ from recbole_jepa4rec.config.settings import (
     Seed,
     Settings,
     Share,
-    ShareBelowOne,
-    Switch,
     TopK,
     Whole,
-    refusal,
 )
-
-PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
 Loss = Literal["CE", "BPR"]
 """Cross-entropy over all items, or one sampled negative a target."""
@@ -42,15 +35,12 @@ Loss = Literal["CE", "BPR"]
 ATTRIBUTE_KEYS = ("item_attribute", "selected_features")
 """Keys of RecBole's models that name columns of ``.item``: one, or a list."""
 
-THEIRS: dict[str, Any] = {
-    **dict.fromkeys(("hidden_size", "n_layers", "n_heads", "num_layers", "save_step"), Count),
-    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob"), ShareBelowOne),
-}
-"""What RecBole's models may be given where their own default is a number; some have lists."""
-
 
 class RecBoleSettings(Settings):
-    """Keys of RecBole's for every model that we read as well, or check; with its defaults."""
+    """Keys of RecBole's for every model that we read as well, or check; with its defaults.
+
+    The others are looked at in ``recbole_keys``.
+    """
 
     seed: Seed = 2020
     """Random seed."""
@@ -156,9 +146,16 @@ class RunSettings(RecBoleSettings):
         topk = [self.topk] if isinstance(self.topk, int) else self.topk
         selecting = selecting_metrics(metrics, topk)
         if self.valid_metric.lower() not in selecting:
+            allowed = ", ".join(selecting)
+            cut_off = self.valid_metric.rpartition("@")[2]
+            if self.valid_metric == type(self).model_fields["valid_metric"].default:
+                raise ValueError(
+                    f"topk {self.topk!r} with metrics {self.metrics!r} lacks valid_metric "
+                    f"{self.valid_metric!r} (add {cut_off}, or give valid_metric: {allowed})"
+                )
             raise ValueError(
                 f"valid_metric {self.valid_metric!r} is not measured, or selects no model "
-                f"(allowed: {', '.join(selecting)})"
+                f"(allowed: {allowed})"
             )
         return self
 
@@ -202,41 +199,3 @@ class S3RecSettings(CausalSettings):
     """MiB that the attributes of such a step may take; fewer rows share it where they take more."""
     pretrain_time_ratio: Share = 0.5
     """Share of max_train_seconds that pre-training may use when finetuning follows."""
-
-
-def refuse_theirs(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Check keys that are RecBole's alone: switches and numbers by their defaults, and the loss.
-
-    Raises:
-        ValueError: for the first value that cannot be used; says what is allowed.
-    """
-    for key, default in defaults.items():
-        if key in PICKLES and settings[key]:
-            raise ValueError(f"{key} is not supported: RecBole would pickle")
-        if key == "loss_type":
-            kind: Any = Loss
-        elif isinstance(default, bool):
-            kind = Switch
-        elif isinstance(default, (int, float)):
-            kind = THEIRS.get(key, float)
-        else:
-            continue
-        try:
-            _adapter(kind).validate_python(settings[key])
-        except ValidationError:
-            line = refusal(key, settings[key], _adapter(kind).json_schema())
-            raise ValueError(line) from None
-    if settings.get("transform") == "mask_itemseq":
-        _refuse_no_mask(settings)
-
-
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
-
-
-def _refuse_no_mask(settings: Mapping[str, Any]) -> None:
-    """RecBole's BERT4Rec masks at most this share of the longest history, rounded down."""
-    ratio, items = settings["mask_ratio"], settings["MAX_ITEM_LIST_LENGTH"]
-    if int(ratio * items) < 1:
-        raise ValueError(f"mask_ratio {ratio} of MAX_ITEM_LIST_LENGTH {items} masks no item")

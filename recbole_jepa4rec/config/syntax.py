@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties, read_yaml
 from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.protocol import PROTOCOL
+from recbole_jepa4rec.config.recbole_keys import RENAMED
 from recbole_jepa4rec.config.registry import recbole_folder
 from recbole_jepa4rec.config.run_settings import RunSettings
 from recbole_jepa4rec.config.settings import CLIPPING
@@ -33,6 +37,9 @@ WHEREABOUTS = (
     *("checkpoint_steps", "address", "ip", "port", "group_offset"),
 )
 """Keys that say where and how loudly to run, not what; the data's fingerprint tells the data."""
+
+KNOWN_PACKAGES = ("builtins", "recbole", "recbole_jepa4rec", "torch")
+"""Packages in which no key of a user's own is looked for."""
 
 WORDS = {"none": None, "null": None, "~": None, "true": True, "false": False}
 
@@ -71,21 +78,73 @@ def parse_value(key: str, text: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def refuse_unknown(keys: Iterable[Any], where: str) -> None:
-    """Check keys, dotted ones included, against what anything reads.
+def plain(key: str, value: Any, where: str) -> Any:
+    """A value as yaml can hold it: paths as texts, NumPy's numbers as Python's, tuples as lists.
 
     Raises:
-        ValueError: for the first unknown key; names the nearest known one.
+        ValueError: for what is no number, text, list or mapping of these.
+    """
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, type):
+        return value  # the class of a model is one, too
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, Mapping):
+        return {name: plain(f"{key}.{name}", each, where) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(key, each, where) for each in value]
+    raise ValueError(
+        f"{key} {where} is a {type(value).__name__}; allowed: numbers, texts, lists and mappings"
+    )
+
+
+def keys_read_by(model_class: type) -> frozenset[str]:
+    """Keys that a user's class, or what stands beside it, reads as ``config["key"]``.
+
+    They are found in the files of the class and its bases, where these are not of a package that
+    is known here.
+    """
+    found = set()
+    for each in model_class.__mro__:
+        if each.__module__.partition(".")[0] in KNOWN_PACKAGES:
+            continue
+        try:
+            text = Path(inspect.getfile(each)).read_text(encoding="utf-8")
+        except (OSError, TypeError):  # typed into a shell
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                name, key = ast.unparse(node.value).rpartition(".")[2], node.slice.value
+                if name == "config" and isinstance(key, str):
+                    found.add(key)
+    return frozenset(found)
+
+
+def refuse_unknown(keys: Iterable[Any], where: str, also: Iterable[str] = ()) -> None:
+    """Check keys, dotted ones included, against what anything reads.
+
+    Args:
+        keys: to check.
+        where: they stand; for the message.
+        also: further keys that are read.
+
+    Raises:
+        ValueError: for the first unknown key; says what it is called now, or names the nearest
+            known one.
     """
     for key in keys:
         first, _, rest = str(key).partition(".")
-        if first not in known_keys():
-            hint = did_you_mean(first, known_keys())
-            raise ValueError(f"unknown key {first!r}{hint} {where}")
-        second = rest.partition(".")[0]
-        if second and second not in SUBKEYS.get(first, {second}):
-            hint = did_you_mean(second, SUBKEYS[first])
-            raise ValueError(f"unknown key '{first}.{second}'{hint} {where}")
+        second, known = rest.partition(".")[0], known_keys().union(also)
+        if first not in known:
+            name, hint = first, did_you_mean(first, known)
+        elif second and second not in SUBKEYS.get(first, {second}):
+            name, hint = f"{first}.{second}", did_you_mean(second, SUBKEYS[first])
+        else:
+            continue
+        if name in RENAMED:
+            hint = f" (RecBole calls it {RENAMED[name]!r} now)"
+        raise ValueError(f"unknown key {name!r}{hint} {where}")
 
 
 def overlay(settings: dict[str, Any], layer: Mapping[str, Any]) -> None:

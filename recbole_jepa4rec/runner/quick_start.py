@@ -116,6 +116,7 @@ def run(
 
     asked = (model, dataset, config_files, dict(config_dict or {}), command_line)
     config = asked_config(*asked)
+    config.refuse_idle()
     folder, command = RunFolder.of(config), asking_command(*asked)
     several = config["nproc"] > 1 or (config["world_size"] or 1) > 1
     if several or is_launched():

@@ -19,18 +19,19 @@ Item = str | Mapping[str, str]
 """An item id, or the attributes of an item that has none: ``{"title": ...}``."""
 
 
-def load(run_dir: str | Path, **settings: Any) -> Recommender:
+def load(run_dir: str | Path, model: type | None = None, **settings: Any) -> Recommender:
     """The recommender that a run left behind.
 
     Args:
         run_dir: folder with ``config.yaml`` and ``model.safetensors``; its data set must still be
             where it was, or where ``data_path`` says.
+        model: its class, where that is your own.
         **settings: keys that differ on this machine, such as ``data_path`` or ``use_gpu``.
 
     Raises:
         ValueError: if the folder is no run's, or the weights do not fit the data set.
     """
-    return Recommender(*load_model(Path(run_dir), **settings))
+    return Recommender(*load_model(Path(run_dir), model, **settings))
 
 
 class Recommender:

@@ -42,7 +42,8 @@ def asked_config(
     folder.refuse_taken(resume=True)
     if not folder.config_file.is_file():
         raise ValueError(f"resume {str(resume)!r}: no run began there (it has no config.yaml)")
-    there = Config(config_file_list=[folder.config_file])
+    own_class = model if isinstance(model, type) else None
+    there = Config(own_class, config_file_list=[folder.config_file])
     config = Config(model, dataset, [folder.config_file, *config_files], config_dict, command_line)
     if config["run_dir"] and Path(config["run_dir"]).resolve() != folder.path.resolve():
         raise ValueError(f"resume {str(resume)!r} and run_dir {config['run_dir']!r} differ")

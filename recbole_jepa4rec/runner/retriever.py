@@ -16,7 +16,7 @@ from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME, item_ids_digest, load_weights
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.registry import find_dataset, find_entry, find_model
+from recbole_jepa4rec.config.registry import find_dataset, find_entry, find_model, is_known
 from recbole_jepa4rec.data.item_files import settle_attributes
 from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.model.recbole_models import sparing
@@ -34,11 +34,12 @@ Train = Callable[[Config, RunFolder, str], Any]
 """Makes a run, by its settings, in its folder, for the command that asks for it."""
 
 
-def load_model(folder: Path, **settings: Any) -> tuple[Any, Any]:
+def load_model(folder: Path, model: type | None = None, **settings: Any) -> tuple[Any, Any]:
     """The model that a run left behind, and the training part of its data set.
 
     Args:
         folder: of the run.
+        model: its class, where that is a user's own.
         **settings: keys that differ on this machine.
 
     Raises:
@@ -48,19 +49,23 @@ def load_model(folder: Path, **settings: Any) -> tuple[Any, Any]:
     for name in ("config.yaml", WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no run folder: it has no {name}")
+    named = str(read_yaml(folder / "config.yaml").get("model", ""))
+    if model is None and named and not is_known(named):
+        raise ValueError(f"{folder}: hand in the class of {named!r}: load(run_dir, model={named})")
     config = Config(
+        model,
         config_file_list=[folder / "config.yaml"],
         config_dict={"checkpoint": str(folder), "encoder_checkpoint": None, **settings},
     )
     if is_chained(config):  # the other stage would read the file of the first
         config = config.with_settings({"train_stage": "pretrain"})
     dataset = find_dataset(config.model_class)(config).build()[0]
-    model = make_model(config, dataset, retriever_for(config, folder, dataset))
-    fits_any = offered_by(model, config["model"]).fits_any_catalogue
-    said = load_weights(model, folder / WEIGHTS_NAME, item_ids=item_ids_digest(dataset, fits_any))
+    made = make_model(config, dataset, retriever_for(config, folder, dataset))
+    fits_any = offered_by(made, config["model"]).fits_any_catalogue
+    said = load_weights(made, folder / WEIGHTS_NAME, item_ids=item_ids_digest(dataset, fits_any))
     then = json.loads(said.get("inputs", "{}"))
     refuse_other_inputs(folder, then, input_digests(config, LASTING_KEYS), config)
-    return model.eval(), dataset
+    return made.eval(), dataset
 
 
 def make_model(config: Config, dataset: Any, retriever: Retriever | None) -> Any:

@@ -166,6 +166,7 @@ def _cells(
 
     plan = [(*each, Config(command_line=each[-1])) for each in asked]
     for *_, config in plan:
+        config.refuse_idle()
         settle_attributes(config)
     seen: dict[str, str] = {}
     for entry, _, _, config in plan[: len(rows)]:

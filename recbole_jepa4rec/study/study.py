@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import ConfigDict
 
-from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.settings import Settings
 from recbole_jepa4rec.config.syntax import (
-    known_keys,
     overlay,
     parse_command_line,
     parse_value,
@@ -65,10 +63,7 @@ def read_words(
         ValueError: for a key or a value that is not allowed; one line says what is.
     """
     words = parse_command_line(command_line)
-    known = {*keys.model_fields, *known_keys()}
-    for key in words:
-        if key.partition(".")[0] not in known:
-            raise ValueError(f"unknown key {key!r}{did_you_mean(key, known)} on the command line")
+    refuse_unknown(words, "on the command line", also=keys.model_fields)
     own = {key: words.pop(key) for key in keys.model_fields if key in words}
     files = shlex.split(words.get("config_files", ""))
     layers = {f"in {file}": read_yaml(file) for file in files}

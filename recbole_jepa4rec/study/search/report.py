@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import yaml
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
 from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.base.yaml_files import as_yaml
 from recbole_jepa4rec.study.figures import FONT_SIZE, TICKS_AS_GAP, Plot, drawn, figure_of
 from recbole_jepa4rec.study.report import page
 from recbole_jepa4rec.study.search.request import Request
@@ -47,7 +47,7 @@ def write_report(request: Request, records: Mapping[str, Record]) -> None:
                 f"{best.score:.4f}.\n"
             )
             settings = {**request.given, **best.point}
-            yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
+            file.write(as_yaml(settings))
     with atomic_write(folder / "search.html", "w") as file:
         file.write(html(request, records))
 

@@ -216,6 +216,7 @@ def read_request(command_line: Sequence[str]) -> Request:
     from recbole_jepa4rec.data.item_files import settle_attributes
 
     config = Config(config_dict=given)
+    config.refuse_idle()
     settle_attributes(config)
     count, points = _points(space, keys, config["seed"])
     _try_out(islice(points.values(), MOST_TRIED), given, file)
