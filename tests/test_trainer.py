@@ -17,6 +17,7 @@ from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.data.histories import Histories
 from recbole_jepa4rec.model.jepa4rec import JEPA4Rec
 from recbole_jepa4rec.runner.quick_start import run
+from recbole_jepa4rec.training import optimisation
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
 from recbole_jepa4rec.training.optimisation import Optimisation, warmup_then_decay
 from recbole_jepa4rec.training.phase_trainer import PhaseTrainer
@@ -174,6 +175,7 @@ def test_a_run_trains_on_late_targets_and_then_on_first_items_too(train):
         pretrain_earliest_target=0.5,
         finetune_empty_histories=True,
         history_bias=True,
+        neighbour_prior=True,
         pretrain_warmup_steps=0,
         warmup_steps=3,
         learning_rate_decay=False,
@@ -357,6 +359,40 @@ def test_no_improvement_stops_a_phase(train):
         learning_rate=0.0, epochs=50, stopping_step=2, pretrain_epochs=0, frozen_items_epochs=0
     )
     assert result["epochs"] == 3 and result["best_epoch"] == 0
+
+
+def test_frozen_items_have_a_patience_of_their_own(train):
+    still = {"learning_rate": 0.0, "pretrain_epochs": 0, "frozen_items_epochs": 50}
+    result = train(**still, epochs=1, stopping_step=20, frozen_items_stopping_step=2)
+    assert result["epochs"] == 1 + 2
+
+
+def test_a_run_clips_and_warms_up_as_its_phases_say(train, monkeypatch):
+    rates, clipped, step = {"pretrain": [], "finetune": []}, [], Optimisation.step
+
+    def watch(self, batches):
+        rates[self.model.phase].append(self.optimizer.param_groups[0]["lr"])
+        return step(self, batches)
+
+    def watch_clipping(_, max_norm):
+        clipped.append(max_norm)
+
+    monkeypatch.setattr(Optimisation, "step", watch)
+    monkeypatch.setattr(optimisation, "clip_grad_norm_", watch_clipping)
+    train(
+        learning_rate=0.003,
+        pretrain_learning_rate=0.002,
+        warmup_steps=3,
+        pretrain_warmup_steps=0,
+        clip_grad_norm={"max_norm": 0.5},
+        finetune_unclipped=True,
+        frozen_items_epochs=0,
+    )
+    n = len(rates["pretrain"])
+    assert rates["pretrain"] == pytest.approx([0.002 * (n - k) / n for k in range(n)])
+    assert rates["finetune"][:4] == pytest.approx([0.001, 0.002, 0.003, 0.003])
+    assert rates["finetune"][4] < 0.003
+    assert clipped == [0.5] * n
 
 
 @pytest.mark.parametrize("mode", ["random", "all_prefixes"])
