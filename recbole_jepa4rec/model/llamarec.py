@@ -34,8 +34,8 @@ class LlamaRec(PhasedModel):
     logits, or by its own next-token loss, as the authors' code (section 3.3, ``answer_loss``). All
     other items follow in the retriever's order, so that the ranking is full.
 
-    Departs from the paper in the wording of the default prompt and in the default loss, both keys, and
-    in that an epoch has one target a user.
+    Departs from the paper in the wording of the default prompt and in the default loss, both keys,
+    and in that an epoch has one target a user.
 
     LoRA weights alone are saved; language model and retriever are named by the config, the
     retriever's weights are known by their digest.
