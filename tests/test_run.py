@@ -16,7 +16,7 @@ from recbole_jepa4rec.base.checkpoint import load_state, read_weights
 from recbole_jepa4rec.base.command import RESUMABLE
 from recbole_jepa4rec.config.registry import find_model
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
-from recbole_jepa4rec.runner import quick_start, single_run
+from recbole_jepa4rec.runner import doctor, quick_start, single_run
 from recbole_jepa4rec.runner.quick_start import main, run
 from tests.conftest import ROOT, TINY
 
@@ -371,6 +371,23 @@ def test_the_doctor_names_versions_and_what_is_missing(workplace):
     assert "recbole " in done.stdout
     assert "threads " in done.stdout
     assert "nothing is missing" in done.stdout
+
+
+def test_the_doctor_names_versions_that_are_too_old(monkeypatch):
+    old = {"torch": "2.5.1+cpu", "pyarrow": "14.0.0", "pandas": "3.0.0", "recbole": "1.2.0"}
+    monkeypatch.setattr(doctor, "_version", lambda name: old.get(name, "99"))
+    assert [fault for fault, _ in doctor._faults()] == [
+        "recbole is 1.2.0; supported: ==1.2.1",
+        "torch is 2.5.1+cpu; supported: >=2.6",
+        "pandas is 3.0.0; supported: <3",
+        "pyarrow is 14.0.0; supported: >=14.0.1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["torch", "pyarrow"])
+def test_what_pip_is_asked_for_is_what_the_doctor_looks_for(name):
+    lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
+    assert doctor.REQUIRED[name] in lines
 
 
 def without(words, *keys):

@@ -5,7 +5,9 @@ import torch
 
 from recbole_jepa4rec.base.checkpoint import load_state, read_weights
 from recbole_jepa4rec.runner.quick_start import main, run
+from recbole_jepa4rec.training.pretrained_chain import PRETRAINED_NAME, PretrainedChain
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
+from recbole_jepa4rec.training.state import Session
 from tests.conftest import TINY
 
 METRICS = ("valid", "test")
@@ -66,6 +68,17 @@ class TestBothStages:
         by_folder = s3rec("by_folder", checkpoint=str(workplace / "first"))
         assert by_file["stage"] == "finetune"
         assert [by_file[name] for name in METRICS] == [by_folder[name] for name in METRICS]
+
+
+def test_a_file_that_holds_code_is_refused_before_recbole_loads_it(tmp_path):
+    """As of a stranger's run folder that somebody resumes."""
+    torch.save({"state_dict": print}, tmp_path / PRETRAINED_NAME)
+    config = {"train_stage": "both", "checkpoint": None, "pre_model_path": None}
+    made = []
+    session = Session(resumed={"stage": "finetune"})
+    with pytest.raises(ValueError, match="holds more than plain values"):
+        PretrainedChain(config, tmp_path, made.append, session).fit(None, None, False)
+    assert not made
 
 
 class TestTime:

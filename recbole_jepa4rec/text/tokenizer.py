@@ -22,6 +22,7 @@ _ROLES = {  # role -> its names in BERT's and in RoBERTa's vocabulary
 _MIN_FREQUENCY = 2  # occurrences below which a merge is not worth an entry
 _BLANKS = ("Ġ", "▁")  # with what a word's first token begins: byte-level, SentencePiece
 _FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("*.model",))
+_LONGEST_WORD = 1000  # letters; of one with more than 100 WordPiece makes [UNK] anyway
 _REPEATS_PER_LINE = 256
 _TEXTS_PER_CALL = 8192
 
@@ -180,7 +181,8 @@ def _count_words(
     words: Counter[str] = Counter()
     for run, count in runs.items():
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(run)):
-            words[word] += count
+            if len(word) <= _LONGEST_WORD:  # training takes the square of the longest
+                words[word] += count
     return words
 
 
@@ -225,7 +227,8 @@ def _load_with_transformers(source: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(source), use_fast=True).backend_tokenizer
+        found = AutoTokenizer.from_pretrained(str(source), use_fast=True, trust_remote_code=False)
+        return found.backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -93,6 +93,9 @@ class PretrainedChain:
 
         Returns:
             The trainer of the last stage, and the stage that the run as a whole has been.
+
+        Raises:
+            ValueError: if the file that the second stage starts from cannot be used.
         """
         stage, resumed = asked_stage(self.config), self.session.resumed
         if stage == "pretrain":
@@ -107,6 +110,7 @@ class PretrainedChain:
             before.save_pretrained_model(before.state.epochs_run - 1, str(self.file))
         else:
             self._take_over(train._dataset)
+        load_state(self.file)  # RecBole loads it again, and before torch 2.6 runs what it holds
         trainer = self._make("finetune", pre_model_path=str(self.file))
         if before:
             before.timer.update()
