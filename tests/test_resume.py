@@ -49,6 +49,10 @@ ID = {**TINY, "train_batch_size": 128, "epochs": 3}
 MODELS = {
     "JEPA4Rec": TEXT,
     "JEPA4Rec, table of the epoch": {**TEXT, "items_per_step": 0, "pretrain_epochs": 0},
+    "JEPA4Rec, frozen layers": {
+        **{**TEXT, "num_layers": 2, "item_local_layers": 1, "frozen_layers": 1},
+        **{"pooling": "mean", "whitening": True, "layer_decay": 0.5},
+    },
     "JEPA4Rec, added gradients": {**TEXT, "accumulation_steps": 2, "learner": "sgd"},
     "SASRec": ID,
     "SASRec-BPR": ID,

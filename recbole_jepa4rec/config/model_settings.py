@@ -149,6 +149,16 @@ class EncoderSettings(Settings):
     training_targets: TrainingTargets = "all_prefixes"
     """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
     item."""
+    item_local_layers: Whole = 0
+    """Lower layers that read each item by itself; those above read the history."""
+    frozen_layers: Whole = 0
+    """Lowest of these that stay as they are, with the embeddings; what they say of the items is
+    kept in cache_dir."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What stands at an item's [CLS] where its own layers end: cls, its state there; mean, that of
+    all its tokens."""
+    whitening: bool = False
+    """Whether vectors pass a linear map that starts as the whitening of the items' vectors."""
 
     @model_validator(mode="after")
     def _is_dense_where_items_are_causal(self) -> EncoderSettings:
@@ -157,6 +167,22 @@ class EncoderSettings(Settings):
             raise ValueError(
                 f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_items_of_their_own(self) -> EncoderSettings:
+        local, targets = self.item_local_layers, self.training_targets
+        if local and targets != "all_prefixes":
+            raise ValueError(
+                f"item_local_layers is {local}; allowed with training_targets={targets!r}: 0"
+            )
+        if self.frozen_layers > local:
+            raise ValueError(
+                f"frozen_layers is {self.frozen_layers}; allowed with item_local_layers={local}: "
+                f"{'0' if local == 0 else f'0 to {local}'}"
+            )
+        if self.pooling == "mean" and not local:
+            raise ValueError("pooling is 'mean'; allowed with item_local_layers=0: 'cls'")
         return self
 
 
@@ -216,6 +242,8 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     (training_targets random)."""
     pretrain_batch_size: Count = 4096
     """Sequences a step, at most; tokens_per_batch bounds them too."""
+    layer_decay: Share = 1.0
+    """Factor of the learning rate for each layer, from the uppermost down to the embeddings."""
     tokens_per_batch: Count = 40960
     """History tokens that fill a step of training, and tokens encoded at once when the item table
     is made."""

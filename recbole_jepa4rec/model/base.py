@@ -210,6 +210,11 @@ class PhasedModel(Model):
     learns_permutation: bool = False
 
     @property
+    def weights_by_pace(self) -> Mapping[float, Sequence[nn.Parameter]]:
+        """Weights that train, by the factor of the learning rate that they move at."""
+        return {1.0: [*self.parameters()]}
+
+    @property
     def item_tokens(self) -> Tensor | None:
         """Tokens that each item takes in a history, ``[N]`` on the CPU; ``None``: none are read."""
         return None

@@ -12,6 +12,7 @@ from typing import Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from recbole_jepa4rec.config.model_settings import EncoderSettings, TrainingTargets, Window
@@ -22,6 +23,7 @@ from recbole_jepa4rec.model.attention_layout import (
     MIN_FILL_FOR_CLS,
     AttentionLayout,
 )
+from recbole_jepa4rec.model.items_alone import FrozenOutputs, distinct_items, with_mean_at_cls
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch
 
 Followed = TypeVar("Followed", bound=nn.Module)
@@ -35,6 +37,9 @@ ACTIVATIONS = {
     "relu": F.relu,
 }
 Activation = Literal["gelu", "gelu_new", "relu"]
+
+WHITENING_FLOOR = 0.01
+"""Share of the mean variance that is added to that of each direction before it is made 1."""
 
 
 class EncoderConfig(EncoderSettings):
@@ -65,9 +70,23 @@ class EncoderConfig(EncoderSettings):
     """Of the feed-forward networks."""
     training_targets: TrainingTargets = RANDOM
 
+    @model_validator(mode="after")
+    def _has_the_layers(self) -> EncoderConfig:
+        if self.item_local_layers > self.num_layers:
+            raise ValueError(
+                f"item_local_layers is {self.item_local_layers}; allowed in an encoder of "
+                f"{self.num_layers} layers: 0 to {self.num_layers}"
+            )
+        return self
+
 
 class SentenceEncoder(nn.Module):
     """Contextual vectors of the tokens of item sentences; the one at [CLS] stands for them all.
+
+    The lowest ``item_local_layers`` read each item by itself; where they end, item positions are
+    added, and with ``pooling: mean`` the mean of an item's tokens takes the place of its [CLS]. The
+    lowest ``frozen_layers`` of these have no gradient and no dropout. Masked items pass through
+    them like any other, but are not kept.
 
     Args:
         config: the encoder's shape.
@@ -79,6 +98,56 @@ class SentenceEncoder(nn.Module):
         self.embedding = SentenceEmbedding(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.apply(initialise)
+        self.map = identity(config.hidden_size) if config.whitening else None
+        self.frozen_outputs: FrozenOutputs | None = None
+        for weight in self.frozen_weights.values():
+            weight.requires_grad_(False)
+        self.register_load_state_dict_post_hook(_forget_outputs)
+
+    @property
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """Weights that stay as they are, by name: all below the last frozen layer."""
+        lowest = self.config.frozen_layers
+        below = [f"layers.{number}." for number in range(lowest)]
+        below += ["embedding."] if lowest else []
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if name.startswith(tuple(below)) and name != "embedding.item_positions.weight"
+        }
+
+    def keep_frozen_outputs(self, outputs: FrozenOutputs) -> None:
+        """Read from now on what the frozen layers say of stored sentences there."""
+        self.frozen_outputs = outputs
+
+    def forget_sentences(self) -> None:
+        """Forget what was kept of sentences that are there no more."""
+        if self.frozen_outputs is not None:
+            self.frozen_outputs.truncate()
+
+    def train(self, mode: bool = True) -> SentenceEncoder:
+        """Train, but for the frozen layers, which stay in eval mode."""
+        super().train(mode)
+        if lowest := self.config.frozen_layers:
+            for module in (self.embedding, *self.layers[:lowest]):
+                module.eval()
+        return self
+
+    @torch.no_grad()
+    def whiten(self, vectors: Tensor) -> None:
+        """Let the map start as the whitening of item vectors ``[S, D]``, which passed none yet.
+
+        Of the maps that give them mean 0 and covariance 1 it is the one that turns nothing; scaled
+        as a map from nothing is. Directions that hardly vary are not blown up.
+        """
+        assert self.map is not None
+        mean = vectors.double().mean(dim=0)
+        values, directions = torch.linalg.eigh(torch.cov((vectors.double() - mean).T))
+        scale = (values.clamp(min=0) + WHITENING_FLOOR * values.mean()).rsqrt()
+        weight = directions * scale @ directions.T
+        weight /= weight.square().sum(dim=1).mean().sqrt()
+        self.map.weight.copy_(weight)
+        self.map.bias.copy_(-weight @ mean)
 
     def forward(self, batch: TokenBatch, tokens: Tensor | None = None) -> Tensor:
         """Encode every token.
@@ -98,12 +167,16 @@ class SentenceEncoder(nn.Module):
         return self._encode(batch, tokens)
 
     def cls(self, batch: TokenBatch) -> Tensor:
-        """Hidden states at every [CLS], ``[Q, D]``; the last layer is computed there alone."""
-        return self._encode(batch, batch.cls_index, only_cls=True)
+        """Vectors at every [CLS], ``[Q, D]``; the last layer is computed there alone."""
+        return self.vectors(self._encode(batch, batch.cls_index, only_cls=True))
 
     def whole(self, batch: TokenBatch) -> Tensor:
-        """Hidden states at the [CLS] that have seen their whole sequence, ``[B, D]``."""
-        return self._encode(batch, batch.whole_cls_index, only_cls=True)
+        """Vectors at the [CLS] that have seen their whole sequence, ``[B, D]``."""
+        return self.vectors(self._encode(batch, batch.whole_cls_index, only_cls=True))
+
+    def vectors(self, hidden: Tensor) -> Tensor:
+        """What is compared, of hidden states at [CLS]: these, or mapped, ``[Q, D]``."""
+        return hidden if self.map is None else self.map(hidden)
 
     def _encode(self, batch: TokenBatch, tokens: Tensor | None, only_cls: bool = False) -> Tensor:
         """Hidden states at ``tokens``; ``only_cls`` says that these are [CLS] alone."""
@@ -112,26 +185,65 @@ class SentenceEncoder(nn.Module):
                 f"sequences for training_targets={batch.training_targets!r} in an encoder with "
                 f"training_targets={self.config.training_targets!r}"
             )
-        hidden = self.embedding(batch)
+        local = self.config.item_local_layers
+        hidden = self._read_items(batch) if local and batch.sequences else self.embedding(batch)
         if batch.sequences == 0:
             return hidden
+        layers = [*self.layers][local:]
+        if not layers:
+            return hidden if tokens is None else hidden.index_select(0, tokens)
         layout = AttentionLayout.of(
             batch.lengths,
             self.config.attention_window,
             batch.item_positions if batch.all_prefixes else None,
-            MIN_FILL_FOR_CLS if only_cls and len(self.layers) == 1 else MIN_FILL,
+            MIN_FILL_FOR_CLS if only_cls and len(layers) == 1 else MIN_FILL,
         )
-        for layer in self.layers[:-1]:
+        for layer in layers[:-1]:
             hidden = layer(hidden, layout)
-        return self.layers[-1](hidden, layout, tokens, only_cls)
+        return layers[-1](hidden, layout, tokens, only_cls)
+
+    def _read_items(self, batch: TokenBatch) -> Tensor:
+        """Each item by itself through the lower layers, then in its places, ``[T, D]``."""
+        items, place = distinct_items(batch)
+        frozen, local = self.config.frozen_layers, self.config.item_local_layers
+        if not frozen:
+            hidden = self.embedding(items)
+        elif self.frozen_outputs is None:
+            hidden = self._frozen(items)
+        else:
+            hidden = self.frozen_outputs.of(items, self._frozen, self.frozen_weights)
+        hidden = self._alone(items, hidden, frozen, local)
+        if self.config.pooling == "mean":
+            hidden = with_mean_at_cls(hidden, items)
+        hidden = hidden.index_select(0, place)
+        return hidden + self.embedding.positions_of_items(batch)
+
+    @torch.no_grad()
+    def _frozen(self, items: TokenBatch) -> Tensor:
+        """Items one a sequence through the frozen layers, ``[T, D]``, in full precision."""
+        with torch.autocast(items.offsets.device.type, enabled=False):
+            return self._alone(items, self.embedding(items), 0, self.config.frozen_layers)
+
+    def _alone(self, items: TokenBatch, hidden: Tensor, first: int, end: int) -> Tensor:
+        """Items one a sequence, ``[T, D]``, through some of the layers."""
+        if first == end:
+            return hidden
+        layout = AttentionLayout.of(items.lengths, None)
+        for layer in [*self.layers][first:end]:
+            hidden = layer(hidden, layout)
+        return hidden
 
 
 class SentenceEmbedding(nn.Module):
-    """LayerNorm(token + token position + token type + item position)."""
+    """LayerNorm(token + token position + token type + item position).
+
+    Where items are read by themselves, item positions are added later, where items meet.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         size = config.hidden_size
+        self.reads_items_alone = config.item_local_layers > 0
         self.tokens = nn.Embedding(config.vocab_size, size)
         self.token_positions = nn.Embedding(config.max_token_positions, size)
         self.token_types = nn.Embedding(TOKEN_TYPES, size) if config.use_token_type else None
@@ -142,12 +254,17 @@ class SentenceEmbedding(nn.Module):
     def forward(self, batch: TokenBatch) -> Tensor:
         """Embed a packed batch, ``[T, D]``."""
         _check_positions("token", batch.token_positions, self.token_positions)
-        _check_positions("item", batch.item_positions, self.item_positions)
         total = self.tokens(batch.input_ids) + self.token_positions(batch.token_positions)
-        total = total + self.item_positions(batch.item_positions)
+        if not self.reads_items_alone:
+            total = total + self.positions_of_items(batch)
         if self.token_types is not None:
             total = total + self.token_types(batch.token_types)
         return self.dropout(self.norm(total))
+
+    def positions_of_items(self, batch: TokenBatch) -> Tensor:
+        """D_n of each token's item, ``[T, D]``."""
+        _check_positions("item", batch.item_positions, self.item_positions)
+        return self.item_positions(batch.item_positions)
 
 
 class EncoderLayer(nn.Module):
@@ -283,6 +400,25 @@ class ExponentialMovingAverage(FixedCopy[Followed]):
         self.step += 1
 
 
+def identity(size: int) -> nn.Linear:
+    """A linear map that changes nothing yet."""
+    unchanging = nn.Linear(size, size, device="meta")  # whose first weights nobody draws
+    unchanging.weight = nn.Parameter(torch.eye(size))
+    unchanging.bias = nn.Parameter(torch.zeros(size))
+    return unchanging
+
+
+def depth_below(name: str, layers: int) -> int:
+    """How many layers down one of an encoder's weights stands: 1 for the uppermost of ``layers``.
+
+    The embeddings lie below all. Item positions and what is no part of the layers have 0.
+    """
+    part, _, rest = name.partition(".")
+    if part == "layers":
+        return layers - int(rest.partition(".")[0])
+    return layers + 1 if part == "embedding" and not rest.startswith("item_positions") else 0
+
+
 def initialise(module: nn.Module) -> None:
     """Initial values of an encoder from nothing; item positions start at zero.
 
@@ -297,6 +433,12 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, SentenceEmbedding):
         nn.init.zeros_(module.item_positions.weight)
+
+
+def _forget_outputs(encoder: SentenceEncoder, _: object) -> None:
+    """Other weights were loaded, maybe of the frozen layers too."""
+    if encoder.frozen_outputs is not None:
+        encoder.frozen_outputs.forget()
 
 
 def _check_positions(kind: str, positions: Tensor, table: nn.Embedding) -> None:

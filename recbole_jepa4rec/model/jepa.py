@@ -334,6 +334,7 @@ class JointEmbeddingModel(nn.Module):
         """Forget the items from id ``first`` on, which were the last to be added."""
         self.sentences.truncate(first)
         self.item_table.truncate()
+        self.encoder.forget_sentences()
 
     def begin_phase(self, steps: int, items_frozen: bool) -> None:
         """A phase of so many steps begins, with the item side fixed or free to move.
@@ -414,7 +415,8 @@ class JointEmbeddingModel(nn.Module):
         self.tokens_seen += joint.num_tokens
         hidden = self.encoder(joint, torch.cat([joint.cls_index, tokens]))
         counts = [len(batch.cls_index) for batch in passes.values()]
-        *parts, others = hidden.split([*counts, len(tokens)])
+        at_cls, others = hidden.split([len(joint.cls_index), len(tokens)])
+        parts = self.encoder.vectors(at_cls).split(counts)
         return dict(zip(passes, parts, strict=True)), others
 
     @torch.no_grad()

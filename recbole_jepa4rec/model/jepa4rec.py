@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import JEPA4RecSettings, SentenceSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN
-from recbole_jepa4rec.model.encoder import ExponentialMovingAverage, FixedCopy
+from recbole_jepa4rec.model.encoder import ExponentialMovingAverage, FixedCopy, depth_below
+from recbole_jepa4rec.model.item_table import ItemTable
+from recbole_jepa4rec.model.items_alone import FrozenOutputs
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
@@ -41,6 +44,7 @@ class JEPA4Rec(SimilarityModel):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings = self.settings.of(config)
+        self.layer_decay = settings.layer_decay
         self.seed, self.training_targets = settings.seed, settings.training_targets
         self.phase, self.epoch, self.step = FINETUNE, 0, 0
         self.freezes_words = settings.freeze_word_embeddings
@@ -74,6 +78,15 @@ class JEPA4Rec(SimilarityModel):
         return tokens + 1 if self.training_targets == ALL_PREFIXES else tokens  # each a [CLS]
 
     @property
+    def weights_by_pace(self) -> Mapping[float, Sequence[nn.Parameter]]:
+        """The encoder's layers move the slower the lower they are (``layer_decay``)."""
+        layers, by_pace = self.core.encoder.config.num_layers, defaultdict[float, Any](list)
+        for name, weight in self.named_parameters():
+            depth = depth_below(name.removeprefix("core.encoder."), layers)
+            by_pace[self.layer_decay**depth].append(weight)
+        return by_pace
+
+    @property
     def tokens_seen(self) -> int:
         """Tokens the context encoder has read so far, but for those of the item table."""
         return self.core.tokens_seen
@@ -87,8 +100,9 @@ class JEPA4Rec(SimilarityModel):
     def begin_phase(self, phase: str, steps: int) -> None:
         """Enter the phase of that name, of so many steps."""
         self.phase = phase
-        words = self.core.encoder.embedding.tokens
-        words.requires_grad_(phase != PRETRAIN or not self.freezes_words)
+        encoder, stand_still = self.core.encoder, phase == PRETRAIN and self.freezes_words
+        words = encoder.embedding.tokens
+        words.requires_grad_(not (stand_still or encoder.config.frozen_layers))
         self.core.begin_phase(steps, items_frozen=phase == FINETUNE_FROZEN_ITEMS)
 
     def begin_epoch(self, key: int) -> None:
@@ -174,6 +188,15 @@ def joint_embedding_model(
         address=settings.address,
         sentence_format=settings.sentence_format,
     )
+    if encoder.config.frozen_layers:
+        limit, folder = (
+            settings.max_sequence_tokens,
+            Path(settings.cache_dir or default_cache_dir()),
+        )
+        encoder.keep_frozen_outputs(FrozenOutputs(sentences, limit, folder))
+    if encoder.config.whitening and not settings.checkpoint:
+        table = ItemTable(sentences, settings.max_sequence_tokens, settings.tokens_per_batch)
+        encoder.whiten(table.encode(encoder, sentences.used))
     target_encoder, predictor = FixedCopy(encoder), None
     if isinstance(settings, JEPA4RecSettings):
         momentum = settings.ema_momentum, settings.ema_final_momentum

@@ -25,6 +25,7 @@ from recbole_jepa4rec.model.encoder import (
     EncoderConfig,
     MLMHead,
     SentenceEncoder,
+    identity,
 )
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES
 
@@ -140,15 +141,17 @@ def load_pretrained(
         published = PublishedConfig.of(described)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    config = EncoderConfig(
-        vocab_size=published.vocab_size,
-        hidden_size=published.hidden_size,
-        num_layers=published.num_hidden_layers,
-        num_heads=published.num_attention_heads,
-        intermediate_size=published.intermediate_size,
-        layer_norm_eps=published.layer_norm_eps,
-        activation=published.hidden_act,
-        **chosen,
+    config = EncoderConfig.of(
+        {
+            "vocab_size": published.vocab_size,
+            "hidden_size": published.hidden_size,
+            "num_layers": published.num_hidden_layers,
+            "num_heads": published.num_attention_heads,
+            "intermediate_size": published.intermediate_size,
+            "layer_norm_eps": published.layer_norm_eps,
+            "activation": published.hidden_act,
+            **chosen,
+        }
     )
     tensors = {_plain_name(name): tensor.float() for name, tensor in read_tensors(path).items()}
     notes: list[str] = []
@@ -269,6 +272,7 @@ def _translate(
     """Rename, refusing what is missing, of another shape or unknown."""
     with torch.device("meta"):
         encoder, head = SentenceEncoder(config).state_dict(), MLMHead(config).state_dict()
+    mapped = {ours: encoder.pop(ours) for ours in [*encoder] if ours.startswith("map.")}
     names = {ours: published_names(ours) for ours in encoder}
     head_names = _mlm_head_names(tensors, head)
     shapes = {theirs: list(head[ours].shape) for ours, (theirs,) in head_names.items()}
@@ -285,6 +289,9 @@ def _translate(
         {ours: torch.cat([tensors[name] for name in table[ours]]) for ours in table}
         for table in (names, head_names)
     ]
+    if mapped:
+        unchanging = identity(config.hidden_size).state_dict()
+        states[0] |= {f"map.{name}": value for name, value in unchanging.items()}
     return states[0], states[1] or None
 
 

@@ -19,8 +19,11 @@ from recbole_jepa4rec.text.tokenizer import load_tokenizer, save_tokenizer, trai
 
 TOKENIZER_FILE, ENCODER_FILE = "tokenizer.json", "encoder.json"
 
-DROPOUTS = ("dropout", "attention_dropout")
+FREE = ("dropout", "attention_dropout", "frozen_layers")
 """Settings of the encoder that a checkpoint does not decide."""
+
+READING = ("item_local_layers", "pooling", "whitening", "training_targets")
+"""Settings that decide how a language model's layers are used."""
 
 
 def starting_point(
@@ -40,11 +43,13 @@ def starting_point(
         return _from_language_model(settings, settings.encoder_checkpoint)
     else:
         tokenizer = train_wordpiece(_training_text(item_text), settings.vocab_size)
-        shape = EncoderConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            max_token_positions=settings.max_sequence_tokens,
-            max_item_positions=settings.MAX_ITEM_LIST_LENGTH + 1,
-            **settings.model_dump(include=set(EncoderSettings.model_fields)),
+        shape = EncoderConfig.of(
+            {
+                "vocab_size": tokenizer.get_vocab_size(),
+                "max_token_positions": settings.max_sequence_tokens,
+                "max_item_positions": settings.MAX_ITEM_LIST_LENGTH + 1,
+                **settings.model_dump(include=set(EncoderSettings.model_fields)),
+            }
         )
     return tokenizer, SentenceEncoder(shape), MLMHead(shape)
 
@@ -72,9 +77,7 @@ def _from_language_model(
         settings.encoder_config,
         max_token_positions=settings.max_sequence_tokens,
         max_item_positions=settings.MAX_ITEM_LIST_LENGTH + 1,
-        **settings.model_dump(
-            include={"attention_window", "use_token_type", "training_targets", *DROPOUTS}
-        ),
+        **settings.model_dump(include={"attention_window", "use_token_type", *READING, *FREE}),
     )
     for note in pretrained.notes:
         getLogger().info(f"{source}: {note}")
@@ -107,7 +110,7 @@ def _of_run(settings: SentenceSettings, path: Path) -> tuple[Tokenizer, EncoderC
     ):
         if needed > held:
             raise ValueError(f"{key}={needed}; the checkpoint {folder} allows at most {held}")
-    shape = shape.model_copy(update=settings.model_dump(include=set(DROPOUTS)))
+    shape = EncoderConfig.of({**shape.model_dump(), **settings.model_dump(include=set(FREE))})
     return _load_tokenizer(folder / TOKENIZER_FILE, shape), shape
 
 
@@ -137,7 +140,7 @@ def _load_tokenizer(source: str | Path, encoder: EncoderConfig) -> Tokenizer:
 
 def _refuse_contradiction(settings: SentenceSettings, encoder: EncoderConfig, source: str) -> None:
     """The checkpoint's architecture wins over defaults, but not over what the user asked for."""
-    for key in (key for key in EncoderSettings.model_fields if key not in DROPOUTS):
+    for key in (key for key in EncoderSettings.model_fields if key not in FREE):
         given, default = getattr(settings, key), type(settings).model_fields[key].default
         if given not in (default, getattr(encoder, key)):
             raise ValueError(

@@ -43,7 +43,10 @@ def mask_tokens(
     drawn = ordinary_ids[below(derive(token_keys, Draw.REPLACEMENT), len(ordinary_ids))]
     replaced = torch.where(fate < MASKED_SHARE, torch.full_like(drawn, mask_id), drawn)
     changed = selected & (fate < MASKED_SHARE + RANDOM_SHARE)
-    return batch.replace(input_ids=torch.where(changed, replaced, batch.input_ids)), selected
+    ids = torch.where(changed, replaced, batch.input_ids)
+    stored = batch.sentences
+    others = None if stored is None else torch.full_like(stored, -1)
+    return batch.replace(input_ids=ids, sentences=others), selected
 
 
 def first_of_word(batch: TokenBatch, begins_word: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class TokenBatch:
         offsets: sequence ``b`` holds the tokens ``offsets[b]:offsets[b + 1]``, int64 ``[B + 1]``.
         cls_index: places of the ``[CLS]`` among the packed tokens, ascending, ``[Q]``.
         training_targets: ``RANDOM`` or ``ALL_PREFIXES``.
+        sentences: with ``all_prefixes`` the sentence before each ``[CLS]``, -1 where other tokens
+            than the store's stand for it, ``[Q]``.
     """
 
     input_ids: Tensor
@@ -43,6 +45,7 @@ class TokenBatch:
     offsets: Tensor
     cls_index: Tensor
     training_targets: str = RANDOM
+    sentences: Tensor | None = None
 
     @property
     def all_prefixes(self) -> bool:
@@ -94,11 +97,13 @@ class TokenBatch:
         lengths = torch.cat([batch.lengths for batch in batches])
         starts = accumulate([batch.num_tokens for batch in batches], initial=0)
         cls_index = [b.cls_index + start for b, start in zip(batches, starts, strict=False)]
+        sentences = [batch.sentences for batch in batches if batch.sentences is not None]
         return TokenBatch(
             **tensors,
             offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
             cls_index=torch.cat(cls_index),
             training_targets=batches[0].training_targets,
+            sentences=torch.cat(sentences) if sentences else None,
         )
 
     def split(self, sizes: Sequence[int]) -> Iterator[TokenBatch]:
@@ -114,6 +119,7 @@ class TokenBatch:
                 item_positions=self.item_positions[begin:stop],
                 offsets=self.offsets[first : end + 1] - begin,
                 cls_index=self.cls_index[cls[0] : cls[1]] - begin,
+                sentences=None if self.sentences is None else self.sentences[cls[0] : cls[1]],
             )
 
     def replace(self, **changes: Any) -> TokenBatch:
@@ -229,7 +235,8 @@ def oldest_first(
     item_positions = torch.arange(len(sequence), device=kept.device) + 1
     item_positions = item_positions - (kept.cumsum(0) - kept)[sequence]
     place = (first + kept)[sequence] - item_positions
-    starts, sizes = store.offsets[sentences[place]], sizes[place]
+    sentences = sentences[place]
+    starts, sizes = store.offsets[sentences], sizes[place]
     starts = torch.stack([starts, torch.zeros_like(starts)], 1).flatten()  # [CLS] is stored at 0
     sizes = torch.stack([sizes, torch.ones_like(sizes)], 1).flatten()
     ends = sizes.cumsum(0)
@@ -241,6 +248,7 @@ def oldest_first(
         offsets=offsets,
         cls_index=ends[1::2] - 1,
         training_targets=ALL_PREFIXES,
+        sentences=sentences,
     )
 
 

@@ -252,11 +252,14 @@ class PhaseTrainer(ProtocolTrainer):
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's choice of optimizer; Adam and AdamW in one fused kernel."""
         learner = self.config["learner"].lower()
+        rate: Any = kwargs.get("learning_rate", self.learning_rate)
+        by_pace = self.model.weights_by_pace.items()
+        groups = [{"params": weights, "lr": pace * rate} for pace, weights in by_pace]
         if learner not in FUSED:
-            return super()._build_optimizer(**kwargs)
+            return super()._build_optimizer(params=groups, **kwargs)
         return FUSED[learner](
-            self.model.parameters(),
-            lr=kwargs.get("learning_rate", self.learning_rate),
+            groups,
+            lr=rate,
             weight_decay=self.weight_decay or 0.0,
             fused=self.config["precision"] != "fp16",  # fused, a skipped step would move the EMA
         )

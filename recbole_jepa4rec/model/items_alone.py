@@ -1,0 +1,181 @@
+"""Lower layers that read each item by itself, and what the frozen ones among them say of it.
+
+An item's sentence then reads the same wherever it stands, so that a batch has to read it once; and
+where those layers stay as they are, it is read once and for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.text.sentences import ItemSentences
+from recbole_jepa4rec.text.tensor_cache import GrowingTensor, TensorCache, content_key
+from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches, ragged_range
+
+TOKENS_AT_ONCE = 8192
+"""Tokens that frozen layers read at once, at most: about 100 MiB with MiniLM."""
+
+FrozenLayers = Callable[[TokenBatch], Tensor]
+"""Embeddings and frozen layers, of items one a sequence: ``[T, D]``, without gradient."""
+
+
+def distinct_items(batch: TokenBatch) -> tuple[TokenBatch, Tensor]:
+    """The items of a batch, each sentence once.
+
+    Args:
+        batch: of ``all_prefixes``.
+
+    Returns:
+        ``S_i [CLS]`` of each of them, and the place there of each token of the batch, ``[T]``.
+    """
+    assert batch.sentences is not None
+    ends = batch.cls_index + 1
+    sizes = ends.diff(prepend=ends.new_zeros(1))
+    every = torch.arange(len(ends), device=ends.device)
+    known = batch.sentences >= 0
+    _, which = torch.unique(torch.where(known, batch.sentences, -1 - every), return_inverse=True)
+    one_of_each = which.new_empty(int(which.max()) + 1)
+    one_of_each[which] = every
+    items = _items_at(batch, one_of_each, ends - sizes, sizes)
+    return items, ragged_range(items.offsets[which], sizes, batch.num_tokens)
+
+
+def with_mean_at_cls(hidden: Tensor, items: TokenBatch) -> Tensor:
+    """Hidden states ``[T, D]`` of items one a sequence, the mean of each in place of its [CLS]."""
+    total = hidden.new_zeros(items.sequences, hidden.shape[1])
+    total = total.index_add(0, items.sequence_of_token, hidden)
+    mean = total / items.lengths[:, None]
+    return hidden.index_copy(0, items.cls_index, mean.to(hidden.dtype))
+
+
+class FrozenOutputs:
+    """What frozen layers say of a catalogue's sentences, made once and mapped from the disk.
+
+    Half precision, ``[T, D]`` for the tokens of all sentences, each with its [CLS]. Sentences that
+    came later, and those with other tokens than stored, are read by the layers each time. Encoders
+    with the same frozen weights share one, as a context encoder and its average do.
+
+    Args:
+        sentences: the catalogue's token store.
+        max_tokens: of a sentence, [CLS] counted; past that the last are cut.
+        folder: of the cache.
+    """
+
+    def __init__(self, sentences: ItemSentences, max_tokens: int, folder: Path) -> None:
+        self._sentences, self._max_tokens, self._folder = sentences, max_tokens, folder
+        self._known = sentences.num_sentences
+        self._states: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenOutputs:
+        return self
+
+    def forget(self) -> None:
+        """The weights may be others."""
+        self._states = None
+
+    def truncate(self) -> None:
+        """Forget the sentences that are there no more."""
+        self._known = min(self._known, self._sentences.num_sentences)
+
+    def of(self, items: TokenBatch, layers: FrozenLayers, weights: Mapping[str, Tensor]) -> Tensor:
+        """Outputs for items one a sequence, ``[T, D]`` float32.
+
+        Args:
+            items: some of them stored.
+            layers: what reads the others, and makes the store.
+            weights: of the layers, by name.
+        """
+        assert items.sentences is not None
+        if self._states is None:
+            self._states = self._stored(layers, weights)
+        is_stored = (items.sentences >= 0) & (items.sentences < self._known)
+        sentences = items.sentences[is_stored].cpu()
+        rows = ragged_range(self._begins[sentences], self._sizes[sentences])
+        found = self._states[rows].to(items.offsets.device).float()
+        if is_stored.all():
+            return found
+        starts, sizes = items.offsets[:-1], items.lengths
+        hidden = found.new_empty(items.num_tokens, found.shape[1])
+        hidden[ragged_range(starts[is_stored], sizes[is_stored])] = found
+        others = (~is_stored).nonzero()[:, 0]
+        read = layers(_items_at(items, others, starts, sizes))
+        hidden[ragged_range(starts[others], sizes[others])] = read.float()
+        return hidden
+
+    @property
+    def _sizes(self) -> Tensor:
+        """Tokens of each sentence with its [CLS], ``[S]`` on the CPU."""
+        return self._sentences.sentence_lengths.cpu().clamp(max=self._max_tokens - 1) + 1
+
+    @property
+    def _begins(self) -> Tensor:
+        """First token of each sentence among those of all, ``[S]``."""
+        return self._sizes.cumsum(0) - self._sizes
+
+    def _stored(self, layers: FrozenLayers, weights: Mapping[str, Tensor]) -> Tensor:
+        """Outputs for all sentences, from the cache or for it, ``[T, D]``."""
+        store = self._sentences
+        tokens = {"ids": store.input_ids, "types": store.token_types, "offsets": store.offsets}
+        made_of = [_digest({**weights, **tokens}), str(self._max_tokens), str(self._known)]
+        cache = TensorCache(self._folder, "states", content_key(made_of))
+        with processes.main_first():
+            stored = cache.read()
+            if stored is None:
+                states, is_mapped = self._encode(layers)
+                is_written = cache.write({"states": states})
+                stored = cache.read() if is_written and is_mapped else {"states": states}
+        assert stored is not None
+        return stored["states"]
+
+    def _encode(self, layers: FrozenLayers) -> tuple[Tensor, bool]:
+        """Outputs for all sentences, and whether they lie in a file."""
+        logging.getLogger().info(f"frozen layers read {self._known} sentences")
+        device = self._sentences.offsets.device
+        sizes = self._sizes[: self._known]
+        ids = torch.arange(self._known, device=device)
+        parts = ids.split(fill_batches(sizes, TOKENS_AT_ONCE, self._known))
+        states, width = None, 0
+        for part in parts:
+            items = self._sentences.single(part, self._max_tokens, "all_prefixes")
+            read = layers(items).half().cpu()
+            width = read.shape[1]
+            if states is None:
+                states = GrowingTensor(read.new_empty(0), self._folder)
+            states.append(read.flatten().numpy())
+        assert states is not None
+        return states.tensor().view(-1, width), states.is_mapped
+
+
+def _items_at(batch: TokenBatch, which: Tensor, starts: Tensor, sizes: Tensor) -> TokenBatch:
+    """Some of the items that begin at these places of a batch, one a sequence."""
+    assert batch.sentences is not None
+    lengths = sizes[which]
+    tokens = ragged_range(starts[which], lengths)
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return TokenBatch(
+        input_ids=batch.input_ids[tokens],
+        token_types=batch.token_types[tokens],
+        token_positions=batch.token_positions[tokens],
+        item_positions=torch.ones_like(tokens),
+        offsets=offsets,
+        cls_index=offsets[1:] - 1,
+        training_targets=batch.training_targets,
+        sentences=batch.sentences[which],
+    )
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
