@@ -19,12 +19,18 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 
-from recbole_jepa4rec.base.files import CAN_HOLD, atomic_write, hold, sync
+from recbole_jepa4rec.base.files import CAN_HOLD, atomic_write, hold, stranger, sync
 from recbole_jepa4rec.convert import statistics
 from recbole_jepa4rec.convert.filters import apply, codes, in_order, read_interactions
 from recbole_jepa4rec.convert.settings import Rule, Split
 from recbole_jepa4rec.convert.source import Source
-from recbole_jepa4rec.convert.split import fingerprint_of, split_files, split_rows, split_summary
+from recbole_jepa4rec.convert.split import (
+    NAMES,
+    fingerprint_of,
+    split_files,
+    split_rows,
+    split_summary,
+)
 from recbole_jepa4rec.convert.tables import MAX_LINE_BYTES
 from recbole_jepa4rec.data.published import beside_published
 
@@ -180,9 +186,10 @@ def check_target(target: Path, force: bool) -> Path:
         raise ValueError(f"--out {target}: it is there already (--force replaces it)")
     if not path.is_dir() or path.is_symlink():
         raise ValueError(f"--out {target}: expected a folder")
-    for other in path.iterdir():
-        if not other.name.startswith(f"{path.name}.") or not other.is_file():
-            raise ValueError(f"--out {target}: it holds {other.name!r}, which --force would delete")
+    ends = ("inter", "item", "stats.json", *(f"{part}.inter" for part in NAMES))
+    written = dict.fromkeys(f"{escape(path.name)}.{end}" for end in ends)
+    if other := stranger(path, written):
+        raise ValueError(f"--out {target}: it holds {other.name!r}, which --force would delete")
     return path
 
 

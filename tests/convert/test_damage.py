@@ -270,11 +270,15 @@ class TestTarget:
         assert len(inter) == 2
         assert sorted(os.listdir(tmp_path)) == ["made", "r.json.gz"]
 
-    def test_force_deletes_no_other_files(self, tmp_path, refused):
+    @pytest.mark.parametrize("name", ["thesis.tex", "made.tex", "made.user", "made.inter/a"])
+    def test_force_deletes_no_other_files(self, tmp_path, refused, name):
         path = write(tmp_path, GOOD)
-        (tmp_path / "made").mkdir()
-        (tmp_path / "made" / "thesis.tex").write_text("precious")
-        assert "holds 'thesis.tex'" in refused("amazon2018", path, "--force")
+        foreign = tmp_path / "made" / name
+        foreign.parent.mkdir(parents=True)
+        foreign.write_text("precious")
+        there = name.removesuffix("/a")
+        assert f"holds '{there}', which" in refused("amazon2018", path, "--force")
+        assert foreign.read_text() == "precious"
 
     def test_what_came_to_stand_there_meanwhile_stays(self, tmp_path):
         def write():

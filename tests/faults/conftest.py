@@ -28,6 +28,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "SASRec": ID,
     "BERT4Rec": {**ID, "train_batch_size": 16, "worker": 2},
     "S3Rec": {**ID, "epochs": 2, "pretrain_epochs": 2, "pretrain_batch_size": 128},
+    "UniSRec": {
+        **{"hidden_size": 8, "n_layers": 1, "n_heads": 1, "inner_size": 8},
+        **{"epochs": 3, "pretrain_epochs": 0},
+    },
 }
 
 
@@ -53,8 +57,8 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def words(model: str, folder: Path) -> list[str]:
-    """The command line of a run in ``folder``, its cache beside it."""
+def words(model: str, folder: Path, **changes: Any) -> list[str]:
+    """The command line of a run in ``folder``, its cache beside it, under changed settings."""
     shared = {
         "model": model,
         "dataset": "toy",
@@ -65,19 +69,22 @@ def words(model: str, folder: Path) -> list[str]:
         "show_progress": False,
         "state": "warning",
     }
-    return [f"--{key}={value}" for key, value in {**shared, **MODELS[model]}.items()]
+    settings = {**shared, **MODELS[model], **changes}
+    return [f"--{key}={value}" for key, value in settings.items()]
 
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
-    """Gives the unbroken run of a model, made at the first call."""
+    """Gives the unbroken run of a model under some settings, made at the first call."""
     folder, made = tmp_path_factory.mktemp("unbroken"), {}
 
-    def of(model: str) -> Unbroken:
-        if model not in made:
-            done = ended(words(model, folder / model), folder / f"{model}-said")
+    def of(model: str, **changes: Any) -> Unbroken:
+        name = f"{model} {changes}"
+        if name not in made:
+            place = folder / str(len(made))
+            done = ended(words(model, place, **changes), folder / f"{place.name}-said")
             assert done.status == 0, done.errors
-            made[model] = Unbroken(done.points, outcome(folder / model))
-        return made[model]
+            made[name] = Unbroken(done.points, outcome(place))
+        return made[name]
 
     return of

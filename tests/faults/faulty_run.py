@@ -7,6 +7,7 @@ settings pass the same points, so that a run can be stopped at each of them agai
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -24,6 +25,7 @@ from typing import Any
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from recbole_jepa4rec.config.registry import find_model
+from recbole_jepa4rec.runner import run_folder
 from recbole_jepa4rec.runner.quick_start import main
 from recbole_jepa4rec.text import tokenizer
 
@@ -36,6 +38,9 @@ IMPORTED = (
     "recbole_jepa4rec.training.phase_trainer",
 )
 """What the server of processes imports before it forks."""
+
+BEFORE_LOCK = 0
+"""The point between a run's first look at its folder and the lock; it is not counted."""
 
 
 @dataclass
@@ -62,16 +67,29 @@ def start(words: Sequence[str], folder: Path, at: int | None = None, action: str
         words: its command line, ``--model`` among it.
         folder: where ``out``, ``errors`` and ``points`` go.
         at: number of the point at which ``action`` is taken; ``None``: at none.
-        action: a key of ``ACTIONS``.
+        action: a key of ``ACTIONS``, or ``PAUSE``.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([*IMPORTED, "recbole_jepa4rec.model.jepa4rec"])
     folder.mkdir(exist_ok=True)
-    for name in ("out", "errors", "points"):
+    for name in ("out", "errors", "points", "paused", "go"):
         (folder / name).unlink(missing_ok=True)
     process = context.Process(target=_run, args=(list(words), str(folder), at, action))
     process.start()
     return process
+
+
+def paused(process: Any, folder: Path) -> bool:
+    """Wait until a run that ``start`` began there pauses, or ends; returns whether it pauses."""
+    while process.is_alive() and not (folder / "paused").exists():
+        process.join(0.02)
+    return (folder / "paused").exists() and process.is_alive()
+
+
+def go_on(process: Any, folder: Path) -> Ended:
+    """Let a run that pauses go on, and wait for its end."""
+    (folder / "go").touch()
+    return end(process, folder)
 
 
 def end(process: Any, folder: Path) -> Ended:
@@ -102,7 +120,8 @@ def _run(words: list[str], folder: str, at: int | None, action: str) -> None:
     os.setpgid(0, 0)
     set_start_method("fork", force=True)  # of a loader's workers, as in a script
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
-    points = _Points(at, ACTIONS[action])
+    pause = functools.partial(_pause, Path(folder))
+    points = _Points(at, pause if action == PAUSE else ACTIONS[action])
     points.watch(given["model"])
     try:
         sys.exit(main(words))
@@ -129,6 +148,8 @@ class _Points:
         self._before(os, "fsync", lambda file: self._reach(_flushed(file), file))
         self._before(os, "replace", lambda _, name: self._reach(f"name {_called(name)}"))
         self._before(os, "unlink", lambda *_, **__: self._reach("remove"))
+        if self.at == BEFORE_LOCK:
+            self._before(run_folder, "hold", lambda *_: self.act(None))
         self._before(tokenizer, "encode_texts", lambda *_: self._reach("tokenise"))
         kind = find_model(model)
         self._before(kind, "full_sort_predict", lambda *_: self._reach(f"rank {self.phase}"))
@@ -185,10 +206,18 @@ def _terminate_all(_: int | None) -> None:
     time.sleep(0.5)  # until they have heard of it
 
 
+def _pause(folder: Path, _: int | None) -> None:
+    """Wait until told to go on; what is done meanwhile is done within this step."""
+    (folder / "paused").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+
+
 def _fill_disk(_: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_LIMIT, resource.RLIM_INFINITY))
 
 
+PAUSE = "pause"
 ACTIONS = {
     "kill": _kill,
     "terminate": _terminate,
