@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from recbole_jepa4rec.base.files import atomic_write, locked
+from recbole_jepa4rec.base.files import atomic_write, locked, remove_abandoned
+from recbole_jepa4rec.text.tensor_cache import TensorCache
 
 
 def test_the_file_appears_only_at_the_end(tmp_path):
@@ -81,3 +82,38 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     message = f"run_dir '{tmp_path}/file/x' cannot be made: Not a directory"
     with pytest.raises(ValueError, match=message), locked(tmp_path / "file" / "x", "search"):
         pass
+
+
+class TestAbandoned:
+    NAME = f".{'0' * 32}.partial"
+
+    @pytest.fixture
+    def old(self, tmp_path):
+        """A file that was last written an hour ago."""
+        path = tmp_path / self.NAME
+        path.write_bytes(b"half")
+        os.utime(path, (0, os.stat(path).st_mtime - 3600))
+        return path
+
+    def test_what_a_killed_process_left_in_a_shared_folder_goes(self, old):
+        (old.parent / "sentences.partial").write_bytes(b"somebody's")
+        remove_abandoned(old.parent, shared=True)
+        assert os.listdir(old.parent) == ["sentences.partial"]
+
+    def test_what_has_just_begun_stays_there(self, old):
+        os.utime(old)
+        remove_abandoned(old.parent, shared=True)
+        assert old.exists()
+        remove_abandoned(old.parent)
+        assert not old.exists()
+
+    def test_what_somebody_writes_stays_there(self, tmp_path):
+        with atomic_write(tmp_path / "vectors") as file:
+            os.utime(file.name, (0, 0))
+            remove_abandoned(tmp_path, shared=True)
+            file.write(b"whole")
+        assert (tmp_path / "vectors").read_bytes() == b"whole"
+
+    def test_a_cache_that_is_read_is_cleaned(self, old):
+        assert TensorCache(old.parent, "sentences", "0" * 64).read() is None
+        assert os.listdir(old.parent) == []

@@ -44,6 +44,8 @@ def run_command(
     Raises:
         SystemExit: as ``work`` does; with status 143, when the process is told to end (SIGTERM).
     """
+    if sys.stderr is None:  # closed, and print would take standard output for it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     try:
         with ending_on_sigterm(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
@@ -64,6 +66,24 @@ def run_command(
         message = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"error: {message}{f' ({note})' if note else ''}", file=sys.stderr)
         return FAILED
+
+
+def say_last(line: Path | str) -> None:
+    """Print where the result stands, whatever has become of standard output.
+
+    What is finished is no failure because the reader has gone, or reads ASCII alone: then the
+    bytes of the path are written as the file system has them.
+    """
+    try:
+        try:
+            print(line, flush=True)
+        except UnicodeEncodeError:
+            sys.stdout.buffer.write(os.fsencode(f"{line}\n"))
+            sys.stdout.flush()
+    except OSError as error:
+        print(f"standard output: {error.strerror}; the result is {line}", file=sys.stderr)
+        with open(os.devnull, "wb") as nowhere:  # for what is flushed at the end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def did_you_mean(word: str, known: Iterable[Any]) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,7 @@ CAN_HOLD = fcntl is not None
 """Whether the system can tell who holds a file."""
 
 _PARTIAL, LOCK_NAME = f".{'[0-9a-f]' * 32}.partial", ".lock"
+_JUST_BEGUN = 60 if CAN_HOLD else 86_400  # seconds in which a file may not be held yet
 _POLL = 0.1  # seconds between looks at a lock that another has
 
 
@@ -106,6 +107,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with open(
             temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8"
         ) as file:
+            with suppress(OSError):  # no locks there
+                hold(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -118,13 +121,21 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     sync(path.parent)
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, shared: bool = False) -> None:
     """Remove what ``atomic_write`` left in a folder when its process was killed.
 
-    To be called where nobody else writes there.
+    Args:
+        folder: need not be there.
+        shared: whether others may write there as well; then what somebody holds or has just begun
+            stays, and so does what cannot be removed.
     """
     for path in folder.glob(_PARTIAL):
-        path.unlink(missing_ok=True)
+        if not shared:
+            path.unlink(missing_ok=True)
+            continue
+        with suppress(OSError), open(path, "rb") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime > _JUST_BEGUN and hold(file):
+                path.unlink()
 
 
 def stranger(folder: Path, layout: Layout) -> Path | None:

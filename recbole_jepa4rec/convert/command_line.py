@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from recbole_jepa4rec.base.command import run_command
+from recbole_jepa4rec.base.command import run_command, say_last
 from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.convert.conversion import check_target, convert
 from recbole_jepa4rec.convert.settings import PRESETS, Preset, Reading, Rule, Split, whole
@@ -131,7 +131,7 @@ def _run(words: Sequence[str]) -> int:
     }
     content = convert(source, rule, target, given["force"], about, split)
     print(summary(content), file=sys.stderr)
-    print(given["out"])
+    say_last(given["out"])
     return 0
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from packaging.requirements import Requirement
 
@@ -121,6 +122,4 @@ def _processor() -> str:
 
 
 def _memory_gib() -> float:
-    import psutil
-
     return psutil.virtual_memory().total / 2**30

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_jepa4rec.base.command import RESUMABLE, run_command
+from recbole_jepa4rec.base.command import RESUMABLE, run_command, say_last
 from recbole_jepa4rec.base.stopping import TERMINATED
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import PHASED_MODELS
@@ -46,7 +46,7 @@ def main(command_line: Sequence[str]) -> int:
         _refuse_early(command_line)
         path = run(command_line=command_line)["path"]
         if os.environ.get("RANK") in (None, "", "0"):  # of several that torchrun starts the first
-            print(path)
+            say_last(path)
 
     return run_command(run_and_print)
 

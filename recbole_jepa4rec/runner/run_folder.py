@@ -9,12 +9,14 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet  # here, so that a run without it does not begin
 
 from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
 from recbole_jepa4rec.base.command import add_note
@@ -144,7 +146,7 @@ class RunFolder:
         Raises:
             ValueError: if another run holds the folder, or has ended in it meanwhile.
         """
-        file = logging.FileHandler(self.log_file, encoding="utf-8")
+        file = _LogFile(self.log_file, encoding="utf-8")
         file.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
         if not hold(file.stream):
             file.close()
@@ -170,7 +172,8 @@ class RunFolder:
             details = f"details in {self.log_file}"
             add_note(error, self._next() if isinstance(error, KeyboardInterrupt) else details)
             root.handlers = [file]
-            root.critical("the run ended early", exc_info=True)
+            with suppress(OSError):  # which the run may have ended by
+                root.critical("the run ended early", exc_info=True)
             raise
         finally:
             root.handlers = handlers
@@ -197,7 +200,7 @@ class RunFolder:
             OSError: if the file cannot be written.
         """
         with atomic_write(self.per_user_file) as file:
-            rows.to_parquet(file, index=False)
+            parquet.write_table(pa.Table.from_pandas(rows, preserve_index=False), file)
 
 
 @contextmanager
@@ -208,6 +211,27 @@ def without_logging() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is an error; Python's own handler prints a trace a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """End the run by the line that names the file.
+
+        Raises:
+            OSError: if that is what has happened.
+        """
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            reason = f"cannot write: {error.strerror}"
+            raise OSError(error.errno, reason, self.baseFilename) from error
+        super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, whatever has become of what could not be written."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Plain(logging.Formatter):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
-from recbole_jepa4rec.base.command import run_command
+from recbole_jepa4rec.base.command import run_command, say_last
 from recbole_jepa4rec.base.files import LOCK_NAME, atomic_write, locked
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import find_dataset
@@ -184,6 +184,7 @@ def _cells(
 
 
 def _compare(request: Request) -> int:
+    from recbole_jepa4rec.study import comparison, report  # noqa: F401 (needed at the end)
     from recbole_jepa4rec.study.cells import finished_runs
     from recbole_jepa4rec.study.grid import Grid, Outcome
 
@@ -207,7 +208,7 @@ def _compare(request: Request) -> int:
         Grid(missing, request.keys.jobs, lock).run(
             lambda outcome: board.end(outcome.cell.key, outcome, str(outcome))
         )
-    print(folder / "comparison.json")
+    say_last(folder / "comparison.json")
     return 1 if any(outcome.error for outcome in board.ended.values()) else 0
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.base.files import atomic_write, remove_abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,11 @@ class TensorCache:
         self.kind, self.key = kind, key
 
     def read(self) -> dict[str, Tensor] | None:
-        """The stored tensors; None, with a warning, if there is a file that cannot be used."""
+        """The stored tensors; None, with a warning, if there is a file that cannot be used.
+
+        What a killed process has begun to write in the folder is removed.
+        """
+        remove_abandoned(self.path.parent, shared=True)
         if not self.path.exists():
             return None
         try:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_jepa4rec.base.command import run_command
+from recbole_jepa4rec.base.command import run_command, say_last
 from recbole_jepa4rec.base.files import atomic_write, locked
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.config.syntax import first_difference
@@ -50,7 +50,7 @@ def main(command_line: Sequence[str]) -> int:
     def search_and_print() -> None:
         if not find_spec("ray"):
             raise ValueError("the search needs Ray: pip install '.[tune]'")
-        print(_search(read_request(command_line)))
+        say_last(_search(read_request(command_line)))
 
     return run_command(
         search_and_print, after_interrupt="the same command with --resume goes on", quiet=["ray"]
