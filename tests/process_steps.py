@@ -25,6 +25,7 @@ VECTORS = {"hidden_size": 16, "n_layers": 1, "n_heads": 2, "inner_size": 16, "ma
 CODES = {**VECTORS, "code_digits": 4, "code_values": 8}
 RANDOM = {"training_targets": "random"}
 HEAD = {"history_bias": True, "neighbour_prior": True}
+FROZEN = {"num_layers": 2, "item_local_layers": 1, "frozen_layers": 1, "whitening": True}
 TARGET = {"positive_encoder": "target", "sequence_pass": "clean"}
 
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -42,6 +43,7 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "finetune",
         {**SENTENCES, **HEAD, "items_per_step": 20},
     ),
+    "jepa4rec, frozen layers": ("JEPA4Rec", "pretrain", {**SENTENCES, **FROZEN}),
     "recformer": ("RecFormer", "pretrain", SENTENCES),
     "recformer, random": ("RecFormer", "pretrain", {**SENTENCES, **RANDOM}),
     "recformer, sampled": ("RecFormer", "finetune", {**SENTENCES, **RANDOM, "items_per_step": 20}),

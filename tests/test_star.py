@@ -19,7 +19,7 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.model_settings import STARSettings
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
-from recbole_jepa4rec.evaluation.choice import _sample, choose_on_validation
+from recbole_jepa4rec.evaluation.choice import choose_on_validation, sample_of
 from recbole_jepa4rec.evaluation.metrics import mean_metrics, target_ranks
 from recbole_jepa4rec.model import neighbours as neighbours_module
 from recbole_jepa4rec.model.neighbours import Neighbours, recency_weights
@@ -301,10 +301,10 @@ class TestChoice:
 
     def test_a_large_data_set_is_chosen_on_a_sample(self):
         users = torch.arange(3000)
-        assert _sample(users, 3000).tolist() == users.tolist()
-        some = _sample(users, 1000)
+        assert sample_of(users, 3000).tolist() == users.tolist()
+        some = sample_of(users, 1000)
         assert len(some) == 1000 and some.tolist() == sorted({*some.tolist()})
-        assert torch.equal(some, _sample(users, 1000))
+        assert torch.equal(some, sample_of(users, 1000))
 
     def test_a_run_keeps_what_validation_chose(self, toy, tmp_path):
         where = {**toy, "use_gpu": False, "cache_dir": str(tmp_path)}

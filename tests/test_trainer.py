@@ -15,6 +15,7 @@ import recbole_jepa4rec
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.data.histories import Histories
+from recbole_jepa4rec.evaluation.ranking import rank_targets
 from recbole_jepa4rec.model.jepa4rec import JEPA4Rec
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.training import optimisation
@@ -476,3 +477,24 @@ def test_collapse_is_measured_and_warned_of(caplog):
 def test_config_of_the_toy_set_builds(tmp_path):
     config = Config("JEPA4Rec", "toy", config_dict={**SMALL, "run_dir": str(tmp_path)})
     assert SequentialTextDataset(config).item_text.shape[1] >= 1
+
+
+def test_epochs_are_validated_with_some_users_and_the_best_with_all(workplace, toy, monkeypatch):
+    ranked = []
+
+    def counted(rows, *rest, **more):
+        ranked.append(len(rows))
+        return rank_targets(rows, *rest, **more)
+
+    monkeypatch.setattr("recbole_jepa4rec.training.protocol.rank_targets", counted)
+    given = {"model": "JEPA4Rec", **toy, "show_progress": False, "cache_dir": "cache"}
+    given |= {"pretrain_epochs": 0, "epochs": 1, "frozen_items_epochs": 0}
+    whole = run(config_dict={**given, "run_dir": "a"})
+    users = ranked[0]
+    some = run(config_dict={**given, "run_dir": "b", "validation_users": 7})
+    assert ranked == [users, users, 7, users, users]
+    assert some["valid"] == whole["valid"]
+    assert some["test"] == whole["test"]
+    assert some["learning_curve"][0]["valid"] != whole["learning_curve"][0]["valid"]
+    more = run(config_dict={**given, "run_dir": "c", "validation_users": users + 9})
+    assert more["learning_curve"][0]["valid"] == whole["learning_curve"][0]["valid"]

@@ -67,6 +67,9 @@ class PhasedSettings(RunSettings):
     """Epochs between validations."""
     stopping_step: Whole = 20
     """Validations without improvement before a phase ends."""
+    validation_users: Count | None = None
+    """Users that each validation of training ranks, always the same; None is all. The best epoch is
+    validated with all of them at the end."""
     eval_batch_size: Count = 256
     """Histories ranked at once."""
     valid_metric: str = "NDCG@10"

@@ -45,8 +45,7 @@ def choose_on_validation(
     Returns:
         What was chosen, in words.
     """
-    users = max(USERS_AT_LEAST, scores_in_all // model.n_items)
-    rows = rows.with_targets(rows.target[_sample(rows.user_id, users)])
+    rows = of_some_users(rows, max(USERS_AT_LEAST, scores_in_all // model.n_items))
     if model.has_item_vectors:
         model.item_vectors()  # together, before each process ranks users of its own
     ranks = torch.zeros(len(model.choices), len(rows), dtype=torch.float64)
@@ -69,7 +68,12 @@ def choose_on_validation(
     return f"{len(rows)} users chose {model.choices[best]} of {len(values)}: {values[best]:.4f}"
 
 
-def _sample(users: Tensor, most: int) -> Tensor:
-    """Which rows are ranked, ascending, ``[R]``."""
+def of_some_users(rows: HistoryRows, most: int) -> HistoryRows:
+    """Rows of at most so many users, in their order."""
+    return rows.with_targets(rows.target[sample_of(rows.user_id, most)])
+
+
+def sample_of(users: Tensor, most: int) -> Tensor:
+    """Which of the users are ranked, ascending, at most so many; always the same ones."""
     order = uniform(derive(0, users, Draw.CHOICE)).argsort()
     return order[:most].sort().values

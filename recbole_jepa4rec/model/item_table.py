@@ -73,11 +73,16 @@ class ItemTable:
         if self.vectors is not None:
             self.vectors = self.vectors[: self.sentences.num_sentences]
 
-    def encode(self, encoder: SentenceEncoder, sentences: range) -> Tensor:
+    def encode(self, encoder: SentenceEncoder, sentences: range, shared: bool = True) -> Tensor:
         """Vectors of these sentences, in chunks of similar length and bounded tokens.
 
         A chunk is encoded whole by one process, so that every number of processes gives the same
         bits.
+
+        Args:
+            encoder: what encodes them.
+            sentences: their ids.
+            shared: whether processes share the work; else this one does it all.
         """
         was_training = encoder.training
         encoder.eval()
@@ -89,14 +94,15 @@ class ItemTable:
         sizes = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
         vectors = torch.empty(len(order), encoder.config.hidden_size, device=device)
         chunks = order.split(sizes)
-        own = [chunks[number] for number in processes.shard(torch.arange(len(chunks))).tolist()]
+        numbers = torch.arange(len(chunks))
+        own = [chunks[number] for number in (processes.shard(numbers) if shared else numbers)]
         for places in own:
             batch = self.sentences.single(
                 ids[places], self.max_sequence_tokens, encoder.config.training_targets
             )
             vectors[places] = encoder.cls(batch).float()
         encoder.train(was_training)
-        if processes.world_size() > 1:
+        if shared and processes.world_size() > 1:
             vectors[order] = processes.all_gather(vectors[torch.cat([order[:0], *own])])
         return vectors
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tensor_cache import GrowingTensor, TensorCache, content_key
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches, ragged_range
@@ -126,13 +125,12 @@ class FrozenOutputs:
         tokens = {"ids": store.input_ids, "types": store.token_types, "offsets": store.offsets}
         made_of = [_digest({**weights, **tokens}), str(self._max_tokens), str(self._known)]
         cache = TensorCache(self._folder, "states", content_key(made_of))
-        with processes.main_first():
-            stored = cache.read()
-            if stored is None:
-                states, is_mapped = self._encode(layers)
-                is_written = cache.write({"states": states})
-                stored = cache.read() if is_written and is_mapped else {"states": states}
-        assert stored is not None
+        stored = cache.read()
+        if stored is None:
+            states, is_mapped = self._encode(layers)
+            stored = {"states": states}
+            if cache.write(stored) and is_mapped:
+                stored = cache.read() or stored  # and the file that they grew in is gone
         return stored["states"]
 
     def _encode(self, layers: FrozenLayers) -> tuple[Tensor, bool]:

@@ -196,7 +196,7 @@ def joint_embedding_model(
         encoder.keep_frozen_outputs(FrozenOutputs(sentences, limit, folder))
     if encoder.config.whitening and not settings.checkpoint:
         table = ItemTable(sentences, settings.max_sequence_tokens, settings.tokens_per_batch)
-        encoder.whiten(table.encode(encoder, sentences.used))
+        encoder.whiten(table.encode(encoder, sentences.used, shared=False))
     target_encoder, predictor = FixedCopy(encoder), None
     if isinstance(settings, JEPA4RecSettings):
         momentum = settings.ema_momentum, settings.ema_final_momentum

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.config.model_settings import PhasedSettings
 from recbole_jepa4rec.data.histories import HistoryRows
+from recbole_jepa4rec.evaluation.choice import of_some_users
 from recbole_jepa4rec.model.base import PRETRAIN, PhasedModel
 from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
 from recbole_jepa4rec.training.optimisation import Optimisation
@@ -78,6 +79,8 @@ class PhaseTrainer(ProtocolTrainer):
         with self.training(train_data, session) as goes_on:
             if goes_on:
                 self._run_phases(validate)
+                if self.config["validation_users"] and saved and self.best_valid_result:
+                    self.best_valid_result = self.evaluate(valid_data, load_best_model=False)
             if goes_on and not self.state.epochs_run and saved:
                 self._save_checkpoint(-1, verbose=verbose)
         return self.state.best_valid_score, self.state.best_valid_result
@@ -266,11 +269,16 @@ class PhaseTrainer(ProtocolTrainer):
 
     def _validate_held_out(self, positions: Tensor) -> dict[str, float]:
         """Metrics of held-out users: their training part's last item after the ones before it."""
-        rows = self.rows.with_targets(positions)
+        return self._choose_and_rank(self.rows.with_targets(positions))
+
+    def _choose_and_rank(self, rows: HistoryRows) -> dict[str, float]:
         self.choose(rows, SCORES_THAT_CHOOSE)
         return self.metrics_of(self.rank_rows(rows), rows)
 
     def _choose_and_evaluate(self, valid_data: Any) -> dict[str, float]:
+        """Metrics of the users who validate each epoch."""
+        if most := self.config["validation_users"]:
+            return self._choose_and_rank(of_some_users(valid_data._dataset.inter_feat, most))
         self.choose(valid_data._dataset.inter_feat, SCORES_THAT_CHOOSE)
         return self.evaluate(valid_data, load_best_model=False) or {}
 
