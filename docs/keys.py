@@ -36,7 +36,8 @@ CLASSES = {
     ),
     "A comparison": (
         GroupKeys,
-        "Of `run_recbole_group.py` itself ([page](comparison.md)); all others go to every run.",
+        "Of `run_recbole_group.py` itself ([page](comparison.md)); a run is given all others that "
+        "its model reads.",
     ),
     "A search": (
         SearchKeys,

@@ -18,6 +18,7 @@ from recbole_jepa4rec.config.registry import MODELS, sequential_models
 from recbole_jepa4rec.config.syntax import (
     arguments_of_recbole,
     default_settings,
+    keys_of_others,
     known_keys,
     parse_command_line,
     parse_value,
@@ -347,6 +348,12 @@ class TestRefusals:
 
     def test_keys_of_other_models_are_told(self):
         assert config("--num_layers=2", "--n_layers=1").unread_keys() == ["num_layers"]
+
+    @pytest.mark.parametrize("model", sorted(sequential_models()))
+    def test_what_recboles_code_reads_is_its_own(self, model):
+        file = RECBOLE.parent / "model" / "sequential_recommender" / f"{model.lower()}.py"
+        read = {*re.findall(r"config\[.(\w+).\]", file.read_text(encoding="utf-8"))}
+        assert read and not read & keys_of_others(model)
 
 
 class TestSources:

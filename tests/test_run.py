@@ -237,7 +237,8 @@ class TestErrors:
         ],
     )
     def test_one_line_and_status_2(self, workplace, words, word, message, capsys):
-        words = without(words, word[2:].partition("=")[0])
+        key = word[2:].partition("=")[0]
+        words = without(words, key, *(SIZES if key == "model" else ()))
         assert main([*words, word, "--state=error"]) == 2
         out, error = capsys.readouterr()
         assert out == ""
@@ -247,7 +248,7 @@ class TestErrors:
         assert not list(workplace.rglob("result.json"))
 
     def test_a_model_of_recboles_that_exits_is_one_line(self, workplace, words, capsys):
-        words = without(words, "model", "hidden_size", "train_batch_size")
+        words = without(words, "model", *SIZES, "train_batch_size")
         assert main([*words, "--model=GRU4RecCPR-BPR", "--state=error"]) == 2
         error = capsys.readouterr().err
         assert error == "error: loss_type 'BPR' is unknown to model 'GRU4RecCPR'\n"
@@ -289,7 +290,7 @@ class TestErrors:
         rows = "".join(f"{user}\t{item}\t{item}\n" for user in "uvw" for item in (1, 2, 3))
         (workplace / "short").mkdir()
         (workplace / "short" / "short.inter").write_text(header + rows)
-        words = without(words, "dataset", "data_path", "epochs", "model")
+        words = without(words, "dataset", "data_path", "epochs", "model", *SIZES)
         words += ["--dataset=short", "--data_path=.", f"--model={model}"]
         assert main([*words, "--epochs=0"]) == 0
         capsys.readouterr()
@@ -388,6 +389,10 @@ def test_the_doctor_names_versions_that_are_too_old(monkeypatch):
 def test_what_pip_is_asked_for_is_what_the_doctor_looks_for(name):
     lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
     assert doctor.REQUIRED[name] in lines
+
+
+SIZES = ("hidden_size", "inner_size", "n_layers", "n_heads")
+"""Keys of ``words`` that other models than Transformers do not read."""
 
 
 def without(words, *keys):

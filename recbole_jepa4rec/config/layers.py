@@ -17,10 +17,11 @@ from recbole_jepa4rec.config.recbole_keys import (
     refuse_theirs,
     refuse_transform,
 )
-from recbole_jepa4rec.config.registry import find_entry, training_targets
+from recbole_jepa4rec.config.registry import find_entry, is_known, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, RunSettings
 from recbole_jepa4rec.config.syntax import (
     default_settings,
+    keys_of_others,
     keys_read_by,
     overlay,
     parse_command_line,
@@ -66,7 +67,7 @@ class Layers:
         dataset = dataset or self._last("dataset")
         self.own_keys = keys_read_by(model) if isinstance(model, type) else frozenset[str]()
         self._layers = [self._checked(layer, where) for where, layer in contents.items()]
-        self._typed = {*(config_dict or {}), *words}
+        self._words, self._typed = words, {*(config_dict or {}), *words}
         for name, value in (("model", model), ("dataset", dataset)):
             if not value:
                 raise ValueError(f"no {name} is named (write --{name}=NAME)")
@@ -134,7 +135,8 @@ class Layers:
     def refuse_early(self) -> None:
         """Refuse what RecBole is not needed to refuse: values, and data sets that are not there.
 
-        What a run would not read is refused as well.
+        What a run would not read is refused as well; of the keys of other models those on the
+        command line, for files may be written for several.
 
         Raises:
             ValueError: for the first value that cannot be used.
@@ -143,6 +145,11 @@ class Layers:
         settings = self.over(defaults)
         self.check(settings, defaults)
         refuse_idle(self.model, settings, defaults)
+        unread = keys_of_others(self.model) - {"training_targets"}  # which every model may be given
+        for key, text in self._words.items():
+            if is_known(self.model) and key.partition(".")[0] in unread:
+                value = parse_value(key, text)
+                raise ValueError(f"{key} {value!r} has no effect: {self.model} does not read it")
         for source in self.sources:
             if source != "ml-100k":  # which RecBole has
                 refuse_missing_folder(source, Path(settings["data_path"], source))

@@ -32,6 +32,9 @@ SUBKEYS = {
 ELSEWHERE = {"model", "dataset", "config_files", "encoding", "contrast", "sim", "use_filter", "eta"}
 """Keys that stand in no yaml file, but that the runner or RecBole's code reads."""
 
+UNLISTED = {"FEARec": {"tau"}, "HRM": {"reg_weight"}}
+"""Keys that RecBole's models read and their yaml files lack, while those of others have them."""
+
 WHEREABOUTS = (
     *("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path"),
     *("checkpoint_steps", "address", "ip", "port", "group_offset"),
@@ -189,7 +192,7 @@ def first_difference(
 
 
 def keys_of_others(model: str) -> set[str]:
-    """Keys that stand in the yaml files of other models alone."""
+    """Keys that other models read, and this one does not."""
     own, others, general = set[str](), set[str](), set[str]()
     for file, content in _defaults().items():
         if file.parent.name != "model":
@@ -198,7 +201,7 @@ def keys_of_others(model: str) -> set[str]:
             own.update(content)
         else:
             others.update(content)
-    return others - own - general
+    return others - own - general - UNLISTED.get(model, set())
 
 
 def default_settings(model: str, dataset: str) -> dict[str, Any]:

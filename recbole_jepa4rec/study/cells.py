@@ -114,12 +114,20 @@ class Cell:
         if there in self.before:
             return
         if there:
-            _refuse_other(self, there, self.settings)
+            self.refuse_other(there)
         elif found := stranger(folder, LOGS):
             raise ValueError(
                 f"{found} is of a run whose settings no config.yaml tells; move it away or choose "
                 "another --run_dir"
             )
+
+    def refuse_other(self, settings: Mapping[str, Any]) -> None:
+        """Refuse a run of other settings.
+
+        Raises:
+            ValueError: names the first that differs.
+        """
+        _refuse_other(self, deciding(settings), self.settings)
 
     def _can_go_on(self) -> bool:
         """Whether this run began in its folder and left a checkpoint that is whole."""
@@ -141,7 +149,7 @@ def finished_runs(cells: Sequence[Cell], data: Any) -> dict[tuple[str, int], Fin
     """
     finished = [(cell, run) for cell in cells if (run := cell.finished_run())]
     for cell, run in finished:
-        _refuse_other(cell, deciding(run.settings), cell.settings)
+        cell.refuse_other(run.settings)
     for cell, run in finished:
         found = {"data_fingerprint": run.result["data_fingerprint"]}
         asked = {"data_fingerprint": data.fingerprint}

@@ -123,6 +123,7 @@ def compare(
     metrics = list(runs[0].result["test"]) if runs else []
     valid_metric = runs[0].settings["valid_metric"].lower() if runs else None
     shown = {row.entry: row.facts() for row in rows}
+    _tell_apart([*shown.values()])
     ranked = {row.entry: shown[row.entry] for row in rows if row.counts}
     values = {row.entry: row.user_values() for row in rows if row.runs}
     intervals, tests = intervals_and_tests(values, reference, ranked)
@@ -149,6 +150,15 @@ def compare(
         "data": _data(dataset, runs) if runs else None,
         "conditions": _conditions(rows, given),
     }
+
+
+def _tell_apart(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to labels that several rows have the presets that their entries name."""
+    labels = [row["label"] for row in rows]
+    for row, label in zip(rows, labels, strict=True):
+        presets = row["entry"].partition(":")[2]
+        if presets and labels.count(label) > 1:
+            row["label"] = f"{label} [{presets}]"
 
 
 def _mark(ranked: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> None:

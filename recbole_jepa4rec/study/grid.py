@@ -36,10 +36,7 @@ class Outcome:
             return f"{cell}: failed: {self.error} (see {cell.output_file})"
         key = run.settings["valid_metric"].lower()
         valid, test = run.result["valid"][key], run.result["test"][key]
-        return (
-            f"{run.label}, seed {cell.seed}: {key} {valid:.4f} on validation, {test:.4f} on test, "
-            f"{self.seconds:.0f} s"
-        )
+        return f"{cell}: {key} {valid:.4f} on validation, {test:.4f} on test, {self.seconds:.0f} s"
 
 
 @dataclass
@@ -133,7 +130,9 @@ def _outcome(cell: Cell, status: int, seconds: float) -> Outcome:
     if status:
         return Outcome(cell, seconds, error=_error(cell, status))
     try:
-        return Outcome(cell, seconds, run=read_run(cell.folder))
+        run = read_run(cell.folder)
+        cell.refuse_other(run.settings)  # a yaml file may be another since the comparison began
+        return Outcome(cell, seconds, run=run)
     except ValueError as error:
         return Outcome(cell, seconds, error=" ".join(str(error).split()))
 

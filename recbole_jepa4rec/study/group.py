@@ -30,6 +30,7 @@ from recbole_jepa4rec.study.study import (
     refuse_foreign,
     study_folder,
 )
+from recbole_jepa4rec.study.variants import Variant, row_name
 
 if TYPE_CHECKING:
     from recbole_jepa4rec.study.cells import Cell
@@ -66,7 +67,7 @@ class GroupKeys(StudyKeys):
     """Keys of a comparison itself."""
 
     model_list: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = ()
-    """The models, with commas; SASRec-BPR names a loss as well."""
+    """The models, with commas; SASRec-BPR names a loss as well, RecFormer:ranking-head a preset."""
     seeds: Annotated[
         tuple[Seed, ...],
         BeforeValidator(_listed),
@@ -77,7 +78,7 @@ class GroupKeys(StudyKeys):
     jobs: Count = 1
     """Runs at once."""
     reference: str | None = None
-    """The model that the others are compared with; JEPA4Rec where it is listed, else the first."""
+    """The model that the others are compared with; the first JEPA4Rec, else the first of all."""
 
 
 @dataclass(frozen=True)
@@ -129,36 +130,44 @@ def read_request(command_line: Sequence[str]) -> Request:
         ValueError: for anything that cannot be run; one line says what is allowed.
     """
     keys, texts, given = read_words(command_line, GroupKeys, PER_RUN)
-    entries = keys.model_list
-    if not entries:
+    if not keys.model_list:
         raise ValueError("no model is named (write --model_list=A,B,C)")
-    reference = keys.reference or ("JEPA4Rec" if "JEPA4Rec" in entries else entries[0])
-    if reference not in entries:
-        allowed = ", ".join(entries)
+    variants = [*map(Variant.of, keys.model_list)]
+    named: dict[str, str] = {}
+    for entry, variant in zip(keys.model_list, variants, strict=True):
+        if (other := named.setdefault(variant.folder, entry)) != entry:
+            both = f"model_list names {other!r} and {entry!r}, of which both rows"
+            raise ValueError(f"{both} would be {variant.name!r}; give one file another name")
+    names = [variant.name for variant in variants]
+    ours = [variant.name for variant in variants if variant.model == "JEPA4Rec"]
+    reference = row_name(keys.reference) if keys.reference else [*ours, *names][0]
+    if reference not in names:
+        allowed = ", ".join(names)
         raise ValueError(f"reference {reference!r} is not in model_list (allowed: {allowed})")
-    folder, cells = _cells({entry: {"model": entry} for entry in entries}, keys, texts)
+    folder, cells = _cells(variants, keys, texts)
     given = {key: value for key, value in given.items() if key != "dataset"}
     command = shlex.join(["python", "run_recbole_group.py", *command_line])
     return Request(keys, reference, cells, folder, given, command)
 
 
 def _cells(
-    rows: Mapping[str, Mapping[str, str]], keys: GroupKeys, texts: Mapping[str, str]
+    rows: Sequence[Variant], keys: GroupKeys, texts: Mapping[str, str]
 ) -> tuple[Path, tuple[Cell, ...]]:
     """The folder and every run in it.
 
     Args:
-        rows: by entry the settings that tell a row from the others.
+        rows: what every seed is run with.
         keys: of the comparison.
         texts: settings of every run.
     """
     asked = []
+    unread = frozenset.intersection(*(row.unread for row in rows))
     for seed in keys.seeds:
-        for entry, own in rows.items():
-            settings = {**own, "seed": str(seed), **texts}
+        for row in rows:
+            settings = {"seed": str(seed), **row.settings(texts, unread)}
             words = [f"--{key}={text}" for key, text in settings.items()]
             refuse_early(Layers(command_line=words))
-            asked.append((entry, seed, words))
+            asked.append((row, seed, words))
 
     from recbole_jepa4rec.config.config import Config
     from recbole_jepa4rec.data.item_files import settle_attributes
@@ -169,17 +178,18 @@ def _cells(
         config.refuse_idle()
         settle_attributes(config)
     seen: dict[str, str] = {}
-    for entry, _, _, config in plan[: len(rows)]:
+    for row, _, _, config in plan[: len(rows)]:
         same = json.dumps(config.external(), sort_keys=True, default=str)
         if same in seen:
-            raise ValueError(f"model_list names {seen[same]!r} and {entry!r}, which are the same")
-        seen[same] = entry
-    described = [[entry, deciding(config.external())] for entry, _, _, config in plan]
+            both = f"{seen[same]!r} and {row.name!r}"
+            raise ValueError(f"model_list names {both}, which are the same")
+        seen[same] = row.name
+    described = [[row.name, deciding(config.external())] for row, _, _, config in plan]
     folder = study_folder(keys.run_dir, plan[0][3], "group", described)
     cells = []
-    for entry, seed, words, config in plan:
-        place = folder / entry / f"seed-{seed}"
-        cells.append(Cell(entry, seed, place, (*words, f"--run_dir={place}"), config))
+    for row, seed, words, config in plan:
+        place = folder / row.folder / f"seed-{seed}"
+        cells.append(Cell(row.name, seed, place, (*words, f"--run_dir={place}"), config))
     return folder, tuple(cells)
 
 
@@ -232,7 +242,7 @@ def _write(request: Request, ended: Mapping[tuple[str, int], Outcome]) -> None:
     from recbole_jepa4rec.study.report import write_report
 
     rows = []
-    for entry in request.keys.model_list:
+    for entry in dict.fromkeys(cell.entry for cell in request.cells):
         ends = {end.cell.seed: end for end in ended.values() if end.cell.entry == entry}
         runs = {seed: end.run for seed, end in ends.items() if end.run}
         errors = {seed: end.error for seed, end in ends.items() if end.error}

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 PATIENCE = 60
 """Seconds to wait for runs of an earlier, killed study to end."""
 
+COMPARED = (
+    *("metrics", "topk", "valid_metric", "eval_args", "filter_history", "benchmark_filename"),
+    *("repeatable", "valid_metric_bigger"),
+)
+"""Settings that decide how runs compare, so that all of a study have the same."""
+
 Key = TypeVar("Key")
 End = TypeVar("End")
 Own = TypeVar("Own", bound="StudyKeys")

@@ -29,7 +29,13 @@ from recbole_jepa4rec.study.search.space import (
     random_points,
     read_space,
 )
-from recbole_jepa4rec.study.study import StudyKeys, read_words, refuse_early, study_folder
+from recbole_jepa4rec.study.study import (
+    COMPARED,
+    StudyKeys,
+    read_words,
+    refuse_early,
+    study_folder,
+)
 
 if TYPE_CHECKING:
     from recbole_jepa4rec.config.config import Config
@@ -43,11 +49,8 @@ PROCESSES = ("nproc", "world_size")
 
 FIXED = {
     **dict.fromkeys(["model", "dataset", "data_path"], "is what is searched for"),
-    **dict.fromkeys(["metrics", "topk", "valid_metric", "eval_args"], "decides how trials compare"),
-    **dict.fromkeys(["filter_history", "benchmark_filename"], "decides how trials compare"),
-    **dict.fromkeys(["repeatable", "valid_metric_bigger"], "decides how trials compare"),
+    **dict.fromkeys([*COMPARED, "max_train_seconds"], "decides how trials compare"),
     **dict.fromkeys(["seed", "reproducibility"], "is no property of a model"),
-    **dict.fromkeys(["max_train_seconds"], "decides how trials compare"),
     **dict.fromkeys(["run_dir", "runs_path", "cache_dir", "checkpoint_dir"], "says where to write"),
     **dict.fromkeys(["config_files", "state", "show_progress"], "says how to run"),
     **dict.fromkeys(["gpu_id", "use_gpu", "worker"], "says how to run"),

@@ -1,0 +1,109 @@
+"""What entries of a comparison stand for: models, and presets over the settings of one row."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from recbole_jepa4rec.base.command import did_you_mean
+from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
+from recbole_jepa4rec.config.registry import find_entry
+from recbole_jepa4rec.config.syntax import arguments_of_recbole, keys_of_others, refuse_unknown
+from recbole_jepa4rec.study.study import COMPARED
+
+OF_ALL_ROWS = {
+    *("model", "dataset", "data_path", "seed", "run_dir", "resume", "config_files"),
+    *COMPARED,
+    *arguments_of_recbole("dataset"),
+    "item_text_fields",
+} - {"MAX_ITEM_LIST_LENGTH"}
+"""Settings that no preset may have: its row would not answer the question of the others."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model, with or without presets; one row of the tables.
+
+    Attributes:
+        name: what the row is called, ``JEPA4Rec:jepa4rec-strong``; a file by its name alone.
+        model: as a run is given it, ``SASRec-BPR``.
+        presets: yaml files over the model's settings, later ones over earlier ones.
+        unread: settings that other models read and this one does not.
+    """
+
+    name: str
+    model: str
+    presets: tuple[Path, ...]
+    unread: frozenset[str]
+
+    @classmethod
+    def of(cls, entry: str) -> Variant:
+        """Understand ``MODEL`` or ``MODEL:PRESET:PRESET``, and read the presets.
+
+        Raises:
+            ValueError: for a part that is empty, unknown or written twice, a file that cannot be
+                read, or a setting in it that is not one row's own or that the model does not read.
+        """
+        model, *parts = entry.split(":")
+        if not all([model, *parts]):
+            raise ValueError(f"model_list {entry!r} holds an empty name")
+        files = [_preset_file(part) for part in parts]
+        for part, file in zip(parts, files, strict=True):
+            if files.count(file) > 1:
+                raise ValueError(f"model_list {entry!r} names preset {part!r} twice")
+        name = find_entry(model)[0]
+        variant = cls(row_name(entry), model, tuple(files), frozenset(keys_of_others(name)))
+        for file in files:
+            content, where = read_yaml(file), f"in {file}"
+            refuse_unknown(content, where)
+            for key in content:
+                if key.partition(".")[0] in OF_ALL_ROWS:
+                    allowed = "allowed in a preset: settings of the model and its training"
+                    raise ValueError(f"key {key!r} {where} is of all rows; {allowed}")
+                if key.partition(".")[0] in variant.unread:
+                    raise ValueError(f"key {key!r} {where} has no effect: {name} does not read it")
+        return variant
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs; a colon would be a machine to rsync and scp."""
+        return self.name.replace(":", "+")
+
+    def settings(self, texts: Mapping[str, str], unread: Collection[str]) -> dict[str, str]:
+        """What its runs are given, as texts.
+
+        Args:
+            texts: what every run is given; keys that the model does not read are left out.
+            unread: keys that no model of the comparison reads; they stay, to be refused.
+        """
+        skipped = self.unread.difference(unread)
+        given = {key: text for key, text in texts.items() if key.partition(".")[0] not in skipped}
+        if self.presets:
+            files = [*shlex.split(texts.get("config_files", "")), *map(str, self.presets)]
+            given["config_files"] = shlex.join(files)
+        return {"model": self.model, **given}
+
+
+def row_name(entry: str) -> str:
+    """An entry with files by their names alone: ``JEPA4Rec:smaller`` for ``…:my/smaller.yaml``."""
+    model, *parts = entry.split(":")
+    return ":".join([model, *(Path(part).stem if _is_file(part) else part for part in parts)])
+
+
+def _is_file(preset: str) -> bool:
+    return preset.endswith((".yaml", ".yml"))
+
+
+def _preset_file(preset: str) -> Path:
+    """The file of a preset: one of ours, by its name, or the user's."""
+    if _is_file(preset):
+        return Path(preset)
+    ours = {file.stem: file for file in sorted(find_properties().glob("preset/*.yaml"))}
+    if preset not in ours:
+        hint = did_you_mean(preset, ours)
+        raise ValueError(
+            f"unknown preset {preset!r}{hint} (allowed: {', '.join(ours)}, or a file NAME.yaml)"
+        )
+    return ours[preset]
