@@ -435,4 +435,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again(workplace, to
         patch.setattr(CheckpointFolder, "write", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run("SASRec", config_dict=given)
+    assert (workplace / "run" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match=r"holds weights of another run: learning_rate is 0\.001"):
+        run("SASRec", config_dict={**given, "learning_rate": 0.1})
     assert run("SASRec", config_dict=given)["starts"] == 1

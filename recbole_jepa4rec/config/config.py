@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.base.files import atomic_write
@@ -16,7 +17,7 @@ from recbole_jepa4rec.base.yaml_files import Loader, as_yaml, find_properties, r
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.recbole_keys import refuse_idle
 from recbole_jepa4rec.config.registry import find_model
-from recbole_jepa4rec.config.syntax import keys_of_others, known_keys, refuse_unknown
+from recbole_jepa4rec.config.syntax import deciding, keys_of_others, known_keys, refuse_unknown
 
 
 class Config(RecBoleConfig):
@@ -80,6 +81,10 @@ class Config(RecBoleConfig):
         }
         dataset = self._layers.sources if len(self._layers.sources) > 1 else self.dataset
         return copy.deepcopy({"model": self.model, "dataset": dataset, **settings})
+
+    def deciding(self) -> dict[str, Any]:
+        """What of ``external()`` decides the result, as ``config.yaml`` gives it back."""
+        return deciding(yaml.load(as_yaml(self.external()), Loader))
 
     def save(self, path: str | Path) -> None:
         """Write ``external()`` as yaml.

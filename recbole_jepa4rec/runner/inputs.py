@@ -25,7 +25,9 @@ SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".npy")
 """Of files that are read in a folder of published weights."""
 
 
-def input_digests(config: Config, keys: tuple[str, ...] = START_KEYS + LASTING_KEYS) -> dict:
+def input_digests(
+    config: Config, keys: tuple[str, ...] = START_KEYS + LASTING_KEYS
+) -> dict[str, str]:
     """Digest of the contents that each setting names, by its key: 16 hexadecimal digits.
 
     A setting has none that the model does not read or that names nothing on this machine; whoever
@@ -100,7 +102,8 @@ def _digest(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
     for name, file in files.items():
         stat = file.stat()
-        digest.update(f"{name}\n{_contents(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        contents = _contents(file.resolve(), stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{name}\n{contents}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -22,6 +22,9 @@ from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
 from recbole_jepa4rec.base.command import add_note
 from recbole_jepa4rec.base.files import Layout, atomic_write, hold, remove_abandoned
 from recbole_jepa4rec.base.yaml_files import read_yaml
+from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
+from recbole_jepa4rec.config.syntax import deciding, first_difference
 from recbole_jepa4rec.training import checkpoints
 
 WRITTEN: Layout = {
@@ -57,11 +60,12 @@ class RunFolder:
         self.checkpoints = checkpoints.CheckpointFolder(self.path / "checkpoints")
 
     @classmethod
-    def of(cls, config: Any) -> RunFolder:
+    def of(cls, config: Config) -> RunFolder:
         """``run_dir``, or else a new ``<runs_path>/<dataset>/<model>/<stamp>-<id>``; not made yet.
 
         Raises:
-            ValueError: if ``run_dir`` is a file or holds another run, finished or not.
+            ValueError: if ``run_dir`` is a file or holds another run, finished or not, or files
+                that no run has written.
         """
         if not config["run_dir"]:
             name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -75,7 +79,29 @@ class RunFolder:
                 f"run_dir {config['run_dir']!r} holds {foreign}, which no run of ours has written "
                 "there; allowed: a new or empty folder"
             )
+        if not config["resume"]:
+            folder.refuse_other_weights(config)
         return folder
+
+    def refuse_other_weights(self, config: Config) -> None:
+        """Refuse weights that a run of other settings has left without a checkpoint.
+
+        Columns that are yet to be found in the data are not compared.
+
+        Raises:
+            ValueError: names the first setting that differs.
+        """
+        if not self.weights_file.exists():
+            return
+        there, here = deciding(self.settings()), config.deciding()
+        open_keys = {*ATTRIBUTE_KEYS, "load_col"}
+        both = [{k: v for k, v in each.items() if k not in open_keys} for each in (there, here)]
+        if found := first_difference(*both):
+            key, old, new = found
+            raise ValueError(
+                f"run_dir {str(self.path)!r} holds weights of another run: {key} is {old!r} there "
+                f"and {new!r} here; allowed: a new or empty folder"
+            )
 
     def refuse_taken(self, resume: bool) -> None:
         """Refuse a folder that holds another run, or a finished one.

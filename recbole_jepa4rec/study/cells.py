@@ -10,10 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_jepa4rec.base.files import stranger
-from recbole_jepa4rec.base.yaml_files import Loader, as_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.syntax import deciding, first_difference
 from recbole_jepa4rec.runner.inputs import input_digests, refuse_other_inputs
@@ -55,7 +52,7 @@ class Cell:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What decides the result: ``config.yaml`` of the run, less ``WHEREABOUTS``."""
-        return deciding(yaml.load(as_yaml(self.config.external()), Loader))
+        return self.config.deciding()
 
     @property
     def output_file(self) -> Path:

@@ -80,6 +80,12 @@ def test_killed_at_any_point(model, turn, tmp_path, unbroken):
 
 
 @pytest.mark.slow
+def test_workers_of_a_loader_do_not_outlive_a_run_as_its_owners(tmp_path, unbroken):
+    """It goes on at once, though they notice only seconds later that the run was killed."""
+    kill_and_go_on("BERT4Rec", [unbroken("BERT4Rec").last("step")], tmp_path, unbroken("BERT4Rec"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(6))
 def test_killed_at_any_moment(turn, tmp_path, unbroken):
     """By another process, so that it may be anywhere, in the middle of a write as well."""
