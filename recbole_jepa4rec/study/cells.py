@@ -111,20 +111,25 @@ class Cell:
         if there in self.before:
             return
         if there:
-            self.refuse_other(there)
+            self.refuse_difference(there, self.settings)
         elif found := stranger(folder, LOGS):
             raise ValueError(
                 f"{found} is of a run whose settings no config.yaml tells; move it away or choose "
                 "another --run_dir"
             )
 
-    def refuse_other(self, settings: Mapping[str, Any]) -> None:
-        """Refuse a run of other settings.
+    def refuse_difference(self, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        """Refuse a run in the folder that is not the one asked for.
 
         Raises:
-            ValueError: names the first that differs.
+            ValueError: names the first key under which it differs.
         """
-        _refuse_other(self, deciding(settings), self.settings)
+        if different := first_difference(found, asked):
+            key, old, new = different
+            raise ValueError(
+                f"{self.folder} holds a run with {key} {old!r}, not {new!r}; "
+                "move it away or choose another --run_dir"
+            )
 
     def _can_go_on(self) -> bool:
         """Whether this run began in its folder and left a checkpoint that is whole."""
@@ -146,14 +151,14 @@ def finished_runs(cells: Sequence[Cell], data: Any) -> dict[tuple[str, int], Fin
     """
     finished = [(cell, run) for cell in cells if (run := cell.finished_run())]
     for cell, run in finished:
-        cell.refuse_other(run.settings)
+        cell.refuse_difference(deciding(run.settings), cell.settings)
     for cell, run in finished:
         found = {"data_fingerprint": run.result["data_fingerprint"]}
         asked = {"data_fingerprint": data.fingerprint}
         if run.result["text_fingerprint"] is not None:
             found["text_fingerprint"] = run.result["text_fingerprint"]
             asked["text_fingerprint"] = _text_fingerprint(data)
-        _refuse_other(cell, found, asked)
+        cell.refuse_difference(found, asked)
         inputs = run.result.get("inputs", {})
         refuse_other_inputs(cell.folder, inputs, input_digests(cell.config), cell.config)
     return {cell.key: run for cell, run in finished}
@@ -165,12 +170,3 @@ def _text_fingerprint(data: Any) -> str | None:
         return data.text_fingerprint
     except ValueError:
         return None
-
-
-def _refuse_other(cell: Cell, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    if different := first_difference(found, asked):
-        key, old, new = different
-        raise ValueError(
-            f"{cell.folder} holds a run with {key} {old!r}, not {new!r}; "
-            "move it away or choose another --run_dir"
-        )

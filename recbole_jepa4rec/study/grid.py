@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from recbole_jepa4rec.base.command import python_path
 from recbole_jepa4rec.runner.run_folder import COLOR
+from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.study.cells import Cell
 from recbole_jepa4rec.study.finished_run import FinishedRun, read_run
 
@@ -131,7 +132,8 @@ def _outcome(cell: Cell, status: int, seconds: float) -> Outcome:
         return Outcome(cell, seconds, error=_error(cell, status))
     try:
         run = read_run(cell.folder)
-        cell.refuse_other(run.settings)  # a yaml file may be another since the comparison began
+        # A yaml file may hold other settings than when the comparison began.
+        cell.refuse_difference(deciding(run.settings), cell.settings)
         return Outcome(cell, seconds, run=run)
     except ValueError as error:
         return Outcome(cell, seconds, error=" ".join(str(error).split()))
