@@ -256,3 +256,15 @@ def test_a_new_item_is_ranked_by_its_text_and_has_no_neighbours(model):
     assert scores.shape[1] == new + 1
     torch.testing.assert_close(scores[:, new], net.cosines(packed)[:, known[0]] / net.temperature)
     assert (scores[0, new] - scores[0, known[0]]).abs() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["history_bias", "neighbour_prior"])
+def test_either_part_ranks_alone(part, tmp_path):
+    given = {**SMALL, **MODELS["JEPA4Rec"], part: True, "cache_dir": str(tmp_path)}
+    config = Config("JEPA4Rec", "toy", config_dict=given)
+    training = find_dataset(config.model_class)(config).build()[0]
+    net, rows = made(config, training), training.inter_feat
+    packed = rows.histories.packed(rows.target[:6], 4, True)
+    assert net.scores(packed).isfinite().all()
+    assert bool(net.choices) == (part == "neighbour_prior")

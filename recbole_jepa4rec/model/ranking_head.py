@@ -121,7 +121,7 @@ class RankingHead(nn.Module):
         self.neighbour_weights: nn.Parameter | None = None
         if neighbours is not None:
             self.neighbour_weights = nn.Parameter(torch.tensor(START) / STRETCH)
-            self.register_buffer("neighbour_scale", torch.ones(()))
+        self.register_buffer("neighbour_scale", torch.ones(()))
 
     @property
     def label(self) -> str:
