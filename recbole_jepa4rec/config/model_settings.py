@@ -117,7 +117,7 @@ class PretrainedSettings(PhasedSettings):
 class HeadSettings(PretrainedSettings):
     """Of a model whose ranking a head may complete (``model/ranking_head.py``)."""
 
-    history_bias: bool = False
+    history_bias: bool = True
     """Whether the history's own items have a learned bias each, by how long ago they were met."""
     neighbour_prior: bool = False
     """Whether text similarity, co-occurrence and transitions are added, with learned weights."""
