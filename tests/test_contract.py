@@ -108,7 +108,10 @@ class TestJEPA4Rec(ModelContract):
 
 
 class TestJEPA4RecWithARankingHead(TestJEPA4Rec):
-    settings: ClassVar = {**TestJEPA4Rec.settings, "history_bias": True, "neighbour_prior": True}
+    settings: ClassVar = {
+        **TestJEPA4Rec.settings,
+        **{"history_bias": True, "neighbour_prior": True, "item_id_residual": True},
+    }
 
 
 class TestJEPA4RecInItsFirstPhase(TestJEPA4Rec):

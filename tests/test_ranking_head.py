@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from recbole_jepa4rec.model.ranking_head import (
     START,
     STRETCH,
     Entries,
+    ItemIds,
     Queries,
     RankingHead,
     nearest_by_text,
 )
+from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, made
 from tests.tiny_encoder import tiny_bert  # noqa: F401
 
@@ -193,6 +197,7 @@ def model(request, tmp_path_factory, tiny_bert):  # noqa: F811
     """A model whose head says something, in the mode in which it ranks; and its training rows."""
     given = {**SMALL, **MODELS[request.param], "MAX_ITEM_LIST_LENGTH": 4, "epochs": 1}
     given |= {"history_bias": True, "neighbour_prior": True, "train_stage": "finetune"}
+    given |= {"item_id_residual": True, "item_id_dropout": 0.0}
     given |= {"cache_dir": str(tmp_path_factory.mktemp("cache")), "items_per_step": 0}
     if request.param in ("UniSRec", "VQRec"):
         given["text_encoder"] = str(tiny_bert)
@@ -201,6 +206,7 @@ def model(request, tmp_path_factory, tiny_bert):  # noqa: F811
     torch.manual_seed(5)
     net = made(config, part)
     net.head.history_bias.data.uniform_(-1, 1).div_(STRETCH)
+    net.head.item_ids.vectors.data.uniform_(-1, 1)
     return net, part.inter_feat, part.item_text
 
 
@@ -254,8 +260,9 @@ def test_a_new_item_is_ranked_by_its_text_and_has_no_neighbours(model):
     [new] = net.add_items(item_text.iloc[known.numpy()]).tolist()
     scores = net.scores(packed)
     assert scores.shape[1] == new + 1
-    torch.testing.assert_close(scores[:, new], net.cosines(packed)[:, known[0]] / net.temperature)
     assert (scores[0, new] - scores[0, known[0]]).abs() > 0.01
+    net.head.item_ids.vectors.zero_()
+    torch.testing.assert_close(scores[:, new], net.cosines(packed)[:, known[0]] / net.temperature)
 
 
 @torch.no_grad()
@@ -268,3 +275,47 @@ def test_either_part_ranks_alone(part, tmp_path):
     packed = rows.histories.packed(rows.target[:6], 4, True)
     assert net.scores(packed).isfinite().all()
     assert bool(net.choices) == (part == "neighbour_prior")
+
+
+def test_own_vectors_are_left_out_at_random_and_shrink():
+    torch.manual_seed(0)
+    ids, texts = ItemIds(40, 4, dropout=0.5, decay=0.1), torch.ones(40, 4)
+    ids.vectors.data += 1.0
+    whole = ids.eval().on_top_of(texts, torch.arange(40))
+    torch.testing.assert_close(whole, texts / 2 + 1)
+    some = ids.train().on_top_of(texts, torch.arange(40))
+    left = (some == texts / 2).all(dim=1)
+    assert 10 < left.sum() < 30 and torch.equal(some[~left], whole[~left])
+    ids.shrink()
+    torch.testing.assert_close(ids.vectors.data, torch.full((40, 4), 0.9))
+
+
+class TestStart:
+    """A checkpoint to start from may have another head than the model."""
+
+    SMALL: ClassVar = {**SMALL, **MODELS["JEPA4Rec"], "train_stage": "finetune", "epochs": 0}
+
+    @pytest.fixture
+    def trained(self, tmp_path):
+        def call(**head):
+            where = {
+                "cache_dir": str(tmp_path),
+                "run_dir": str(tmp_path / "-".join(["run", *head])),
+            }
+            return str(
+                Path(
+                    run("JEPA4Rec", "toy", config_dict={**self.SMALL, **where, **head})["path"]
+                ).parent
+            )
+
+        return call
+
+    def test_a_head_that_it_lacks_begins_anew(self, trained, tmp_path):
+        start = trained(history_bias=False)
+        assert trained(history_bias=True, neighbour_prior=True, checkpoint=start)
+
+    @pytest.mark.parametrize("key", ["history_bias", "neighbour_prior", "item_id_residual"])
+    def test_a_head_that_the_model_lacks_is_refused(self, trained, key):
+        start = trained(**{"history_bias": False, key: True})
+        with pytest.raises(ValueError, match=f"{key} is False; allowed with this checkpoint"):
+            trained(history_bias=False, checkpoint=start)

@@ -121,9 +121,9 @@ def refuse_misfits(
         raise ValueError(f"{what}: {'; '.join(faults[:3])}{more}")
 
 
-def item_ids_digest(dataset: Any, fits_any_catalogue: bool = False) -> str | None:
+def item_ids_digest(dataset: Any, knows_items: bool = True) -> str | None:
     """SHA-256 of a data set's item ids in internal order; None for weights that fit any items."""
-    if fits_any_catalogue:
+    if not knows_items:
         return None
     return hashlib.sha256("\n".join(dataset.field2id_token[dataset.iid_field]).encode()).hexdigest()
 

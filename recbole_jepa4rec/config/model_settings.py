@@ -127,6 +127,13 @@ class HeadSettings(PretrainedSettings):
     """Newest items of a history whose neighbours are looked at."""
     neighbour_texts: Count = 100
     """Items nearest by text that an item has for neighbours."""
+    item_id_residual: bool = False
+    """Whether finetuning learns a vector of each item's own on top of its text's; new items have
+    none."""
+    item_id_dropout: ShareBelowOne = 0.5
+    """Share of the items whose own vectors a step leaves out, so that the text alone ranks too."""
+    item_id_decay: ShareBelowOne = 0.01
+    """Share of itself that an item's own vector loses in each step."""
 
 
 class EncoderSettings(Settings):

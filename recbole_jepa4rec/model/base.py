@@ -48,8 +48,7 @@ class Offer:
 
     Attributes:
         has_item_vectors: whether ``item_vectors`` gives something, whose collapse is watched.
-        fits_any_catalogue: whether items can be added, replaced and dropped; else the weights know
-            items by their number, and fit one catalogue alone.
+        fits_any_catalogue: whether items can be added, replaced and dropped.
     """
 
     has_item_vectors: ClassVar[bool] = False
@@ -68,6 +67,11 @@ class Offer:
     def fits_any_catalogue(self) -> bool:
         """Whether the model knows items by their text alone."""
         return False
+
+    @property
+    def knows_items(self) -> bool:
+        """Whether the weights know items by their number, and fit one catalogue alone."""
+        return not self.fits_any_catalogue
 
     @property
     def choices(self) -> Sequence[Any]:

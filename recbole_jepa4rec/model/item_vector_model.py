@@ -140,7 +140,11 @@ class ItemVectorModel(SimilarityModel):
             self.max_seq_length, settings.initializer_range, **settings.model_dump(include=LAYERS)
         )
         self.ranking_head = ranking_head(
-            settings, self.max_seq_length, dataset.histories, dataset.item_text
+            settings,
+            self.max_seq_length,
+            dataset.histories,
+            dataset.item_text,
+            settings.hidden_size,
         )
         self.forget_table()
         self.register_load_state_dict_post_hook(_forget_table)
@@ -192,6 +196,7 @@ class ItemVectorModel(SimilarityModel):
 
     def weights_moved(self) -> None:
         """The optimizer made a step."""
+        super().weights_moved()
         self._table = None
 
     def forget_table(self) -> None:
@@ -261,10 +266,10 @@ class ItemVectorModel(SimilarityModel):
         if self.head is None:
             positive = place[next_items]
         else:
-            positive, vectors = next_items - 1, F.embedding(place[1:], vectors)
             items = torch.arange(1, self.n_items, device=vectors.device)
+            vectors = self.head.candidate_vectors(vectors[place[1:]], items)
             of_history, of_neighbours = self.head.entries(Queries.prefixes(histories), items)
-            added = of_history + of_neighbours
+            positive, added = next_items - 1, of_history + of_neighbours
         loss = contrastive_loss(
             hidden[windows.inside], vectors, positive, self.temperature, added=added
         )
@@ -304,8 +309,12 @@ class ItemVectorModel(SimilarityModel):
 
     def cosines(self, histories: PackedHistories) -> Tensor:
         """Cosine with every item, padding item included, ``[B, N]``; items of one row tie."""
-        similarity = cosine_similarity(self.forward(histories), self.item_vectors())
-        return similarity[:, self.candidate_of_item]
+        sequences, vectors = self.forward(histories), self.item_vectors()
+        if self.head is None or self.head.item_ids is None:
+            return cosine_similarity(sequences, vectors)[:, self.candidate_of_item]
+        items = torch.arange(self.n_items, device=vectors.device)
+        own = self.head.candidate_vectors(vectors[self.candidate_of_item], items)
+        return cosine_similarity(sequences, own)
 
     def _catalogue_changed(self) -> None:
         self.n_items = self.text.num_items

@@ -273,7 +273,8 @@ class JointEmbeddingModel(nn.Module):
         among = self.sentences.used if self.head is None else range(1, self.sentences.num_items)
         if self.reads_item_table:
             candidates = torch.tensor(among, device=wanted.device)
-            table = self.item_vectors(refresh=False)[self._sentence_of(candidates)]
+            texts = self.item_vectors(refresh=False)[self._sentence_of(candidates)]
+            table = self._compared(texts, candidates)
             added = self._added(queries, candidates)
             loss = contrastive_loss(
                 sequences, table, wanted - among.start, aim.temperature, added=added
@@ -283,8 +284,8 @@ class JointEmbeddingModel(nn.Module):
             wanted, among, aim.items_per_step, derive(key, Draw.CANDIDATES)
         )
         own = self._sentence_of(processes.shard(candidates))
-        items = processes.all_gather(self._encode(self._single(own)))
-        added = self._added(queries, candidates)
+        texts = processes.all_gather(self._encode(self._single(own)))
+        items, added = self._compared(texts, candidates), self._added(queries, candidates)
         loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights, added)
         return processes.shard_of_mean(loss, len(wanted))
 
@@ -293,8 +294,12 @@ class JointEmbeddingModel(nn.Module):
 
         They are computed once for each sentence, so that items of one text tie exactly.
         """
-        similarity = cosine_similarity(self.encode_histories(histories), self.item_vectors())
-        return similarity[:, self.sentences.sentence_of_item]
+        sequences, table = self.encode_histories(histories), self.item_vectors()
+        sentence_of_item = self.sentences.sentence_of_item
+        if self.head is None or self.head.item_ids is None:
+            return cosine_similarity(sequences, table)[:, sentence_of_item]
+        items = torch.arange(len(sentence_of_item), device=table.device)
+        return cosine_similarity(sequences, self._compared(table[sentence_of_item], items))
 
     def encode_histories(self, histories: PackedHistories) -> Tensor:
         """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once."""
@@ -395,6 +400,10 @@ class JointEmbeddingModel(nn.Module):
     def _sentence_of(self, candidates: Tensor) -> Tensor:
         """Sentences of candidates, which are sentences or, with a head, items."""
         return candidates if self.head is None else self.sentences.sentence_of_item[candidates]
+
+    def _compared(self, texts: Tensor, candidates: Tensor) -> Tensor:
+        """Vectors of candidates: their texts', and with a head their own on top of these."""
+        return texts if self.head is None else self.head.candidate_vectors(texts, candidates)
 
     def _added(self, queries: Queries, candidates: Tensor) -> list[Entries]:
         """What the head adds in training to the logits of these candidates."""

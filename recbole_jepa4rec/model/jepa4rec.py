@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,7 +52,9 @@ class JEPA4Rec(SimilarityModel):
         self._resumed_epoch: int | None = None
         text = dataset.item_text
         self.temperature = settings.temperature
-        head = ranking_head(settings, self.max_seq_length, dataset.histories, text)
+        head = functools.partial(
+            ranking_head, settings, self.max_seq_length, dataset.histories, text
+        )
         self.core = joint_embedding_model(settings, text, head)
 
     @property
@@ -118,6 +121,7 @@ class JEPA4Rec(SimilarityModel):
 
     def weights_moved(self) -> None:
         """The optimizer has made a step."""
+        super().weights_moved()
         self.core.weights_moved()
 
     def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
@@ -170,14 +174,16 @@ class JEPA4Rec(SimilarityModel):
 
 
 def joint_embedding_model(
-    settings: SentenceSettings, item_text: pd.DataFrame, head: RankingHead | None = None
+    settings: SentenceSettings,
+    item_text: pd.DataFrame,
+    head: Callable[[int], RankingHead | None],
 ) -> JointEmbeddingModel:
     """The core that settings ask for, each of its parts built here.
 
     Args:
         settings: JEPA4Rec's; others have a fixed copy for a target encoder, and no predictor.
         item_text: one row an item, see ``ItemSentences.build``.
-        head: what is added to the similarity; ``None`` for nothing.
+        head: makes what is added to the similarity, for item vectors of a width; ``None``: nothing.
     """
     tokenizer, encoder, mlm_head = starting_point(settings, item_text)
     sentences = ItemSentences.build(
@@ -212,5 +218,5 @@ def joint_embedding_model(
         objective=Objective(**settings.model_dump(include=aims)),
         max_sequence_tokens=settings.max_sequence_tokens,
         tokens_per_batch=settings.tokens_per_batch,
-        head=head,
+        head=head(encoder.config.hidden_size),
     )

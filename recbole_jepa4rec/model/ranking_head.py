@@ -87,6 +87,35 @@ class Entries:
     value: Tensor
 
 
+class ItemIds(nn.Module):
+    """What an item's number says beside its text: a vector on top of the text's, zero at first.
+
+    Args:
+        num_items: ``N``, the padding item included.
+        width: ``D``.
+        dropout: share of the items whose vectors a step of training leaves out.
+        decay: share of itself that a vector loses in each step.
+    """
+
+    def __init__(self, num_items: int, width: int, dropout: float, decay: float) -> None:
+        super().__init__()
+        self.dropout, self.decay = dropout, decay
+        self.vectors = nn.Parameter(torch.zeros(num_items, width))
+
+    def on_top_of(self, texts: Tensor, items: Tensor) -> Tensor:
+        """Vectors of items, ``[C, D]``, whose texts have these; a new item has its text's alone."""
+        known = items < len(self.vectors)
+        if self.training:
+            known = known & (torch.rand(len(items), device=items.device) >= self.dropout)
+        own = nn.functional.embedding(items.clamp(max=len(self.vectors) - 1), self.vectors)
+        return nn.functional.normalize(texts.float(), dim=1) + own * known[:, None]
+
+    @torch.no_grad()
+    def shrink(self) -> None:
+        """To be called after each step."""
+        self.vectors.mul_(1 - self.decay)
+
+
 class RankingHead(nn.Module):
     """Learned terms of a ranking beside the similarity.
 
@@ -100,6 +129,7 @@ class RankingHead(nn.Module):
         nearest: cosine of each item with the items whose texts are nearest, ``[N, N]``.
         decay: of a history item's weight with its age, in the neighbour terms.
         history_items: newest items that the neighbour terms read.
+        item_ids: vectors of the items' own, ``N`` of them, ``[N, D]``; ``None`` leaves them out.
     """
 
     neighbour_scale: Tensor
@@ -111,8 +141,10 @@ class RankingHead(nn.Module):
         nearest: sparse.csr_matrix | None,
         decay: float,
         history_items: int,
+        item_ids: ItemIds | None = None,
     ) -> None:
         super().__init__()
+        self.item_ids = item_ids
         self.decay, self.history_items = decay, history_items
         self.neighbours, self.nearest = neighbours, nearest
         self.history_bias: nn.Parameter | None = None
@@ -126,9 +158,12 @@ class RankingHead(nn.Module):
     @property
     def label(self) -> str:
         """What is on, for tables."""
-        parts = self.history_bias is not None, self.neighbour_weights is not None
-        names = "history bias", "neighbours"
-        return ", ".join(name for name, is_on in zip(names, parts, strict=True) if is_on)
+        parts = {
+            "history bias": self.history_bias,
+            "neighbours": self.neighbour_weights,
+            "item ids": self.item_ids,
+        }
+        return ", ".join(name for name, part in parts.items() if part is not None)
 
     def entries(self, queries: Queries, candidates: Tensor) -> tuple[list[Entries], list[Entries]]:
         """The head's terms for some candidates.
@@ -153,6 +188,15 @@ class RankingHead(nn.Module):
                 part = _entries(term, columns, weight.device)
                 of_neighbours.append(replace(part, value=weight * part.value))
         return of_history, of_neighbours
+
+    def candidate_vectors(self, texts: Tensor, items: Tensor) -> Tensor:
+        """What a sequence is compared with, ``[C, D]``: vectors of texts, and of items' own."""
+        return texts if self.item_ids is None else self.item_ids.on_top_of(texts, items)
+
+    def weights_moved(self) -> None:
+        """The optimizer has made a step."""
+        if self.item_ids is not None:
+            self.item_ids.shrink()
 
     def add_to(self, logits: Tensor, entries: Sequence[Entries], scale: float = 1.0) -> Tensor:
         """Add entries times ``scale`` to logits ``[Q, C]``, in place."""
@@ -251,7 +295,11 @@ class _Whole:
 
 
 def ranking_head(
-    settings: HeadSettings, max_items: int, histories: Histories, item_text: pd.DataFrame
+    settings: HeadSettings,
+    max_items: int,
+    histories: Histories,
+    item_text: pd.DataFrame,
+    width: int,
 ) -> RankingHead | None:
     """The head that settings ask for; ``None`` if they ask for no part of it.
 
@@ -260,9 +308,14 @@ def ranking_head(
         max_items: longest history that the model reads, L.
         histories: whose training part the neighbour terms count.
         item_text: one row an item, row 0 (the padding item) empty; one column an attribute.
+        width: of item vectors, D.
     """
-    if not (settings.history_bias or settings.neighbour_prior):
+    if not (settings.history_bias or settings.neighbour_prior or settings.item_id_residual):
         return None
+    item_ids = None
+    if settings.item_id_residual and settings.stage != "pretrain":
+        regularised = settings.item_id_dropout, settings.item_id_decay
+        item_ids = ItemIds(len(item_text), width, *regularised)
     neighbours = nearest = None
     if settings.neighbour_prior:
         neighbours = Neighbours.of(histories, len(item_text))
@@ -274,6 +327,7 @@ def ranking_head(
         nearest,
         settings.neighbour_decay,
         settings.neighbour_items,
+        item_ids,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,13 @@ from torch import Tensor
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import PhasedModel
 from recbole_jepa4rec.model.ranking_head import SCALES, Queries, RankingHead
+
+PARTS = {
+    "history_bias": "history_bias",
+    "neighbour_weights": "neighbour_prior",
+    "item_ids.vectors": "item_id_residual",
+}
+"""Weights of a head, and the key that asks for each."""
 
 
 class SimilarityModel(PhasedModel):
@@ -38,6 +45,33 @@ class SimilarityModel(PhasedModel):
     def head_label(self) -> str:
         """What a label says of the head."""
         return f", {self.head.label}" if self.head else ""
+
+    @property
+    def knows_items(self) -> bool:
+        """Whether items have vectors of their own."""
+        return super().knows_items or (self.head is not None and self.head.item_ids is not None)
+
+    def kept_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
+        """Parts of a head that the checkpoint lacks; items' own vectors, if its items are others.
+
+        Raises:
+            ValueError: for a part that the checkpoint has and this model has not.
+        """
+        ours = self.head.state_dict() if self.head else {}
+        theirs = {part for part in PARTS for name in weights if name.endswith(f"head.{part}")}
+        for part in theirs - ours.keys():
+            key = PARTS[part]
+            raise ValueError(f"{key} is False; allowed with this checkpoint, which has it: True")
+        if not same_items:
+            theirs.discard("item_ids.vectors")
+        kept = [part for part in PARTS if part in ours and part not in theirs]
+        scale = ["neighbour_scale"] if self.head and not theirs else []
+        return tuple(f"*head.{part}" for part in kept + scale)
+
+    def weights_moved(self) -> None:
+        """The optimizer has made a step."""
+        if self.head is not None:
+            self.head.weights_moved()
 
     @property
     def choices(self) -> Sequence[float]:

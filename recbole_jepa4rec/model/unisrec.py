@@ -159,7 +159,9 @@ class UniSRec(ItemVectorModel):
 
     def kept_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
         """Id embeddings of another catalogue are not taken over."""
-        return () if same_items and "id_embedding.weight" in weights else ("id_embedding.*",)
+        of_head = super().kept_from_start(weights, same_items)
+        same = same_items and "id_embedding.weight" in weights
+        return of_head if same else (*of_head, "id_embedding.*")
 
     @property
     def row_of_item(self) -> Tensor:

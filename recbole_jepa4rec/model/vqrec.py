@@ -127,7 +127,8 @@ class VQRec(ItemVectorModel):
         """The codebooks stay, if the checkpoint is of other texts; its codes mean other things."""
         theirs = weights.get("catalogue")
         self.learns_permutation = theirs is None or not torch.equal(theirs, self.catalogue.cpu())
-        return ("quantiser.*", "catalogue") if self.learns_permutation else ()
+        of_head = super().kept_from_start(weights, same_items)
+        return (*of_head, "quantiser.*", "catalogue") if self.learns_permutation else of_head
 
     def begin_phase(self, phase: str, steps: int) -> None:
         """Enter the phase; while the permutation is learnt, all else stands still."""

@@ -48,19 +48,21 @@ def asked_config(
     if config["run_dir"] and Path(config["run_dir"]).resolve() != folder.path.resolve():
         raise ValueError(f"resume {str(resume)!r} and run_dir {config['run_dir']!r} differ")
     for each in (there, config):
-        _settle_targets(each)
+        settle_missing(each)
     _refuse_other(folder.config_file, deciding(there.external()), deciding(config.external()))
     return config.with_settings({"run_dir": str(folder.path)})
 
 
-def _settle_targets(config: Config) -> None:
-    """Let a run whose settings do not say what a pass trains go on as it began.
+def settle_missing(config: Config) -> None:
+    """Give keys that a run folder's settings lack the meaning they had when it was written.
 
-    A version that knew no ``training_targets`` wrote them: then one pass trained one target.
+    A version that knew no ``training_targets`` trained one target a pass, and there was no head.
     """
-    one_target = {"random", "rows"} & {*training_targets(config["model"])}
-    if "training_targets" in config and not config.given("training_targets"):
-        config.settle({"training_targets": one_target.pop()} if one_target else {})
+    meaning: dict[str, Any] = {"history_bias": False}
+    if one_target := {"random", "rows"} & {*training_targets(config["model"])}:
+        meaning["training_targets"] = one_target.pop()
+    lacking = (key for key in meaning if key in config and not config.given(key))
+    config.settle({key: meaning[key] for key in lacking})
 
 
 def identity_of(config: Config, data: Any, command: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from recbole_jepa4rec.model.recbole_models import sparing
 from recbole_jepa4rec.model.reranking import Retriever
 from recbole_jepa4rec.runner.inputs import LASTING_KEYS, input_digests, refuse_other_inputs
 from recbole_jepa4rec.runner.result import asking_command
-from recbole_jepa4rec.runner.resume import asked_config
+from recbole_jepa4rec.runner.resume import asked_config, settle_missing
 from recbole_jepa4rec.runner.run_folder import RunFolder
 from recbole_jepa4rec.training.pretrained_chain import is_chained
 
@@ -57,6 +57,7 @@ def load_model(folder: Path, model: type | None = None, **settings: Any) -> tupl
         config_file_list=[folder / "config.yaml"],
         config_dict={"checkpoint": str(folder), "encoder_checkpoint": None, **settings},
     )
+    settle_missing(config)
     if is_chained(config):  # the other stage would read the file of the first
         config = config.with_settings({"train_stage": "pretrain"})
     dataset = find_dataset(config.model_class)(config).build()[0]

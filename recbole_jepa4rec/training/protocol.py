@@ -150,7 +150,7 @@ class ProtocolTrainer(Trainer):
 
     def items_of(self, dataset: Any) -> str | None:
         """Digest of the items that the weights are for; ``None`` where any will do."""
-        return item_ids_digest(dataset, self.offer.fits_any_catalogue)
+        return item_ids_digest(dataset, self.offer.knows_items)
 
     def start_from_checkpoint(self) -> None:
         """Load what ``checkpoint`` names, but for what the model keeps of its own catalogue."""
