@@ -1,4 +1,4 @@
-"""``python -m recbole_jepa4rec doctor``, and the runs that a comparison starts."""
+"""``python -m recbole_jepa4rec doctor | report | runs``, and the runs that a comparison starts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ def main(words: Sequence[str]) -> int:
         from recbole_jepa4rec.runner.doctor import diagnose
 
         return 1 if diagnose() else 0
+    if words and words[0] in ("report", "runs"):
+        from recbole_jepa4rec.study.report_command import list_runs, report
+
+        return (report if words[0] == "report" else list_runs)(words[1:])
     if words and words[0] == "run":
         from recbole_jepa4rec.runner.quick_start import run_as_child
 
@@ -20,7 +24,7 @@ def main(words: Sequence[str]) -> int:
         from recbole_jepa4rec.runner.quick_start import work
 
         return work(words[1])
-    print("usage: python -m recbole_jepa4rec doctor", file=sys.stderr)
+    print("usage: python -m recbole_jepa4rec doctor | report | runs", file=sys.stderr)
     return 2
 
 

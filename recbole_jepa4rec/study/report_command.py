@@ -1,0 +1,181 @@
+"""A report over finished runs, made together or apart, and a list of them.
+
+python -m recbole_jepa4rec report FOLDER ... --out=PAGE_FOLDER [--reference=ROW]
+python -m recbole_jepa4rec report results/shop.json --out=PAGE_FOLDER
+python -m recbole_jepa4rec runs FOLDER ... [--dataset=NAME] [--model=NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from recbole_jepa4rec.base.command import did_you_mean, run_command
+from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.config.syntax import deciding
+from recbole_jepa4rec.study.comparison import Row, compare
+from recbole_jepa4rec.study.finished_run import FinishedRun, read_run
+from recbole_jepa4rec.study.report import write_report
+
+RESULT_NAME = "result.json"
+FIELDS = {"rows", "tests", "conditions", "metrics", "reference", "data", "dataset"}
+"""Some of what a comparison's file holds, by which it is known."""
+
+
+def report(words: Sequence[str]) -> int:
+    """Write ``comparison.{json,md,tex,html}`` over finished runs; returns the exit status.
+
+    Args:
+        words: of the command line, after ``report``.
+    """
+    parser = argparse.ArgumentParser("python -m recbole_jepa4rec report", description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, help="folders, or one comparison.json")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write into")
+    parser.add_argument("--reference", help="row that the others are compared with")
+    given = parser.parse_args(words)
+    command = shlex.join(["python", "-m", "recbole_jepa4rec", "report", *words])
+    return run_command(lambda: _report(given.paths, given.out, given.reference, command))
+
+
+def list_runs(words: Sequence[str]) -> int:
+    """Print finished runs with what they measured, newest first; returns the exit status.
+
+    Args:
+        words: of the command line, after ``runs``.
+    """
+    parser = argparse.ArgumentParser("python -m recbole_jepa4rec runs", description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path, default=[Path("runs")], help="folders")
+    parser.add_argument("--dataset", help="of this data set alone")
+    parser.add_argument("--model", help="of this model alone")
+    given = parser.parse_args(words)
+    return run_command(lambda: _list(given.paths, {"dataset": given.dataset, "model": given.model}))
+
+
+def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
+    """Rows of the tables: runs that differ in their seed alone stand in one.
+
+    A row has the runs' label for a name, and where settings differ under one label their folder's
+    name as well.
+
+    Raises:
+        ValueError: if two runs of one row have one seed.
+    """
+    groups: list[tuple[dict[str, Any], dict[int, FinishedRun]]] = []
+    for run in runs:
+        settings = {key: value for key, value in deciding(run.settings).items() if key != "seed"}
+        of_row = next((found for known, found in groups if known == settings), None)
+        if of_row is None:
+            groups.append((settings, of_row := {}))
+        seed = run.result["seed"]
+        if seed in of_row:
+            both = f"{of_row[seed].folder} and {run.folder}"
+            raise ValueError(f"{both} are the same run with the same seed {seed}; name one of them")
+        of_row[seed] = run
+    seeds = sorted({seed for _, of_row in groups for seed in of_row})
+    labels = [next(iter(of_row.values())).label for _, of_row in groups]
+    rows = []
+    for label, (_, of_row) in zip(labels, groups, strict=True):
+        place = next(iter(of_row.values())).folder.name
+        name = label if labels.count(label) == 1 else f"{label} [{place}]"
+        rows.append(Row(name, seeds, dict(sorted(of_row.items())), {}))
+    return rows
+
+
+def _report(paths: Sequence[Path], out: Path, reference: str | None, command: str) -> None:
+    if len(paths) == 1 and paths[0].is_file():
+        comparison = _read_comparison(paths[0])
+    else:
+        rows = rows_of(map(read_run, _folders(paths)))
+        run = next(iter(rows[0].runs.values()))
+        names = [row.entry for row in rows]
+        if reference is None:
+            metric = run.settings["valid_metric"].lower()
+            means = {row.entry: row.facts()["valid"][metric]["mean"] for row in rows}
+            reference = max(means, key=means.__getitem__)
+        else:
+            reference = _named(reference, names)
+        found = compare(rows, reference, run.result["dataset"], {}, command)
+        for row in found["rows"]:
+            row["label"] = row["entry"]
+        comparison = json.loads(json.dumps(found, allow_nan=False, default=str))
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "comparison.json", "w") as file:
+        file.write(json.dumps(comparison, indent=2) + "\n")
+    write_report(comparison, out)
+    print(out / "comparison.json")
+
+
+def _named(reference: str, names: Sequence[str]) -> str:
+    """The row that a label names, or the one row whose label begins with a model's name.
+
+    Raises:
+        ValueError: if it names none, or several.
+    """
+    found = [name for name in names if name == reference]
+    found = found or [name for name in names if name.startswith(f"{reference} (")]
+    if len(found) != 1:
+        what = "names several rows" if found else f"is no row{did_you_mean(reference, names)}"
+        raise ValueError(f"--reference={reference} {what}; allowed: {', '.join(names)}")
+    return found[0]
+
+
+def _read_comparison(file: Path) -> Any:
+    """What a comparison's file holds.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        comparison = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no json: {error}") from error
+    lacking = sorted(FIELDS - comparison.keys()) if isinstance(comparison, dict) else ["rows"]
+    if lacking:
+        raise ValueError(f"{file} is no comparison.json: it has no {lacking[0]!r}")
+    return comparison
+
+
+def _folders(paths: Sequence[Path]) -> list[Path]:
+    """Folders of finished runs at or below paths, in their order, each once.
+
+    Raises:
+        ValueError: if there is none below one of them.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"{path} is no folder; allowed: run folders, or one comparison.json")
+        here = sorted(Path(at) for at, _, files in os.walk(path) if RESULT_NAME in files)
+        if not here:
+            raise ValueError(f"{path} has no finished run: no {RESULT_NAME} stands in or below it")
+        found |= {folder.resolve(): folder for folder in here}
+    return [*found.values()]
+
+
+def _list(paths: Sequence[Path], wanted: dict[str, str | None]) -> None:
+    runs = []
+    for folder in _folders(paths):
+        try:
+            runs.append(read_run(folder))
+        except ValueError as error:
+            print(f"{folder}: not read: {error}")
+    asked = {key: value for key, value in wanted.items() if value is not None}
+    kept = [run for run in runs if all(run.settings[key] == asked[key] for key in asked)]
+    if not kept:
+        has = {key: sorted({run.settings[key] for run in runs}) for key in asked}
+        raise ValueError(f"no run has {asked}; allowed: {has}")
+    ended = {run.folder: (run.folder / RESULT_NAME).stat().st_mtime for run in kept}
+    for run in sorted(kept, key=lambda run: ended[run.folder], reverse=True):
+        when = datetime.fromtimestamp(ended[run.folder]).strftime("%Y-%m-%d %H:%M")
+        metric = run.settings["valid_metric"].lower()
+        values = " ".join(f"{key} {value:.4f}" for key, value in run.result["test"].items())
+        print(
+            f"{when}  {run.result['dataset']}  {run.label}  seed {run.result['seed']}  "
+            f"valid {metric} {run.result['valid'][metric]:.4f}  test {values}  {run.folder}"
+        )

@@ -1,0 +1,88 @@
+"""A report over runs made apart, and the list of runs."""
+
+import json
+
+import pytest
+
+from recbole_jepa4rec.__main__ import main
+from tests.handmade_runs import write_run
+
+RANKS = [1, 2, 30, 4, 5, 60]
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """Two seeds of one model in one place, a variant of it and another model elsewhere."""
+    write_run(tmp_path / "a" / "one", RANKS, label="Tree", seed=1, valid=0.4)
+    write_run(tmp_path / "a" / "two", RANKS[::-1], label="Tree", seed=2, valid=0.4)
+    write_run(tmp_path / "b" / "deep", [1] * 6, label="Tree", seed=1, settings={"depth": 9})
+    write_run(tmp_path / "b" / "bush", [3] * 6, label="Bush", seed=1, valid=0.3)
+    return tmp_path
+
+
+def told(words, capsys, status=2):
+    assert main([*map(str, words)]) == status
+    return capsys.readouterr()
+
+
+def compared(folder):
+    return json.loads((folder / "comparison.json").read_text())
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_row(apart, capsys):
+    told(["report", apart / "a", apart / "b", "--out", apart / "page"], capsys, 0)
+    found = compared(apart / "page")
+    rows = {row["entry"]: row["seeds"] for row in found["rows"]}
+    assert rows == {"Tree [one]": [1, 2], "Bush": [1], "Tree [deep]": [1]}
+    assert found["reference"] == "Tree [deep]"  # the best on validation
+    assert "Tree [deep]" in (apart / "page" / "comparison.md").read_text().replace("\\", "")
+
+
+def test_a_row_may_be_named_by_its_label_s_beginning(apart, capsys):
+    write_run(apart / "c", RANKS, label="Oak", **{"settings": {"model": "Oak"}})
+    told(["report", apart, "--out", apart / "page", "--reference=Bush"], capsys, 0)
+    assert compared(apart / "page")["reference"] == "Bush"
+    error = told(["report", apart, "--out", apart / "page", "--reference=Tree"], capsys).err
+    assert "--reference=Tree is no row" in error and "Tree [deep]" in error
+
+
+def test_a_comparison_is_drawn_again_from_its_file(apart, capsys):
+    told(["report", apart, "--out", apart / "page"], capsys, 0)
+    file = apart / "page" / "comparison.json"
+    told(["report", file, "--out", apart / "again"], capsys, 0)
+    for name in ("comparison.md", "comparison.html", "comparison.tex", "comparison.json"):
+        assert (apart / "again" / name).read_bytes() == (file.parent / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "is no comparison.json"), ("{", "is no json"), ('{"rows": []}', "has no 'conditions'")],
+)
+def test_another_file_is_refused(content, message, tmp_path, capsys):
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    error = told(["report", file, "--out", tmp_path / "page"], capsys).err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "page").exists()
+
+
+def test_what_cannot_be_compared_is_refused_by_name(apart, capsys):
+    write_run(apart / "c", RANKS, label="Oak", data_fingerprint="other")
+    error = told(["report", apart, "--out", apart / "page"], capsys).err
+    assert "cannot be compared" in error and "data_fingerprint" in error
+    write_run(apart / "d", RANKS, label="Tree", seed=1)
+    error = told(["report", apart / "a", apart / "d", "--out", apart / "page"], capsys).err
+    assert "are the same run with the same seed 1" in error
+    (apart / "empty").mkdir()
+    error = told(["report", apart / "empty", "--out", apart / "page"], capsys).err
+    assert "has no finished run" in error
+    assert not (apart / "page").exists()
+
+
+def test_runs_are_listed_newest_first(apart, capsys):
+    listed = told(["runs", apart], capsys, 0).out.splitlines()
+    assert len(listed) == 4 and all("valid ndcg@10" in line for line in listed)
+    [bush] = told(["runs", apart, "--model=Bush"], capsys, 0).out.splitlines()
+    assert "Bush" in bush and str(apart / "b" / "bush") in bush
+    error = told(["runs", apart, "--model=Bushes"], capsys).err
+    assert "no run has" in error and "Bush" in error
