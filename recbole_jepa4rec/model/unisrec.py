@@ -225,8 +225,8 @@ class UniSRec(ItemVectorModel):
             if not name.startswith("item_embedding."):
                 found[PUBLISHED.get(prefix, "") + name.removeprefix(prefix)] = tensor
         shapes = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
-        shapes.pop("id_embedding.weight", None)
-        refuse_misfits(f"encoder_checkpoint {str(file)!r} does not fit UniSRec", found, shapes)
+        what = f"encoder_checkpoint {str(file)!r} does not fit UniSRec"
+        refuse_misfits(what, found, shapes, optional=("id_embedding.*", "ranking_head.*"))
         self.load_state_dict(found, strict=False)
 
 

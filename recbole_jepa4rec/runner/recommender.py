@@ -58,7 +58,8 @@ class Recommender:
 
         Args:
             histories: items of each user, oldest first: ids, or the attributes of items that are
-                not in the catalogue; those are understood but never recommended.
+                not in the catalogue; those are understood but never recommended. Where all
+                attributes are a known item's, it is that item.
             k: items to return, at least 1; fewer where the catalogue is smaller.
             filter_history: whether items of the history are left out.
 
@@ -77,7 +78,7 @@ class Recommender:
         rows, texts = self._rows(histories)
         try:
             if texts:
-                self._append(texts)
+                self._recognise(rows, self._append(texts)[0])
             scores = self._scores(rows)[:, :known] if rows else torch.empty(0, known)
         finally:
             if texts and self.item_text is not None:
@@ -212,6 +213,22 @@ class Recommender:
             given = text[column].notna()
             text.loc[given, column] = [" ".join(v.split()) for v in text[column][given]]
         return text
+
+    def _recognise(self, rows: list[list[int]], texts: pd.DataFrame) -> None:
+        """Let items that were given by a known item's text, ``[T]`` of them, be that item."""
+        known = len(self.item_ids)
+        wanted = {values for values in texts.itertuples(index=False, name=None) if any(values)}
+        of_text: dict[tuple[Any, ...], int] = {}
+        for row, values in enumerate(self.item_text.itertuples(index=False, name=None)):
+            if values in wanted:
+                of_text.setdefault(values, row)
+        same = {
+            known + number: of_text[values]
+            for number, values in enumerate(texts.itertuples(index=False, name=None))
+            if values in of_text
+        }
+        for history in rows:
+            history[:] = [same.get(item, item) for item in history]
 
     @torch.no_grad()
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:

@@ -62,8 +62,8 @@ def load_model(folder: Path, model: type | None = None, **settings: Any) -> tupl
         config = config.with_settings({"train_stage": "pretrain"})
     dataset = find_dataset(config.model_class)(config).build()[0]
     made = make_model(config, dataset, retriever_for(config, folder, dataset))
-    fits_any = offered_by(made, config["model"]).fits_any_catalogue
-    said = load_weights(made, folder / WEIGHTS_NAME, item_ids=item_ids_digest(dataset, fits_any))
+    knows_items = offered_by(made, config["model"]).knows_items
+    said = load_weights(made, folder / WEIGHTS_NAME, item_ids=item_ids_digest(dataset, knows_items))
     then = json.loads(said.get("inputs", "{}"))
     refuse_other_inputs(folder, then, input_digests(config, LASTING_KEYS), config)
     return made.eval(), dataset
