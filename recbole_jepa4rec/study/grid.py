@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from recbole_jepa4rec.base.command import python_path
-from recbole_jepa4rec.runner.run_folder import COLOR
 from recbole_jepa4rec.config.syntax import deciding
+from recbole_jepa4rec.runner.run_folder import COLOR
 from recbole_jepa4rec.study.cells import Cell
 from recbole_jepa4rec.study.finished_run import FinishedRun, read_run
 
