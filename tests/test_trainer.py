@@ -469,9 +469,21 @@ def test_collapse_is_measured_and_warned_of(caplog):
     point = spread(direction.repeat(500, 1))
     assert point["std"] == pytest.approx(0, abs=1e-5) and math.isfinite(point["effective_rank"])
     with caplog.at_level(logging.WARNING):
-        assert not warn_if_collapsed(healthy)
-        assert warn_if_collapsed(line) and warn_if_collapsed(point)
+        assert not warn_if_collapsed(healthy, 500)
+        assert warn_if_collapsed(line, 500) and warn_if_collapsed(point, 500)
     assert "collapse" in caplog.text
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 4])
+def test_few_items_span_few_dimensions_and_that_is_no_collapse(caplog, items):
+    vectors = torch.randn(items, 16, generator=torch.Generator().manual_seed(1))
+    measured = spread(vectors)
+    assert measured["effective_rank"] < max(2, items - 1 + 1e-3)
+    with caplog.at_level(logging.WARNING):
+        assert not warn_if_collapsed(measured, items)
+    assert not caplog.text
+    if items > 1:
+        assert warn_if_collapsed(spread(vectors[:1].repeat(items, 1)), items)
 
 
 def test_config_of_the_toy_set_builds(tmp_path):

@@ -35,13 +35,19 @@ def spread(vectors: Tensor) -> dict[str, float]:
     return {"std": float(std), "effective_rank": float(rank)}
 
 
-def warn_if_collapsed(measured: dict[str, float]) -> bool:
-    """Log a warning when :func:`spread` is too small to rank by; returns whether it was."""
-    collapsed = measured["std"] < SMALLEST_STD or measured["effective_rank"] < SMALLEST_RANK
-    if collapsed:
+def warn_if_collapsed(measured: dict[str, float], items: int) -> bool:
+    """Log a warning when :func:`spread` is too small to rank by; returns whether it was.
+
+    Args:
+        measured: what ``spread`` gives.
+        items: of the catalogue; few of them span few dimensions, and one alone none.
+    """
+    least_rank = min(SMALLEST_RANK, (items - 1) / 2)
+    collapsed = measured["std"] < SMALLEST_STD or measured["effective_rank"] < least_rank
+    if collapsed := collapsed and items > 1:
         getLogger().warning(
             f"item vectors collapse: standard deviation {measured['std']:.4f} (want > "
             f"{SMALLEST_STD}), effective rank {measured['effective_rank']:.1f} (want > "
-            f"{SMALLEST_RANK}); try a higher ema_momentum or a lower mapping_weight"
+            f"{least_rank}); try a higher ema_momentum or a lower mapping_weight"
         )
     return collapsed

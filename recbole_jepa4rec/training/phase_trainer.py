@@ -289,7 +289,7 @@ class PhaseTrainer(ProtocolTrainer):
         shown = dict(result)
         if self.offer.has_item_vectors:
             shown |= (measured := spread(self.offer.item_vectors()))
-            warn_if_collapsed(measured)
+            warn_if_collapsed(measured, self.model.n_items - 1)
         for name, value in shown.items():
             self.tensorboard.add_scalar(f"{phase.name}/{name}", value, epoch)
         named = (f"{name} {value:.4f}" for name, value in shown.items())
