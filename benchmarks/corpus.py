@@ -20,11 +20,11 @@ from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.data.item_text import read_item_text
 from recbole_jepa4rec.model.encoder import (
     EncoderConfig,
-    ExponentialMovingAverage,
     MLMHead,
     SentenceEncoder,
 )
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
 from recbole_jepa4rec.model.pretrained import load_pretrained
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch, ragged_range

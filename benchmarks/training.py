@@ -53,9 +53,9 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.encoder import ExponentialMovingAverage
 from recbole_jepa4rec.model.jepa import Predictor
 from recbole_jepa4rec.model.loss import contrastive_loss, mapping_loss
+from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, TokenBatch, fill_batches

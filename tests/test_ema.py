@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_jepa4rec.model.encoder import ExponentialMovingAverage
+from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.encoder import (
     EncoderConfig,
-    ExponentialMovingAverage,
     MLMHead,
     SentenceEncoder,
 )
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
 from recbole_jepa4rec.text.sentences import ItemSentences
 
 ITEMS, MAX_TOKENS = 60, 256

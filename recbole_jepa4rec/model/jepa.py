@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.encoder import FixedCopy, MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.item_table import ItemTable, draw_candidates
 from recbole_jepa4rec.model.loss import (
     contrastive_loss,
@@ -23,6 +23,7 @@ from recbole_jepa4rec.model.loss import (
     mapping_loss,
     mlm_loss,
 )
+from recbole_jepa4rec.model.moving_average import FixedCopy
 from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
