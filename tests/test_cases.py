@@ -1,6 +1,7 @@
 """Small data sets that went wrong once, each with its right value; ``tests/cases/`` holds them."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_lists_of_items_are_read_whole():
     assert dataset.histories.part.tolist() == [0, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 0]
     aliased = load("34-lists-with-time", alias_of_item_id=["item_id_list"])
     assert aliased.fingerprint == dataset.fingerprint
+
+
+def test_a_split_that_is_read_as_no_split():
+    case = "34-lists-with-time"
+    names = ", ".join(f"shop.{part}.inter" for part in ("test", "train", "valid"))
+    expected = f"shop.inter (benchmark_filename reads a split such as {names})"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        load(case, benchmark_filename=None)
 
 
 def test_an_alias_that_no_column_has():

@@ -68,6 +68,11 @@ class TestIdle:
     def test_what_no_run_reads_is_refused(self, word, message):
         assert refusal(word).startswith(message)
 
+    def test_an_order_that_ours_draw_themselves(self):
+        expected = "shuffle False has no effect: JEPA4Rec draws by seed, epoch and user"
+        assert refusal("--shuffle=False", model="JEPA4Rec") == expected
+        Layers("SASRec", "ml-100k", command_line=["--shuffle=False"]).refuse_early()
+
     @pytest.mark.parametrize("key", IDLE)
     def test_every_idle_key_is_one_of_recboles(self, key):
         assert key in known_keys()
@@ -210,6 +215,11 @@ class TestValues:
         expected = r"topk in config_dict is a set; allowed: numbers, texts, lists and mappings"
         with pytest.raises(ValueError, match=expected):
             Config("Markov", "toy", config_dict={**toy, "topk": {5, 10}})
+
+    @pytest.mark.parametrize("value", [2**63, -(2**63), 10**30])
+    def test_a_number_that_no_tensor_holds(self, value):
+        expected = f"train_batch_size on the command line is {value}; allowed: numbers below 2^63"
+        assert refusal(f"--train_batch_size={value}") == expected
 
     def test_cut_offs_that_leave_out_the_valid_metric_are_named(self):
         assert refusal("--topk=[1000000]").startswith(

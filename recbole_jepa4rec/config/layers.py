@@ -161,7 +161,7 @@ class Layers:
             if isinstance(value, dict):
                 refuse_unknown((f"{key}.{name}" for name in value), where, self.own_keys)
         return {
-            key: parse_value(key, value) if isinstance(value, str) else plain(key, value, where)
+            key: plain(key, parse_value(key, value) if isinstance(value, str) else value, where)
             for key, value in content.items()
         }
 

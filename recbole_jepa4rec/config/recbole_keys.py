@@ -192,6 +192,8 @@ def refuse_idle(model: str, settings: Mapping[str, Any], defaults: Mapping[str, 
     for key, why in IDLE.items():
         if settings.get(key) != defaults.get(key):
             raise ValueError(f"{key} {settings[key]!r} has no effect: {why}")
+    if model in MODELS and settings.get("shuffle") is False:
+        raise ValueError(f"shuffle False has no effect: {model} draws by seed, epoch and user")
     reads_columns = model == "DIN" or any(key in defaults for key in ATTRIBUTE_KEYS)
     if reads_columns or settings.get("val_interval"):
         return

@@ -85,8 +85,11 @@ def plain(key: str, value: Any, where: str) -> Any:
     """A value as yaml can hold it: paths as texts, NumPy's numbers as Python's, tuples as lists.
 
     Raises:
-        ValueError: for what is no number, text, list or mapping of these.
+        ValueError: for what is no number, text, list or mapping of these, or a whole number that
+            64 bits cannot hold.
     """
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{key} {where} is {value}; allowed: numbers below 2^63")
     if value is None or type(value) in (bool, int, float, str) or isinstance(value, type):
         return value  # the class of a model is one, too
     if isinstance(value, os.PathLike):

@@ -101,6 +101,10 @@ class RawSequentialDataset(SequentialDataset):
             path = Path(dataset_path, f"{token}.{suffix}")
             if suffix == "inter" and self.config["benchmark_filename"]:
                 continue  # the split's files, not this one, are read
+            if suffix == "inter" and not path.is_file():
+                split = [f.name for f in sorted(path.parent.glob(f"{token}.*.inter"))]
+                hint = f" (benchmark_filename reads a split such as {', '.join(split)})"
+                raise ValueError(f"there is no file {path}{hint if split else ''}")
             if names and names != "*" and not path.is_file():
                 raise ValueError(f"load_col.{suffix} {names!r}: there is no file {path}")
         loads = self.config["load_col"]
