@@ -15,7 +15,8 @@ def apart(tmp_path):
     """Two seeds of one model in one place, a variant of it and another model elsewhere."""
     write_run(tmp_path / "a" / "one", RANKS, label="Tree", seed=1, valid=0.4)
     write_run(tmp_path / "a" / "two", RANKS[::-1], label="Tree", seed=2, valid=0.4)
-    write_run(tmp_path / "b" / "deep", [1] * 6, label="Tree", seed=1, settings={"depth": 9})
+    deep = tmp_path / "b" / "deep" / "one"  # as a folder of the other place is called
+    write_run(deep, [1] * 6, label="Tree", seed=1, settings={"depth": 9})
     write_run(tmp_path / "b" / "bush", [3] * 6, label="Bush", seed=1, valid=0.3)
     return tmp_path
 
@@ -33,9 +34,9 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(apart, capsys):
     told(["report", apart / "a", apart / "b", "--out", apart / "page"], capsys, 0)
     found = compared(apart / "page")
     rows = {row["entry"]: row["seeds"] for row in found["rows"]}
-    assert rows == {"Tree [one]": [1, 2], "Bush": [1], "Tree [deep]": [1]}
-    assert found["reference"] == "Tree [deep]"  # the best on validation
-    assert "Tree [deep]" in (apart / "page" / "comparison.md").read_text().replace("\\", "")
+    assert rows == {"Tree [a/one]": [1, 2], "Bush": [1], "Tree [b/deep/one]": [1]}
+    assert found["reference"] == "Tree [b/deep/one]"  # the best on validation
+    assert "Tree [b/deep/one]" in (apart / "page" / "comparison.md").read_text().replace("\\", "")
 
 
 def test_a_row_may_be_named_by_its_label_s_beginning(apart, capsys):
@@ -43,7 +44,7 @@ def test_a_row_may_be_named_by_its_label_s_beginning(apart, capsys):
     told(["report", apart, "--out", apart / "page", "--reference=Bush"], capsys, 0)
     assert compared(apart / "page")["reference"] == "Bush"
     error = told(["report", apart, "--out", apart / "page", "--reference=Tree"], capsys).err
-    assert "--reference=Tree is no row" in error and "Tree [deep]" in error
+    assert "--reference=Tree is no row" in error and "Tree [b/deep/one]" in error
 
 
 def test_a_comparison_is_drawn_again_from_its_file(apart, capsys):

@@ -60,8 +60,8 @@ def list_runs(words: Sequence[str]) -> int:
 def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
     """Rows of the tables: runs that differ in their seed alone stand in one.
 
-    A row has the runs' label for a name, and where settings differ under one label their folder's
-    name as well.
+    A row has the runs' label for a name, and where settings differ under one label the folder as
+    well, from where the folders part.
 
     Raises:
         ValueError: if two runs of one row have one seed.
@@ -79,10 +79,13 @@ def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
         of_row[seed] = run
     seeds = sorted({seed for _, of_row in groups for seed in of_row})
     labels = [next(iter(of_row.values())).label for _, of_row in groups]
+    places = [next(iter(of_row.values())).folder.resolve() for _, of_row in groups]
+    shared = os.path.commonpath(places) if places else ""
     rows = []
-    for label, (_, of_row) in zip(labels, groups, strict=True):
-        place = next(iter(of_row.values())).folder.name
-        name = label if labels.count(label) == 1 else f"{label} [{place}]"
+    for label, place, (_, of_row) in zip(labels, places, groups, strict=True):
+        name = label
+        if labels.count(label) > 1:
+            name = f"{label} [{os.path.relpath(place, shared)}]"
         rows.append(Row(name, seeds, dict(sorted(of_row.items())), {}))
     return rows
 
