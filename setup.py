@@ -43,6 +43,7 @@ setup(
         *requirements("stock", STOCK),
         *requirements("modern", MODERN),
     ],
+    entry_points={"console_scripts": ["recbole-jepa4rec = recbole_jepa4rec.__main__:main"]},
     extras_require={
         "minilm": requirements("minilm"),
         "llm": ["peft>=0.11"],

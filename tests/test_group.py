@@ -123,7 +123,7 @@ class TestRefusals:
 
     def test_the_package_says_how_it_is_used(self, capsys):
         assert package_main(["nonsense"]) == 2
-        assert "usage: python -m recbole_jepa4rec doctor" in capsys.readouterr().err
+        assert "usage: recbole-jepa4rec COMMAND" in capsys.readouterr().err
 
 
 class TestRequest:

@@ -31,12 +31,14 @@ class Entry:
         training_targets: what one pass over a history can train, of a model trained in phases;
             nothing, of one that only counts.
         needs_retriever: whether another model's ranking is handed to it.
+        source: where it comes from.
     """
 
     target: str
     reads_text: bool = False
     training_targets: tuple[str, ...] = ()
     needs_retriever: bool = False
+    source: str = ""
 
     @property
     def in_phases(self) -> bool:
@@ -45,18 +47,40 @@ class Entry:
 
 
 MODELS = {
-    "JEPA4Rec": Entry("recbole_jepa4rec.model.jepa4rec:JEPA4Rec", True, ("random", "all_prefixes")),
+    "JEPA4Rec": Entry(
+        "recbole_jepa4rec.model.jepa4rec:JEPA4Rec",
+        reads_text=True,
+        training_targets=("random", "all_prefixes"),
+        source="Nguyen and Le 2025",
+    ),
     "RecFormer": Entry(
-        "recbole_jepa4rec.model.recformer:RecFormer", True, ("random", "all_prefixes")
+        "recbole_jepa4rec.model.recformer:RecFormer",
+        reads_text=True,
+        training_targets=("random", "all_prefixes"),
+        source="Li et al. 2023",
     ),
-    "UniSRec": Entry("recbole_jepa4rec.model.unisrec:UniSRec", True, ("all_prefixes",)),
-    "VQRec": Entry("recbole_jepa4rec.model.vqrec:VQRec", True, ("all_prefixes",)),
+    "UniSRec": Entry(
+        "recbole_jepa4rec.model.unisrec:UniSRec",
+        reads_text=True,
+        training_targets=("all_prefixes",),
+        source="Hou et al. 2022",
+    ),
+    "VQRec": Entry(
+        "recbole_jepa4rec.model.vqrec:VQRec",
+        reads_text=True,
+        training_targets=("all_prefixes",),
+        source="Hou et al. 2023",
+    ),
     "LlamaRec": Entry(
-        "recbole_jepa4rec.model.llamarec:LlamaRec", True, ("random",), needs_retriever=True
+        "recbole_jepa4rec.model.llamarec:LlamaRec",
+        reads_text=True,
+        training_targets=("random",),
+        needs_retriever=True,
+        source="Yue et al. 2023",
     ),
-    "STAR": Entry("recbole_jepa4rec.model.star:STAR", True),
-    "Popularity": Entry("recbole_jepa4rec.model.counting:Popularity"),
-    "Markov": Entry("recbole_jepa4rec.model.counting:Markov"),
+    "STAR": Entry("recbole_jepa4rec.model.star:STAR", reads_text=True, source="Lee et al. 2024"),
+    "Popularity": Entry("recbole_jepa4rec.model.counting:Popularity", source="counts"),
+    "Markov": Entry("recbole_jepa4rec.model.counting:Markov", source="counts of transitions"),
 }
 """Our models."""
 

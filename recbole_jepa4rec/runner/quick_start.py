@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_jepa4rec.base.command import RESUMABLE, run_command, say_last
 from recbole_jepa4rec.base.stopping import TERMINATED
+from recbole_jepa4rec.config.help import asks_for_help, help_of
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import PHASED_MODELS
 from recbole_jepa4rec.config.syntax import parse_command_line
@@ -41,6 +42,11 @@ def main(command_line: Sequence[str]) -> int:
     Raises:
         SystemExit: as ``run``.
     """
+    if asks_for_help(command_line):
+        print(
+            help_of("run --model=NAME --dataset=NAME [--key=value ...]", "Train and test a model.")
+        )
+        return 0
 
     def run_and_print() -> None:
         _refuse_early(command_line)

@@ -79,7 +79,7 @@ class Grid:
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
         with open(cell.output_file, "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "recbole_jepa4rec", "run", *words],
+                [sys.executable, "-m", "recbole_jepa4rec", "child", *words],
                 stdin=subprocess.PIPE,  # closes when this process ends; see run_as_child
                 stdout=output,
                 stderr=subprocess.STDOUT,

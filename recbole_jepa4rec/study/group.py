@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from recbole_jepa4rec.base.command import run_command, say_last
 from recbole_jepa4rec.base.files import LOCK_NAME, atomic_write, locked
+from recbole_jepa4rec.config.help import asks_for_help, help_of
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.config.settings import Count, Seed, must
@@ -114,6 +115,10 @@ def main(command_line: Sequence[str]) -> int:
     Raises:
         SystemExit: as ``run_command``.
     """
+    if asks_for_help(command_line):
+        usage = "compare --model_list=A,B,... --dataset=NAME [--key=value ...]"
+        print(help_of(usage, "Train and test models side by side, and compare them.", GroupKeys))
+        return 0
     return run_command(
         lambda: _compare(read_request(command_line)),
         after_interrupt="the same command goes on where this one ended",

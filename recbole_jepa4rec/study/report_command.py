@@ -34,7 +34,7 @@ def report(words: Sequence[str]) -> int:
     Args:
         words: of the command line, after ``report``.
     """
-    parser = argparse.ArgumentParser("python -m recbole_jepa4rec report", description=__doc__)
+    parser = argparse.ArgumentParser("recbole-jepa4rec report", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, help="folders, or one comparison.json")
     parser.add_argument("--out", required=True, type=Path, help="folder to write into")
     parser.add_argument("--reference", help="row that the others are compared with")
@@ -49,7 +49,7 @@ def list_runs(words: Sequence[str]) -> int:
     Args:
         words: of the command line, after ``runs``.
     """
-    parser = argparse.ArgumentParser("python -m recbole_jepa4rec runs", description=__doc__)
+    parser = argparse.ArgumentParser("recbole-jepa4rec runs", description=__doc__)
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("runs")], help="folders")
     parser.add_argument("--dataset", help="of this data set alone")
     parser.add_argument("--model", help="of this model alone")

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_jepa4rec.base.command import run_command, say_last
 from recbole_jepa4rec.base.files import atomic_write, locked
+from recbole_jepa4rec.config.help import asks_for_help, help_of
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.config.syntax import first_difference
-from recbole_jepa4rec.study.search.request import Request, read_request
+from recbole_jepa4rec.study.search.request import Request, SearchKeys, read_request
 from recbole_jepa4rec.study.study import PATIENCE, Board, refuse_foreign
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ def main(command_line: Sequence[str]) -> int:
     Raises:
         SystemExit: as ``run_command``.
     """
+    if asks_for_help(command_line):
+        usage = "search --model=NAME --dataset=NAME [--params_file=FILE] [--key=value ...]"
+        print(help_of(usage, "Search for settings on validation, and test the best.", SearchKeys))
+        return 0
 
     def search_and_print() -> None:
         if not find_spec("ray"):
