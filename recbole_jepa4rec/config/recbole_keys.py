@@ -29,7 +29,6 @@ RENAMED = {
     "eval_setting": "eval_args",
     "group_by_user": "eval_args.group_by",
     **dict.fromkeys(["leave_one_num", "leave_one_mode", "split_ratio"], "eval_args.split"),
-    "real_time_process": "eval_args.mode",
     **dict.fromkeys(["min_user_inter_num", "max_user_inter_num"], "user_inter_num_interval"),
     **dict.fromkeys(["min_item_inter_num", "max_item_inter_num"], "item_inter_num_interval"),
     **dict.fromkeys(["lowest_val", "highest_val", "equal_val", "not_equal_val"], "val_interval"),
