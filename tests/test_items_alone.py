@@ -217,9 +217,13 @@ def test_outputs_are_made_once_for_weights_and_sentences(sentences, tmp_path, mo
     other(batch)
     assert calls == [5, 5]
     assert len(list(tmp_path.iterdir())) == 2
+    narrow = encoder_of(sentences, frozen_layers=2, num_heads=4)
+    assert torch.equal(narrow.layers[0].expand.weight, encoder.layers[0].expand.weight)
+    keeping(narrow, sentences, tmp_path)(batch)
+    assert calls == [5, 5, 5]
     shorter = ItemSentences.build(catalogue(TITLES[:3]), sentences.tokenizer)
     keeping(encoder_of(sentences, frozen_layers=2), shorter, tmp_path)(read(shorter, [[1, 2]]))
-    assert calls == [5, 5, 4]
+    assert calls == [5, 5, 5, 4]
 
 
 def test_a_damaged_cache_is_made_again(sentences, tmp_path, monkeypatch, caplog):

@@ -30,6 +30,9 @@ ACTIVATIONS = {
 }
 Activation = Literal["gelu", "gelu_new", "relu"]
 
+BESIDE_WEIGHTS = {"num_heads", "layer_norm_eps", "activation"}
+"""What else the outputs of layers depend on."""
+
 WHITENING_FLOOR = 0.01
 """Share of the mean variance that is added to that of each direction before it is made 1."""
 
@@ -203,7 +206,8 @@ class SentenceEncoder(nn.Module):
         elif self.frozen_outputs is None:
             hidden = self._frozen(items)
         else:
-            hidden = self.frozen_outputs.of(items, self._frozen, self.frozen_weights)
+            shape = self.config.model_dump_json(include=BESIDE_WEIGHTS)
+            hidden = self.frozen_outputs.of(items, self._frozen, shape, self.frozen_weights)
         hidden = self._alone(items, hidden, frozen, local)
         if self.config.pooling == "mean":
             hidden = with_mean_at_cls(hidden, items)

@@ -72,6 +72,7 @@ class FrozenOutputs:
         self._sentences, self._max_tokens, self._folder = sentences, max_tokens, folder
         self._known = sentences.num_sentences
         self._states: Tensor | None = None
+        self._begins = torch.empty(0, dtype=torch.int64)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenOutputs:
         return self
@@ -84,20 +85,25 @@ class FrozenOutputs:
         """Forget the sentences that are there no more."""
         self._known = min(self._known, self._sentences.num_sentences)
 
-    def of(self, items: TokenBatch, layers: FrozenLayers, weights: Mapping[str, Tensor]) -> Tensor:
+    def of(
+        self, items: TokenBatch, layers: FrozenLayers, shape: str, weights: Mapping[str, Tensor]
+    ) -> Tensor:
         """Outputs for items one a sequence, ``[T, D]`` float32.
 
         Args:
             items: some of them stored.
             layers: what reads the others, and makes the store.
+            shape: of the layers, as far as their weights do not say it.
             weights: of the layers, by name.
         """
         assert items.sentences is not None
         if self._states is None:
-            self._states = self._stored(layers, weights)
+            self._states = self._stored(layers, shape, weights)
+            sizes = self._sizes
+            self._begins = sizes.cumsum(0) - sizes
         is_stored = (items.sentences >= 0) & (items.sentences < self._known)
         sentences = items.sentences[is_stored].cpu()
-        rows = ragged_range(self._begins[sentences], self._sizes[sentences])
+        rows = ragged_range(self._begins[sentences], items.lengths[is_stored].cpu())
         found = self._states[rows].to(items.offsets.device).float()
         if is_stored.all():
             return found
@@ -114,16 +120,12 @@ class FrozenOutputs:
         """Tokens of each sentence with its [CLS], ``[S]`` on the CPU."""
         return self._sentences.sentence_lengths.cpu().clamp(max=self._max_tokens - 1) + 1
 
-    @property
-    def _begins(self) -> Tensor:
-        """First token of each sentence among those of all, ``[S]``."""
-        return self._sizes.cumsum(0) - self._sizes
-
-    def _stored(self, layers: FrozenLayers, weights: Mapping[str, Tensor]) -> Tensor:
+    def _stored(self, layers: FrozenLayers, shape: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Outputs for all sentences, from the cache or for it, ``[T, D]``."""
         store = self._sentences
         tokens = {"ids": store.input_ids, "types": store.token_types, "offsets": store.offsets}
-        made_of = [_digest({**weights, **tokens}), str(self._max_tokens), str(self._known)]
+        sizes = str(self._max_tokens), str(self._known)
+        made_of = [shape, _digest({**weights, **tokens}), *sizes]
         cache = TensorCache(self._folder, "states", content_key(made_of))
         stored = cache.read()
         if stored is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.keyed_random import derive
@@ -56,7 +57,7 @@ class JEPA4Rec(SimilarityModel):
         head = functools.partial(
             ranking_head, settings, self.max_seq_length, dataset.histories, text
         )
-        self.core = joint_embedding_model(settings, text, head)
+        self.core = joint_embedding_model(settings, text, head, config["device"])
 
     @property
     def label(self) -> str:
@@ -178,6 +179,7 @@ def joint_embedding_model(
     settings: SentenceSettings,
     item_text: pd.DataFrame,
     head: Callable[[int], RankingHead | None],
+    device: torch.device | str = "cpu",
 ) -> JointEmbeddingModel:
     """The core that settings ask for, each of its parts built here.
 
@@ -185,23 +187,24 @@ def joint_embedding_model(
         settings: JEPA4Rec's; others have a fixed copy for a target encoder, and no predictor.
         item_text: one row an item, see ``ItemSentences.build``.
         head: makes what is added to the similarity, for item vectors of a width; ``None``: nothing.
+        device: where a start is whitened, which reads the whole catalogue.
     """
+    cache_dir = Path(settings.cache_dir or default_cache_dir())
     tokenizer, encoder, mlm_head = starting_point(settings, item_text)
     sentences = ItemSentences.build(
         item_text,
         tokenizer,
         max_attribute_tokens=settings.max_attribute_tokens,
-        cache_dir=Path(settings.cache_dir or default_cache_dir()),
+        cache_dir=cache_dir,
         address=settings.address,
         sentence_format=settings.sentence_format,
     )
     if encoder.config.frozen_layers:
-        limit, folder = (
-            settings.max_sequence_tokens,
-            Path(settings.cache_dir or default_cache_dir()),
-        )
-        encoder.keep_frozen_outputs(FrozenOutputs(sentences, limit, folder))
+        outputs = FrozenOutputs(sentences, settings.max_sequence_tokens, cache_dir)
+        encoder.keep_frozen_outputs(outputs)
     if encoder.config.whitening and not settings.checkpoint:
+        encoder.to(device)
+        sentences.to(device)
         table = ItemTable(sentences, settings.max_sequence_tokens, settings.tokens_per_batch)
         encoder.whiten(table.encode(encoder, sentences.used, shared=False))
     target_encoder, predictor = FixedCopy(encoder), None
