@@ -26,7 +26,8 @@ nothing reads is refused with the nearest spelling, a value that is not allowed 
 what is.
 
 RecBole's other keys, for its models and for data, work as its
-[documentation](https://recbole.io/docs/user_guide/config_settings.html) says.
+[documentation](https://recbole.io/docs/user_guide/config_settings.html) says; one that
+no run here reads is refused.
 """
 
 CLASSES = {

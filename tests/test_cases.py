@@ -253,6 +253,11 @@ class TestOwnModel:
         recommender = load_recommender(tmp_path / "run", model=own_class)
         assert recommender.model.items.weight.shape[1] == 4
 
+    def test_without_a_loss_it_is_refused(self, own_class, toy):
+        expected = "model 'MeanSequence' has no input_type: loss_type must be CE or BPR"
+        with pytest.raises(ValueError, match=expected):
+            Config(own_class, config_dict={**toy, "my_width": 4})
+
     def test_a_key_that_it_does_not_read_is_refused(self, own_class, toy):
         with pytest.raises(ValueError, match=r"unknown key 'my_widht' .did you mean 'my_width'"):
             Config(own_class, config_dict={**toy, "my_widht": 4})

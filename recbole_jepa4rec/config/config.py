@@ -16,7 +16,7 @@ from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.base.yaml_files import Loader, as_yaml, find_properties, read_yaml
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.recbole_keys import refuse_idle
-from recbole_jepa4rec.config.registry import find_model
+from recbole_jepa4rec.config.registry import LOSSES, find_model
 from recbole_jepa4rec.config.syntax import deciding, keys_of_others, known_keys, refuse_unknown
 
 
@@ -138,9 +138,13 @@ class Config(RecBoleConfig):
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         settings = self._layers.over(self.internal_config_dict)
+        has_input_type = hasattr(self.model_class, "input_type")
+        if not has_input_type and "loss_type" not in settings:
+            allowed = " or ".join(LOSSES)
+            raise ValueError(f"model {self.model!r} has no input_type: loss_type must be {allowed}")
         if (
             settings.get("loss_type") == "CE"
-            and not hasattr(self.model_class, "input_type")
+            and not has_input_type
             and not self.given("train_neg_sample_args")
         ):
             settings["train_neg_sample_args"] = None  # RecBole's default is refused by RecBole

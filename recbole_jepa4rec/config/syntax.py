@@ -117,7 +117,7 @@ def keys_read_by(model_class: type) -> frozenset[str]:
             continue
         try:
             text = Path(inspect.getfile(each)).read_text(encoding="utf-8")
-        except (OSError, TypeError):  # typed into a shell
+        except (OSError, TypeError, ValueError):  # typed into a shell, or compiled
             continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
