@@ -112,23 +112,23 @@ def test_mapping_refuses_other_shapes_and_reductions():
 
 
 def test_mlm_equals_the_formula(rng):
-    logits, labels = torch.randn(4, 9, generator=rng), torch.tensor([0, 8, 3, 3])
-    expected = 0.0
-    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+    asked, offered = torch.randn(4, 3, generator=rng), torch.randn(9, 3, generator=rng)
+    labels, expected = torch.tensor([0, 8, 3, 3]), 0.0
+    for row, label in zip((asked @ offered.T).tolist(), labels.tolist(), strict=True):
         expected -= math.log(math.exp(row[label]) / sum(map(math.exp, row)))
-    assert float(mlm_loss(logits, labels)) == pytest.approx(expected / 4, rel=1e-5)
+    assert float(mlm_loss(asked, offered, labels)) == pytest.approx(expected / 4, rel=1e-5)
 
 
 def test_mlm_without_a_masked_token_is_zero_and_differentiable():
-    logits = torch.zeros(0, 9, requires_grad=True)
-    loss = mlm_loss(logits, torch.zeros(0, dtype=torch.int64))
+    asked, offered = torch.zeros(0, 3, requires_grad=True), torch.ones(9, 3)
+    loss = mlm_loss(asked, offered, torch.zeros(0, dtype=torch.int64))
     loss.backward()
     assert loss.item() == 0
 
 
 def test_mlm_refuses_unequal_numbers():
-    with pytest.raises(ValueError, match="2 rows of logits for 3 labels"):
-        mlm_loss(torch.zeros(2, 5), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="2 masked tokens for 3 labels"):
+        mlm_loss(torch.zeros(2, 5), torch.ones(9, 5), torch.zeros(3, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("weighted", [False, True])

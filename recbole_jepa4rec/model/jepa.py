@@ -203,13 +203,17 @@ class JointEmbeddingModel(nn.Module):
         losses = {"sequence_item": processes.shard_of_mean(loss, len(wanted))}
         if aim.mlm_weight:
             labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
-            logits = self.mlm_head(hidden, self.encoder.embedding.tokens.weight)
+            words = self.encoder.embedding.tokens.weight
+            asked, offered = self.mlm_head.factors(hidden, words)
             sizes = [len(labels)]
             if aim.mlm_reduction == "separate":
                 of_history = int(selected.sum())
                 sizes = [of_history, len(labels) - of_history]
-            parts = zip(logits.split(sizes), labels.split(sizes), strict=True)
-            means = [processes.shard_of_mean(mlm_loss(*part), len(part[1])) for part in parts]
+            parts = zip(asked.split(sizes), labels.split(sizes), strict=True)
+            means = [
+                processes.shard_of_mean(mlm_loss(part, offered, wanted), len(wanted))
+                for part, wanted in parts
+            ]
             losses["mlm"] = sum(means[1:], start=means[0])
         if aim.mapping_weight:
             key = derive(keys, Draw.MASKED_ITEM)

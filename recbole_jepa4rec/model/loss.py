@@ -21,11 +21,12 @@ FUSED_ITEMS = 2**24
 """Numbers in all items' vectors up to which their gradient waits for the backward pass: 64 MiB."""
 
 
-def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def mlm_loss(asked: Tensor, offered: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the masked tokens (L_MLM).
 
     Args:
-        logits: over the vocabulary, at masked tokens only, ``[M, V]``.
+        asked: of the vocabulary, at masked tokens only, ``[M, D]``; see ``MLMHead.factors``.
+        offered: by each of its entries, ``[V, D]``.
         labels: the tokens that stood there, ``[M]``.
 
     Returns:
@@ -34,11 +35,11 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: if the numbers of tokens differ.
     """
-    if len(logits) != len(labels):
-        raise ValueError(f"{len(logits)} rows of logits for {len(labels)} labels")
+    if len(asked) != len(labels):
+        raise ValueError(f"{len(asked)} masked tokens for {len(labels)} labels")
     if len(labels) == 0:
-        return zero_of(logits)
-    return F.cross_entropy(logits.float(), labels)
+        return zero_of(asked, offered)
+    return softmax_loss(asked, offered, labels)
 
 
 def mapping_loss(predicted: Tensor, target: Tensor, reduction: str) -> Tensor:
@@ -103,7 +104,7 @@ def contrastive_loss(
 
 
 def softmax_loss(sequences: Tensor, items: Tensor, positive: Tensor) -> Tensor:
-    """Cross-entropy over all items by their product with what is said of each sequence.
+    """Cross-entropy over all items, or words, by their product with what is said of each sequence.
 
     Args:
         sequences: ``[B, D]``.
