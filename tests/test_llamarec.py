@@ -465,7 +465,8 @@ def test_a_retriever_is_not_trained_twice_and_has_its_share_of_the_time(result, 
     (tmp_path / "run" / "result.json").unlink()  # as if it had been killed
     again = result(max_train_seconds=100, retriever_time_ratio=0.25)
     assert file.stat().st_mtime_ns == written and again["test"] == first["test"]
-    (tmp_path / "run" / "result.json").unlink()
+    for name in ("result.json", "model.safetensors", "adapter_model.safetensors"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
     with pytest.raises(ValueError, match="holds a retriever that was trained with other settings"):
         result(max_train_seconds=100, retriever_settings={"epochs": 2})
 
