@@ -267,7 +267,7 @@ class ItemVectorModel(SimilarityModel):
             positive = place[next_items]
         else:
             items = torch.arange(1, self.n_items, device=vectors.device)
-            vectors = self.head.candidate_vectors(vectors[place[1:]], items)
+            vectors = self.head.candidate_vectors(F.embedding(place[1:], vectors), items)
             of_history, of_neighbours = self.head.entries(Queries.prefixes(histories), items)
             positive, added = next_items - 1, of_history + of_neighbours
         loss = contrastive_loss(

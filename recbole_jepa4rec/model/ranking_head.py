@@ -181,7 +181,9 @@ class RankingHead(nn.Module):
         of_neighbours: list[Entries] = []
         if (bias := self.history_bias) is not None:
             part = _entries(self._recency(queries), columns, bias.device)
-            of_history.append(replace(part, value=STRETCH * bias[part.value.long() - 1]))
+            # an embedding, whose gradient is added up in one order with any number of threads
+            chosen = nn.functional.embedding(part.value.long() - 1, bias[:, None])[:, 0]
+            of_history.append(replace(part, value=STRETCH * chosen))
         if (weights := self.neighbour_weights) is not None:
             terms = self._terms(queries)
             for weight, term in zip(STRETCH * weights.clamp(min=0), terms, strict=True):
