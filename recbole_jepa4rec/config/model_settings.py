@@ -65,7 +65,7 @@ class PhasedSettings(RunSettings):
     """fp32, bf16, fp16 (autocast; trained weights stay fp32)."""
     eval_step: Whole = 1
     """Epochs between validations."""
-    stopping_step: Whole = 20
+    stopping_step: Whole = 5
     """Validations without improvement before a phase ends."""
     validation_users: Count | None = None
     """Users that each validation of training ranks, always the same; None is all. The best epoch is
