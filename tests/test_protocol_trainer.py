@@ -237,6 +237,7 @@ class TestFiles:
             "token": state["token"],
             "pretrain_datasets": "[]",
             "item_ids": item_ids_digest(train._dataset),
+            "inputs": "{}",
         }
         assert (state["epoch"], type(state["best_valid_score"])) == (0, float)
 
