@@ -36,6 +36,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(apart, capsys):
     rows = {row["entry"]: row["seeds"] for row in found["rows"]}
     assert rows == {"Tree [a/one]": [1, 2], "Bush": [1], "Tree [b/deep/one]": [1]}
     assert found["reference"] == "Tree [b/deep/one]"  # the best on validation
+    assert found["seeds"] == [1, 2] and {row["status"] for row in found["rows"]} == {"finished"}
     assert "Tree [b/deep/one]" in (apart / "page" / "comparison.md").read_text().replace("\\", "")
 
 

@@ -77,7 +77,6 @@ def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
             both = f"{of_row[seed].folder} and {run.folder}"
             raise ValueError(f"{both} are the same run with the same seed {seed}; name one of them")
         of_row[seed] = run
-    seeds = sorted({seed for _, of_row in groups for seed in of_row})
     labels = [next(iter(of_row.values())).label for _, of_row in groups]
     places = [next(iter(of_row.values())).folder.resolve() for _, of_row in groups]
     shared = os.path.commonpath(places) if places else ""
@@ -86,7 +85,7 @@ def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
         name = label
         if labels.count(label) > 1:
             name = f"{label} [{os.path.relpath(place, shared)}]"
-        rows.append(Row(name, seeds, dict(sorted(of_row.items())), {}))
+        rows.append(Row(name, sorted(of_row), dict(sorted(of_row.items())), {}))
     return rows
 
 
@@ -104,6 +103,7 @@ def _report(paths: Sequence[Path], out: Path, reference: str | None, command: st
         else:
             reference = _named(reference, names)
         found = compare(rows, reference, run.result["dataset"], {}, command)
+        found["seeds"] = sorted({seed for row in rows for seed in row.seeds})
         for row in found["rows"]:
             row["label"] = row["entry"]
         comparison = json.loads(json.dumps(found, allow_nan=False, default=str))

@@ -107,10 +107,10 @@ def _verdict(test: Mapping[str, Any], name: str, users: int) -> str:
 
 def progress(comparison: Mapping[str, Any]) -> str | None:
     """How many runs are still to come; ``None`` when all have ended."""
-    rows = comparison["rows"]
-    asked = len(rows) * len(comparison["seeds"])
-    left = asked - sum(len(row["seeds"]) + len(row["errors"]) for row in rows)
-    return f"{left} of {asked} runs still to come." if left else None
+    ended = {row["entry"]: len(row["seeds"]) + len(row["errors"]) for row in comparison["rows"]}
+    going = [row["entry"] for row in comparison["rows"] if row["status"] != "finished"]
+    left = sum(len(comparison["seeds"]) - ended[entry] for entry in going)
+    return f"{left} of {sum(ended.values()) + left} runs still to come." if left else None
 
 
 def failures(comparison: Mapping[str, Any]) -> list[str]:
