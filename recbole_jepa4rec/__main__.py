@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from recbole_jepa4rec.base.command import WRONG_INPUT, did_you_mean, run_command
+from recbole_jepa4rec.base.command import WRONG_INPUT, did_you_mean, run_command, say_all
 
 COMMANDS = {
     "run": ("train and test one model", "runner.quick_start:main"),
@@ -48,7 +48,7 @@ def list_models(words: Sequence[str]) -> int:
         print("usage: recbole-jepa4rec models [NAME ...]")
         return 0
     return run_command(
-        lambda: print("\n".join(map(help.describe_model, words)) if words else help.list_models())
+        lambda: say_all("\n".join(map(help.describe_model, words)) if words else help.list_models())
     )
 
 

@@ -66,3 +66,12 @@ def test_nothing_heavy_is_imported_for_it(words):
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_reader_may_have_seen_enough():
+    command = [sys.executable, "-m", "recbole_jepa4rec", "models", *MODELS, *MODELS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as child:
+        assert child.stdout.read(9) == b"JEPA4Rec:"
+        child.stdout.close()
+        assert child.stderr.read() == b"" and child.wait() == 0

@@ -82,8 +82,21 @@ def say_last(line: Path | str) -> None:
             sys.stdout.flush()
     except OSError as error:
         print(f"standard output: {error.strerror}; the result is {line}", file=sys.stderr)
-        with open(os.devnull, "wb") as nowhere:  # for what is flushed at the end
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        _turn_from_output()
+
+
+def say_all(text: str) -> None:
+    """Print a list, of which a reader may have seen enough before its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _turn_from_output()
+
+
+def _turn_from_output() -> None:
+    """Let what is flushed at the end go nowhere."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def did_you_mean(word: str, known: Iterable[Any]) -> str:

@@ -11,12 +11,13 @@ import argparse
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from recbole_jepa4rec.base.command import did_you_mean, run_command
+from recbole_jepa4rec.base.command import did_you_mean, run_command, say_all, say_last
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.study.comparison import Row, compare
@@ -111,7 +112,7 @@ def _report(paths: Sequence[Path], out: Path, reference: str | None, command: st
     with atomic_write(out / "comparison.json", "w") as file:
         file.write(json.dumps(comparison, indent=2) + "\n")
     write_report(comparison, out)
-    print(out / "comparison.json")
+    say_last(out / "comparison.json")
 
 
 def _named(reference: str, names: Sequence[str]) -> str:
@@ -167,18 +168,20 @@ def _list(paths: Sequence[Path], wanted: dict[str, str | None]) -> None:
         try:
             runs.append(read_run(folder))
         except ValueError as error:
-            print(f"{folder}: not read: {error}")
+            print(f"{folder}: not read: {error}", file=sys.stderr)
     asked = {key: value for key, value in wanted.items() if value is not None}
     kept = [run for run in runs if all(run.settings[key] == asked[key] for key in asked)]
     if not kept:
         has = {key: sorted({run.settings[key] for run in runs}) for key in asked}
         raise ValueError(f"no run has {asked}; allowed: {has}")
     ended = {run.folder: (run.folder / RESULT_NAME).stat().st_mtime for run in kept}
+    lines = []
     for run in sorted(kept, key=lambda run: ended[run.folder], reverse=True):
         when = datetime.fromtimestamp(ended[run.folder]).strftime("%Y-%m-%d %H:%M")
         metric = run.settings["valid_metric"].lower()
         values = " ".join(f"{key} {value:.4f}" for key, value in run.result["test"].items())
-        print(
+        lines.append(
             f"{when}  {run.result['dataset']}  {run.label}  seed {run.result['seed']}  "
             f"valid {metric} {run.result['valid'][metric]:.4f}  test {values}  {run.folder}"
         )
+    say_all("\n".join(lines))
