@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -70,10 +71,9 @@ class Page(HTMLParser):
 
 
 def without_plotly(text):
-    from plotly.offline import get_plotlyjs
-
-    assert text.count(get_plotlyjs()) == 1
-    return text.replace(get_plotlyjs(), "")
+    bundle = report.BASIC_PLOTLY.read_text(encoding="utf-8")
+    assert text.count(bundle) == 1
+    return text.replace(bundle, "")
 
 
 class TestHtml:
@@ -90,6 +90,9 @@ class TestHtml:
         text = without_plotly((folder / "comparison.html").read_text())
         assert Page(text).loaded == ["data:,"]
         assert not re.findall(r"url\(|@import|https?://", text)
+
+    def test_it_is_small(self, folder):
+        assert (folder / "comparison.html").stat().st_size < 1.5e6
 
     def test_every_row_is_there_with_its_numbers(self, folder, comparison):
         text = without_plotly((folder / "comparison.html").read_text())
@@ -157,8 +160,33 @@ class TestLatex:
         for line in rows:
             assert len(re.findall(r"(?<!\\)&", line)) == len(comparison["metrics"])
         assert r"\textbf{0." in text and r"\underline{0." in text
+        assert r"\label{tab:online-retail}" in text
         assert r"Gone, seed 1, failed: out of \textless{}i\textgreater{}" in text
         assert r"\toprule" in text and r"\bottomrule" in text
+
+    def test_baselines_that_are_beaten_are_starred(self, comparison, tmp_path):
+        tests = [
+            {**test, "p_holm": 0.01 if test["baseline"] == "Odd" else 0.05}
+            for test in comparison["tests"]
+        ]
+        write_report({**comparison, "tests": tests}, tmp_path)
+        lines = (tmp_path / "comparison.tex").read_text().splitlines()
+        starred = [line for line in lines if r"}^{\ast}$" in line]
+        assert len(starred) == 1 and escape_latex(LABELS["Odd"]) in starred[0]
+        assert starred[0].count(r"}^{\ast}$") == len(comparison["user_metrics"])
+
+    @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+    def test_it_compiles(self, folder, tmp_path):
+        page = r"""\documentclass{article}
+            \usepackage[T1]{fontenc}
+            \usepackage{booktabs,graphicx}
+            \begin{document}\input{comparison.tex}\end{document}"""
+        (tmp_path / "page.tex").write_text(page)
+        shutil.copy(folder / "comparison.tex", tmp_path)
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout
+        assert "Overfull" not in ended.stdout
 
 
 class TestWords:
@@ -227,14 +255,15 @@ def test_views_of_a_comparison_without_results(tmp_path):
     rows = [row(tmp_path / "runs", name, errors=["no luck"]) for name in "AB"]
     write_report(json.loads(json.dumps(compare(rows, "A", "toy", {}, "it"))), tmp_path)
     for kind in ("md", "tex", "html"):
-        assert "no complete result" in (tmp_path / f"comparison.{kind}").read_text()
-    assert "no luck" in (tmp_path / "comparison.md").read_text()
+        text = (tmp_path / f"comparison.{kind}").read_text()
+        assert "no luck" in text and ("no complete result" in text or kind == "tex")
 
 
 def test_templates_are_beside_the_module():
     names = {path.name for path in (Path(report.__file__).parent / "templates").iterdir()}
+    bundle = {"plotly-basic.min.js", "plotly-basic.LICENSE"}
     pages = {f"{name}.html" for name in ("page", "parts", "comparison", "search")}
-    assert names == {*pages, "page.css", "page.js", "comparison.md", "comparison.tex"}
+    assert names == {*pages, "page.css", "page.js", *bundle, "comparison.md", "comparison.tex"}
 
 
 @pytest.fixture
@@ -272,11 +301,12 @@ class TestBrowser:
         )
         return browser
 
-    def test_the_page(self, page, width, scheme, comparison):
+    def test_the_page(self, page, width, scheme, comparison, tmp_path):
         self.every_plot_is_drawn(page, comparison)
         self.everything_fits(page, width)
         self.a_header_sorts_by_click_and_key(page)
         self.the_legend_hides_a_model(page)
+        self.figures_are_saved(page, tmp_path, comparison)
         dark = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (dark == "rgb(21, 24, 28)") == (scheme == "dark")
         assert page.get_log("browser") == []
@@ -323,6 +353,21 @@ class TestBrowser:
         button.send_keys("\ue007")
         assert state()[0] == "ascending"
         assert [float(v) for v in state()[1] if v] == sorted(numbers)
+
+    def figures_are_saved(self, page, folder, comparison):
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        to_here = {"behavior": "allow", "downloadPath": str(folder)}
+        page.execute_cdp_cmd("Browser.setDownloadBehavior", to_here)
+        for button in page.find_elements("css selector", ".plots figure:last-child .export button"):
+            page.execute_script("arguments[0].click()", button)
+        name = "Cold and warm targets"
+        svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+        WebDriverWait(page, 30).until(lambda _: svg.exists() and png.exists())
+        drawing = svg.read_text()
+        assert "Popularity" in drawing and "JEPA4Rec" not in drawing  # which the legend hides
+        assert "rgb(255, 255, 255)" in drawing and "fill: rgb(93, 101, 110)" in drawing
+        assert png.read_bytes()[:4] == b"\x89PNG" and png.stat().st_size > 10_000
 
     def the_legend_hides_a_model(self, page):
         count = "return document.querySelectorAll('.plot:last-of-type .scatterlayer .trace').length"

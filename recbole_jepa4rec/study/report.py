@@ -37,6 +37,10 @@ TEX_SIGNS = {
 }
 """Jinja's brackets in a file full of braces."""
 
+BASIC = {"bar", "scatter"}
+BASIC_PLOTLY = Path(__file__).parent / "templates" / "plotly-basic.min.js"
+"""Plotly's bundle for these traces, a quarter of the whole."""
+
 
 def write_report(comparison: Mapping[str, Any], folder: Path) -> None:
     """Write ``comparison.md``, ``.tex`` (for a paper that loads booktabs) and ``.html``.
@@ -68,7 +72,9 @@ def page(name: str, plots: Sequence[Mapping[str, Any]], view: Mapping[str, Any])
         view: what else the template reads.
     """
     template = _template(name, str, autoescape=True)
-    return template.render(view, plots=plots, plotly=get_plotlyjs())
+    kinds = {trace["type"] for plot in plots for trace in plot["figure"]["data"]}
+    plotly = BASIC_PLOTLY.read_text(encoding="utf-8") if kinds <= BASIC else get_plotlyjs()
+    return template.render(view, plots=plots, plotly=plotly)
 
 
 def escape_markdown(value: Any) -> str:

@@ -66,8 +66,21 @@ def plain(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
+def protocol_sentence(protocol: Mapping[str, Any]) -> str:
+    """How targets were split off and ranked, as a caption says it."""
+    split = plain(protocol["split"])
+    if "LS" in protocol["split"] and protocol["order"] == "TO":
+        split = "leave-one-out in time order"
+    history = "left out" if protocol["filter_history"] else "included"
+    return f"Split: {split}; targets ranked among all items, those of the history {history}."
+
+
 FILTERS = {
-    each.__name__: each for each in (metric_name, number, spread, amount, percent, p_value, plain)
+    each.__name__: each
+    for each in (
+        *(metric_name, number, spread, amount, percent, p_value, plain),
+        protocol_sentence,
+    )
 }
 """What templates call by these names."""
 

@@ -28,8 +28,7 @@
   if (!plots.length) return;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-  function colours() {
-    const style = getComputedStyle(document.documentElement);
+  function colours(style) {
     const read = (name) => style.getPropertyValue(name).trim();
     const found = {
       "font.color": read("--quiet"),
@@ -45,13 +44,12 @@
     return found;
   }
 
-  const errorColour = () => getComputedStyle(document.documentElement).getPropertyValue("--text").trim();
-
-  async function paint(plot) {
-    const node = document.getElementById(plot.id);
-    await Plotly.relayout(node, colours());
-    const withErrors = plot.figure.data.flatMap((trace, i) => (trace.error_x ? [i] : []));
-    if (withErrors.length) await Plotly.restyle(node, { "error_x.color": errorColour() }, withErrors);
+  async function paint(node) {
+    const style = getComputedStyle(node);
+    await Plotly.relayout(node, colours(style));
+    const withErrors = node.data.flatMap((trace, i) => (trace.error_x ? [i] : []));
+    const colour = style.getPropertyValue("--text").trim();
+    if (withErrors.length) await Plotly.restyle(node, { "error_x.color": colour }, withErrors);
   }
 
   const drawn = plots.map(async (plot) => {
@@ -59,13 +57,40 @@
       responsive: true,
       displayModeBar: false,
     });
-    await paint(plot);
+    await paint(document.getElementById(plot.id));
   });
   Promise.all(drawn).then(() => document.body.setAttribute("data-drawn", plots.length));
-  dark.addEventListener("change", () => plots.forEach(paint));
+  dark.addEventListener("change", () => plots.forEach((plot) => paint(document.getElementById(plot.id))));
 
-  const shows = (entry) => document.querySelector(`.legend button[data-entry="${CSS.escape(entry)}"]`)
-    .getAttribute("aria-pressed") === "true";
+  // What is saved is for paper: black on white, with a legend of its own.
+  async function save(plot, format) {
+    const shown = document.getElementById(plot.id);
+    const copy = document.body.appendChild(document.createElement("div"));
+    copy.className = "paper";
+    const data = structuredClone(shown.data);
+    const named = new Map();
+    for (const trace of data) {
+      if (trace.meta?.length === 1 && trace.visible !== false) named.set(trace.meta[0], trace);
+    }
+    for (const [entry, trace] of named) Object.assign(trace, { name: nameOf(entry), showlegend: true });
+    for (const trace of data) trace.showlegend ??= false;
+    const layout = { ...structuredClone(shown.layout), paper_bgcolor: "#fff", showlegend: named.size > 0 };
+    const size = { width: 720, height: layout.height + 20 * named.size };
+    await Plotly.newPlot(copy, data, { ...layout, ...size, legend: { orientation: "h", y: -0.2 } });
+    await paint(copy);
+    await Plotly.downloadImage(copy, { ...size, format, filename: plot.title, scale: format === "png" ? 3 : 1 });
+    Plotly.purge(copy);
+    copy.remove();
+  }
+
+  for (const button of document.querySelectorAll(".export button")) {
+    const plot = plots.find((each) => each.id === button.dataset.plot);
+    button.addEventListener("click", () => save(plot, button.dataset.kind));
+  }
+
+  const buttonOf = (entry) => document.querySelector(`.legend button[data-entry="${CSS.escape(entry)}"]`);
+  const shows = (entry) => buttonOf(entry).getAttribute("aria-pressed") === "true";
+  const nameOf = (entry) => buttonOf(entry).querySelector(".name").textContent;
 
   function show() {
     for (const plot of plots) {
