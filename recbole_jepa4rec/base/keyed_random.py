@@ -35,6 +35,8 @@ class Draw(IntEnum):
     CODE_DROP = 13
     CODE = 14
     CHOICE = 15
+    TRAIN_FRACTION = 16
+    REVEALED_WORD = 17
 
 
 def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:

@@ -134,6 +134,9 @@ class HeadSettings(PretrainedSettings):
     """Share of the items whose own vectors a step leaves out, so that the text alone ranks too."""
     item_id_decay: ShareBelowOne = 0.01
     """Share of itself that an item's own vector loses in each step."""
+    reveal_ratio: ShareBelowOne = 0.0
+    """Share of the next item's words that stand behind the history when validation and test are
+    ranked, drawn by seed (paper, Figure 7)."""
 
 
 class EncoderSettings(Settings):

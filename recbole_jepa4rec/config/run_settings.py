@@ -25,6 +25,7 @@ from recbole_jepa4rec.config.settings import (
     Seed,
     Settings,
     Share,
+    ShareAboveZero,
     TopK,
     Whole,
 )
@@ -103,6 +104,9 @@ class RunSettings(RecBoleSettings):
     """Selects the best epoch on validation."""
     filter_history: bool = False
     """Whether items of the user's history leave the ranking."""
+    train_fraction: ShareAboveZero = 1.0
+    """Share of the users whose training parts are trained on, drawn by seed, the smaller within the
+    larger; validation and test stay."""
     score_memory_mib: Positive = 256
     """MiB that the scores of one evaluation batch may take."""
 

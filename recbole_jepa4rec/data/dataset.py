@@ -126,7 +126,12 @@ class SequentialTextDataset(RawSequentialDataset):
         config.settle(self._settled)
         other = copy.copy(self)
         other.config = config
+        other.histories = other._trained_on(self.histories)
         return other
+
+    def _trained_on(self, histories: Histories) -> Histories:
+        """Histories of which ``train_fraction`` trains; RecBole's own Config lacks the key."""
+        return histories.trained_on(self.config["train_fraction"] or 1.0, self.config["seed"])
 
     def build(self) -> list[SequentialTextDataset]:
         """Split by leaving one out, in time order, or as the files say.
@@ -143,9 +148,15 @@ class SequentialTextDataset(RawSequentialDataset):
         self._change_feat_format()
         self._drop_unused_col()
         rows: HistoryRows = self.inter_feat
-        if self.histories.part is None:
-            return [self.copy(rows.with_targets(part)) for part in self.histories.leave_one_out()]
-        parts = [self.copy(part) for part in rows.by_part()]
+        histories = self.histories
+        if histories.part is None:
+            parts = [
+                self.copy(rows.with_targets(part, histories)) for part in histories.leave_one_out()
+            ]
+        else:
+            parts = [
+                self.copy(part) for part in rows.with_targets(rows.target, histories).by_part()
+            ]
         for part in parts:
             part.histories = part.inter_feat.histories
         return parts
@@ -311,12 +322,13 @@ class SequentialTextDataset(RawSequentialDataset):
             in_order = users, items, times
             rows = order if self.row_of_interaction is None else self.row_of_interaction[order]
             part = checked_parts(self.split_paths, self.part_of_row, rows, in_order)
-        self.histories = Histories.of(
+        histories = Histories.of(
             torch.from_numpy(users),
             torch.from_numpy(items),
             self.user_num,
             None if part is None else torch.from_numpy(part),
         )
+        self.histories = self._trained_on(histories)
 
 
 def _joined(tables: Sequence[pd.DataFrame], ids: Sequence[str]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.config.protocol import PARTS
 from recbole_jepa4rec.data.split_files import last_of_part
 
@@ -26,11 +27,13 @@ class Histories:
             internal user ids; user 0 is padding and owns nothing.
         part: where a split is given, number of the part of each interaction, ``[M]``: 0 trains, 1
             is validated, 2 tested. None where the last two of each user are.
+        trains: which users' training parts are trained on, bool ``[U]``; None is all of them.
     """
 
     items: Tensor
     offsets: Tensor
     part: Tensor | None = None
+    trains: Tensor | None = None
 
     @classmethod
     def of(
@@ -50,7 +53,27 @@ class Histories:
     def where(self, kept: Tensor) -> Histories:
         """Those of the interactions that a mask names, bool ``[M]``."""
         part = None if self.part is None else self.part[kept]
-        return Histories.of(self.users[kept], self.items[kept], len(self.lengths), part)
+        found = Histories.of(self.users[kept], self.items[kept], len(self.lengths), part)
+        return replace(found, trains=self.trains)
+
+    def trained_on(self, fraction: float, seed: int) -> Histories:
+        """The same, of which a share of the users' training parts is trained on.
+
+        Users are drawn by ``seed`` and user alone, so that of two shares the smaller one's users
+        are among the larger one's. What is validated and tested stays as it is.
+
+        Args:
+            fraction: share of the users with a training part, above 0 to 1; at least one is left.
+            seed: of the draw.
+        """
+        whole = replace(self, trains=None)
+        if fraction == 1:
+            return whole
+        users = torch.unique(self.users[whole.in_training])
+        order = torch.argsort(uniform(derive(seed, users, Draw.TRAIN_FRACTION)), stable=True)
+        trains = torch.zeros(len(self.lengths), dtype=torch.bool)
+        trains[users[order[: max(1, round(fraction * len(users)))]]] = True
+        return replace(self, trains=trains)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -69,7 +92,7 @@ class Histories:
 
     @cached_property
     def train_end(self) -> Tensor:
-        """Position after each user's training part, ``[U]``.
+        """Position after each user's training part, ``[U]``; its begin where none is trained on.
 
         The last two interactions validate and test; users with fewer than three only train. Of a
         given split the training rows have histories of their own, which train to the end.
@@ -80,15 +103,22 @@ class Histories:
         if self.part is not None:
             if self.part.any():
                 raise RuntimeError("the training part of a given split need not be a prefix")
-            return self.offsets[1:]
-        return self.offsets[1:] - 2 * (self.lengths >= 3)
+            end = self.offsets[1:]
+        else:
+            end = self.offsets[1:] - 2 * (self.lengths >= 3)
+        return end if self.trains is None else torch.where(self.trains, end, self.offsets[:-1])
 
     @cached_property
     def in_training(self) -> Tensor:
-        """Which interactions belong to a training part, bool ``[M]``."""
-        if self.part is not None:
-            return self.part == 0
-        return torch.arange(len(self.items)) < self.train_end[self.users]
+        """Which interactions belong to a training part that is trained on, bool ``[M]``."""
+        if self.part is None:
+            return torch.arange(len(self.items)) < self.train_end[self.users]
+        return (self.part == 0) & (self.trains is None or self.trains[self.users])
+
+    @property
+    def in_training_part(self) -> Tensor:
+        """Which interactions belong to a training part, trained on or not, bool ``[M]``."""
+        return replace(self, trains=None).in_training
 
     @cached_property
     def targets(self) -> Tensor:
@@ -184,12 +214,28 @@ class PackedHistories:
             older_lengths=None if self.older_lengths is None else self.older_lengths.to(device),
         )
 
+    def followed_by(self, items: Tensor, most: int) -> PackedHistories:
+        """The same with one item more behind each history, none where it is 0, ``[B]``.
+
+        Windows hold the newest ``most`` items; what they cut off goes to ``older``, if that is
+        known.
+        """
+        is_item = items > 0
+        whole, lengths = _side_by_side(self.items, self.lengths, items[is_item], is_item.long())
+        inside = _to_end(lengths) <= most
+        kept = lengths.clamp(max=most)
+        older, older_lengths = self.older, self.older_lengths
+        if older is not None and older_lengths is not None:
+            cut = whole[~inside], lengths - kept
+            older, older_lengths = _side_by_side(older, older_lengths, *cut)
+        return replace(
+            self, items=whole[inside], lengths=kept, older=older, older_lengths=older_lengths
+        )
+
     def newest(self, most: int) -> PackedHistories:
         """The same without the older items of histories that hold more than ``most``."""
-        to_end = self.lengths.cumsum(0).repeat_interleave(self.lengths)
-        to_end -= torch.arange(len(self.items), device=to_end.device)
-        lengths = self.lengths.clamp(max=most)
-        return replace(self, items=self.items[to_end <= most], lengths=lengths)
+        inside = _to_end(self.lengths) <= most
+        return replace(self, items=self.items[inside], lengths=self.lengths.clamp(max=most))
 
     def newest_first(self) -> Tensor:
         """Items newest first in each history, ``[M]``."""
@@ -205,6 +251,22 @@ class PackedHistories:
         windows = self.items.new_zeros(len(self), width)
         inside = torch.arange(width, device=windows.device) < self.lengths[:, None]
         return windows.masked_scatter_(inside, self.items)
+
+
+def _to_end(lengths: Tensor) -> Tensor:
+    """How far each place of runs of these lengths, end to end, is from its run's end: 1 at last."""
+    ends = lengths.cumsum(0).repeat_interleave(lengths)
+    return ends - torch.arange(len(ends), device=ends.device)
+
+
+def _side_by_side(
+    first: Tensor, first_lengths: Tensor, second: Tensor, second_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Runs end to end, each of the second behind that of the first, and their lengths, ``[B]``."""
+    rows = torch.arange(len(first_lengths), device=first.device)
+    of_first, of_second = (rows.repeat_interleave(n) for n in (first_lengths, second_lengths))
+    order = torch.argsort(torch.cat([of_first, of_second]), stable=True)
+    return torch.cat([first, second])[order], first_lengths + second_lengths
 
 
 class HistoryRows(Interaction):
@@ -249,10 +311,13 @@ class HistoryRows(Interaction):
         """Interactions before each row's target, uncut, ``[R]``."""
         return self.target - self.histories.offsets[self.user_id]
 
-    def with_targets(self, target: Tensor) -> HistoryRows:
-        """The same columns for other target positions, ``[R']``."""
+    def with_targets(self, target: Tensor, histories: Histories | None = None) -> HistoryRows:
+        """The same columns for other target positions, ``[R']``, and histories if they are given.
+
+        These have the same interactions in the same order.
+        """
         rows = HistoryRows(
-            self.histories,
+            histories or self.histories,
             self._source,
             target,
             self._list_fields,
@@ -288,7 +353,7 @@ class HistoryRows(Interaction):
     def _of_part(self, number: int, part: Tensor) -> HistoryRows:
         kept = part <= number
         histories = self.histories.where(kept)
-        target = histories.targets
+        target = histories.targets[histories.in_training[histories.targets]]
         if number:
             last = last_of_part(histories.users.numpy(), part[kept].numpy(), number)
             target = torch.from_numpy(last)

@@ -125,7 +125,7 @@ class TrainingCounts:
     @classmethod
     def of(cls, histories: Histories, num_items: int) -> TrainingCounts:
         """Count; ``num_items`` is ``N``, padding included."""
-        trained = histories.in_training
+        trained = histories.in_training_part
         items, users = histories.items[trained], histories.users[trained]
         pairs = torch.unique(users * num_items + items)
         return cls(

@@ -36,7 +36,10 @@ class Statistics(TypedDict):
 
 
 class Protocol(TypedDict):
-    """How the evaluation was made; ``split`` is a name where the split stands in files."""
+    """How the evaluation was made; ``split`` is a name where the split stands in files.
+
+    The last two are left out where they are as usual: all is trained on, and no word is revealed.
+    """
 
     split: Any
     order: str
@@ -46,6 +49,8 @@ class Protocol(TypedDict):
     candidates: str
     ties: str
     users: str
+    train_fraction: NotRequired[float]
+    reveal_ratio: NotRequired[float]
 
 
 class Seconds(TypedDict):
@@ -142,7 +147,7 @@ def per_user(test: Any, ranks: Tensor) -> pd.DataFrame:
     rows: HistoryRows = test.inter_feat
     histories = rows.histories
     target = histories.items[rows.target]
-    counts = torch.bincount(histories.items[histories.in_training], minlength=test.item_num)
+    counts = torch.bincount(histories.items[histories.in_training_part], minlength=test.item_num)
     return pd.DataFrame(
         {
             "user_id": test.id2token(test.uid_field, rows.user_id).astype(str),
@@ -221,6 +226,10 @@ def _protocol(config: Config, data: Any) -> Protocol:
         "ties": "mean rank",
         "users": "at least 3 interactions",
     }
+    if config["train_fraction"] != 1:
+        protocol["train_fraction"] = config["train_fraction"]
+    if config["reveal_ratio"]:
+        protocol["reveal_ratio"] = config["reveal_ratio"]
     if data.split_paths:
         stats_file = data.split_paths[0].with_name(f"{data.dataset_name}.stats.json")
         protocol["split"] = split_title(config["benchmark_filename"], stats_file, data.fingerprint)

@@ -33,7 +33,7 @@ PATIENCE = 60
 
 COMPARED = (
     *("metrics", "topk", "valid_metric", "eval_args", "filter_history", "benchmark_filename"),
-    *("repeatable", "valid_metric_bigger"),
+    *("repeatable", "valid_metric_bigger", "train_fraction", "reveal_ratio"),
 )
 """Settings that decide how runs compare, so that all of a study have the same."""
 

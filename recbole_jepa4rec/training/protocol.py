@@ -30,7 +30,7 @@ from recbole_jepa4rec.base.checkpoint import (
 from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.stopping import TERMINATED, asked_to_end, holding_sigterm
 from recbole_jepa4rec.config.registry import row_label
-from recbole_jepa4rec.data.histories import HistoryRows
+from recbole_jepa4rec.data.histories import HistoryRows, PackedHistories
 from recbole_jepa4rec.evaluation.choice import choose_on_validation
 from recbole_jepa4rec.evaluation.metrics import (
     NotNumbersError,
@@ -41,6 +41,7 @@ from recbole_jepa4rec.evaluation.metrics import (
     metric_values,
 )
 from recbole_jepa4rec.evaluation.ranking import Ranking, rank_targets
+from recbole_jepa4rec.evaluation.revealed_words import words_revealed
 from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.training.state import (
     Session,
@@ -99,6 +100,14 @@ class ProtocolTrainer(Trainer):
         super().__init__(config, model)
         self.timer = Timer(self.state, None)
         self.offer = offered_by(model, row_label(config["model"], config["loss_type"]))
+        self.num_items: Any = (
+            model.n_items
+        )  # revealed words are items for a while, but never ranked
+        if config["reveal_ratio"] and not self.offer.fits_any_catalogue:
+            raise ValueError(
+                f"reveal_ratio is {config['reveal_ratio']}; allowed for {self.offer.label}, which "
+                "knows items by their number: 0"
+            )
         run_dir = config["run_dir"]
         if not processes.is_main():
             self.tensorboard = EventWriter(None)
@@ -229,7 +238,11 @@ class ProtocolTrainer(Trainer):
         """
         if not isinstance(eval_data, FullSortEvalDataLoader):
             raise ValueError("eval_args.mode must be 'full': every item is ranked")
-        dataset = eval_data._dataset
+        dataset, ratio = eval_data._dataset, self.config["reveal_ratio"]
+        if isinstance(self.offer, Model) and ratio:
+            asked = (dataset.item_text, dataset.inter_feat, ratio, self.config["seed"])
+            with words_revealed(self.offer, *asked) as scores:
+                return self.rank_rows(dataset.inter_feat, show_progress, scores)
         if isinstance(self.offer, Model):
             return self.rank_rows(dataset.inter_feat, show_progress)
         self.tot_item_num = dataset.item_num
@@ -238,11 +251,16 @@ class ProtocolTrainer(Trainer):
         interactions = (batch[0] for batch in eval_data)
         return self._rank(dataset.inter_feat, interactions, self._scores_of_recbole, show_progress)
 
-    def rank_rows(self, rows: HistoryRows, show_progress: bool = False) -> Ranking:
-        """As ``rank``, by a model of ours, of rows that need no loader."""
+    def rank_rows(
+        self,
+        rows: HistoryRows,
+        show_progress: bool = False,
+        scores: Callable[[PackedHistories], Tensor] | None = None,
+    ) -> Ranking:
+        """As ``rank``, by a model of ours or scores of its, of rows that need no loader."""
         size, whole = self.config["eval_batch_size"], self.model.reads_whole_history
         batches = rows.in_batches(size, self.device, whole)
-        return self._rank(rows, batches, self.model.scores, show_progress)
+        return self._rank(rows, batches, scores or self.model.scores, show_progress)
 
     def _rank(
         self,
@@ -261,7 +279,7 @@ class ProtocolTrainer(Trainer):
                 batches,
                 scores,
                 filter_history=self.config["filter_history"],
-                depth=min(depth, self.model.n_items - 1),
+                depth=min(depth, self.num_items - 1),
                 before_batch=self.end_if_asked,
                 show_progress=show_progress,
             )
@@ -274,7 +292,7 @@ class ProtocolTrainer(Trainer):
         names, topk = self.config["metrics"], self.config["topk"]
         result = mean_metrics(ranking.ranks, names, topk)
         if ranking.best.shape[1]:
-            counts = TrainingCounts.of(rows.histories, self.model.n_items)
+            counts = TrainingCounts.of(rows.histories, self.num_items)
             result |= list_metrics(ranking.best, names, topk, counts)
         return result
 
