@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from recbole_jepa4rec.base.command import WRONG_INPUT, did_you_mean, run_command, say_all
+from recbole_jepa4rec.base.command import WRONG_INPUT, Parser, did_you_mean, run_command, say_all
 
 COMMANDS = {
     "run": ("train and test one model", "runner.quick_start:main"),
@@ -54,12 +54,16 @@ def list_models(words: Sequence[str]) -> int:
 
 def diagnose(words: Sequence[str]) -> int:
     """Print what this machine has; 1 if something is missing."""
-    from recbole_jepa4rec.runner import doctor
+    parser = Parser(prog="recbole-jepa4rec doctor", description="What this machine has and lacks.")
 
-    if words:
-        print("usage: recbole-jepa4rec doctor")
-        return 0 if words[0] in ("-h", "--help") else WRONG_INPUT
-    return 1 if doctor.diagnose() else 0
+    def report() -> int:
+        parser.parse_args(words)
+
+        from recbole_jepa4rec.runner import doctor
+
+        return 1 if doctor.diagnose() else 0
+
+    return run_command(report)
 
 
 def work(words: Sequence[str]) -> int:

@@ -99,7 +99,7 @@ def test_means_of_values():
         "precision@2": 0.25,
         "mrr": 0.625,
     }
-    with pytest.raises(ValueError, match="at least three interactions"):
+    with pytest.raises(ValueError, match="at least 3 interactions"):
         mean_metrics(ranks[:0], ["hit"], [2])
 
 

@@ -229,6 +229,7 @@ print(sorted({"numpy", "pandas", "ray", "recbole", "torch", "transformers"} & {*
 SET = "--dataset=ml-100k"
 RUN, GROUP = "runner.quick_start", "study.group"
 SEARCH = "study.search.driver"
+ANY = "__main__"
 
 
 @pytest.mark.parametrize(
@@ -250,6 +251,16 @@ SEARCH = "study.search.driver"
         (SEARCH, ["--model=SASRec", SET, "--epochs=-1"], "epochs -1 must be a whole number"),
         (SEARCH, ["--model=SASRec", SET, "--search=x.yaml"], "cannot read config file x.yaml"),
         (SEARCH, ["--model=FDSA", SET], "no search space for model 'FDSA' (there are: "),
+        (SEARCH, ["--model=SASRec", SET, "--ema_momentum=0.9"], "ema_momentum 0.9 has no effect: "),
+        (ANY, ["report", "runs"], "the following arguments are required: --out (see recbole-j"),
+        (ANY, ["report", "nowhere", "--out=page"], "nowhere is no folder; allowed: run folders"),
+        (ANY, ["runs", "--data=toy"], "unrecognized arguments: --data=toy (see recbole-jepa4rec"),
+        (ANY, ["runs", "tests"], "tests has no finished run: no result.json stands in or below"),
+        (ANY, ["doctor", "now"], "unrecognized arguments: now (see recbole-jepa4rec doctor --he"),
+        (ANY, ["models", "SASRc"], "unknown model 'SASRc' (did you mean 'SASRec'?)"),
+        (ANY, ["convert", "yelp", "a", "b", "c", "--out=d"], "yelp: expected REVIEWS [BUSINESSE"),
+        (ANY, ["convert", "steam", "a", "--core=x", "--out=d"], "argument --core: 'x' must be a"),
+        (ANY, ["convert", "check"], "the following arguments are required: FOLDER (see python"),
     ],
 )
 def test_words_are_refused_before_anything_heavy_is_imported(command, words, message):

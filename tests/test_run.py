@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,9 +16,12 @@ from recbole_jepa4rec.base import launch
 from recbole_jepa4rec.base.checkpoint import load_state, read_weights
 from recbole_jepa4rec.base.command import RESUMABLE
 from recbole_jepa4rec.config.registry import find_model
+from recbole_jepa4rec.convert.checks import problems
 from recbole_jepa4rec.evaluation.metrics import mean_metrics
 from recbole_jepa4rec.runner import doctor, quick_start, single_run
 from recbole_jepa4rec.runner.quick_start import main, run
+from recbole_jepa4rec.study.group import main as compare
+from recbole_jepa4rec.study.search.driver import main as search
 from tests.conftest import ROOT, TINY
 
 KEYS = {
@@ -298,15 +302,26 @@ class TestErrors:
         if status:
             error = capsys.readouterr().err
             assert error == "error: data set 'short': no user has 2 interactions to train on\n"
+            (warning,) = problems(Path("short"))
+            assert not warning.fatal and error.endswith(f": {warning.what}\n")
 
-    def test_nobody_to_test(self, workplace, words, capsys):
+    @pytest.mark.parametrize("command", [main, compare, search])
+    def test_nobody_to_test(self, workplace, words, capsys, command):
         header = "user_id:token\titem_id:token\ttimestamp:float\n"
         (workplace / "short").mkdir()
         (workplace / "short" / "short.inter").write_text(f"{header}u\ti\t1\nu\tj\t2\nv\ti\t3\n")
-        words = without(words, "dataset", "data_path")
-        assert main([*words, "--dataset=short", "--data_path=."]) == 2
-        assert "no user has at least 3 interactions" in capsys.readouterr().err
+        words = [*without(words, "dataset", "data_path"), "--dataset=short", "--data_path=."]
+        if command is compare:
+            words = [*without(words, "model"), "--model_list=SASRec"]
+        if command is search:
+            Path("space.yaml").write_text("weight_decay: {choice: [0, 0.1]}\n")
+            words.append("--search=space.yaml")
+        assert command(words) == 2
+        error = "data set 'short': no user has at least 3 interactions"
+        assert capsys.readouterr().err == f"error: {error}\n"
         assert not (workplace / "runs").exists()
+        (problem,) = problems(Path("short"))
+        assert problem.fatal and error.endswith(f": {problem.what}")
 
     def test_an_interrupted_run_says_so(self, words, monkeypatch, capsys):
         def interrupt(**_):

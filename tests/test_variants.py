@@ -11,6 +11,7 @@ from recbole_jepa4rec.runner.quick_start import main as run_main
 from recbole_jepa4rec.study import grid
 from recbole_jepa4rec.study.comparison import compare
 from recbole_jepa4rec.study.group import main, read_request
+from recbole_jepa4rec.study.search.driver import main as search_main
 from recbole_jepa4rec.study.variants import OF_ALL_ROWS
 from tests import test_registry
 from tests.conftest import ROOT
@@ -133,9 +134,12 @@ class TestRefusals:
             keys = {line.partition(":")[0] for line in file.read_text().splitlines()}
             assert not keys & OF_ALL_ROWS, file
 
+    @pytest.mark.parametrize(
+        ("command", "named"), [(run_main, "model"), (search_main, "model"), (main, "model_list")]
+    )
     @pytest.mark.parametrize("key", ["history_bias", "num_layers"])
-    def test_a_run_alone_refuses_what_its_model_does_not_read(self, workplace, key, capsys):
-        assert run_main([*BASE, "--model=SASRec", f"--{key}=1"]) == 2
+    def test_what_no_model_reads_is_refused(self, workplace, command, named, key, capsys):
+        assert command([*BASE, f"--{named}=SASRec", f"--{key}=1"]) == 2
         error = capsys.readouterr().err
         assert error == f"error: {key} 1 has no effect: SASRec does not read it\n"
         assert not [*workplace.iterdir()]

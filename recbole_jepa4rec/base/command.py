@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from recbole_jepa4rec.base.stopping import ending_on_sigterm
 
@@ -97,6 +98,22 @@ def _turn_from_output() -> None:
     """Let what is flushed at the end go nowhere."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and knows no option by its beginning alone."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            **settings,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Say it as other errors are said."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def did_you_mean(word: str, known: Iterable[Any]) -> str:

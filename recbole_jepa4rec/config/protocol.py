@@ -16,6 +16,10 @@ PROTOCOL = {
 PARTS = ("training", "validation", "test")
 """What a split's files are for, in the order in which ``benchmark_filename`` names them."""
 
+NOBODY_TESTED = "no user has at least 3 interactions"
+NOBODY_TRAINS = "no user has 2 interactions to train on"
+"""Why a data set is refused whose every user is too short to be tested, or to train a model."""
+
 RANK_METRICS = ("recall", "hit", "ndcg", "mrr", "precision", "map")
 """Metrics of one target's rank, by RecBole's names; ``fullmrr`` stands for the uncut ``mrr``."""
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from recbole_jepa4rec.config.protocol import NOBODY_TESTED, NOBODY_TRAINS
 from recbole_jepa4rec.convert.filters import codes, read_interactions
 from recbole_jepa4rec.convert.source import Row
 from recbole_jepa4rec.convert.split import NAMES
@@ -90,6 +91,8 @@ def problems(folder: Path) -> list[Problem]:
             found += [problem._replace(fatal=False) for problem in others]
     if {1, 2, 3} <= {*rows["file"]}:
         found += _check_split([inter, *split], rows, described)
+    elif not any(problem.fatal for problem in found):
+        found += _too_short(inter, rows)
     order = {path: place for place, path in enumerate([*paths.values(), *split])}
     return sorted(found, key=lambda problem: (order[problem.path], problem.line))
 
@@ -185,6 +188,15 @@ def _duplicates(path: Path, rows: pd.DataFrame) -> Iterator[Problem]:
     is_again = first != rows["line"]
     for line, earlier in zip(rows["line"][is_again], first[is_again], strict=True):
         yield Problem(path, line, False, f"same user, item and time as line {earlier}")
+
+
+def _too_short(path: Path, rows: pd.DataFrame) -> Iterator[Problem]:
+    """Find that nobody is tested, or that a model which trains has nobody to train on."""
+    lengths = rows["user"].value_counts()
+    if not (lengths >= 3).any():
+        yield Problem(path, 1, True, NOBODY_TESTED)
+    elif not ((lengths == 2) | (lengths > 3)).any():
+        yield Problem(path, 1, False, NOBODY_TRAINS)
 
 
 def _unsorted(path: Path, rows: pd.DataFrame) -> Iterator[Problem]:

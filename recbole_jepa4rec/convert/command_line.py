@@ -1,33 +1,28 @@
-"""``python -m recbole_jepa4rec.convert``: from its words to what they ask for."""
+"""``python -m recbole_jepa4rec.convert``: from its words to what they ask for.
+
+What takes a while to import stands inside the functions, after the words are understood.
+"""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from recbole_jepa4rec.base.command import run_command, say_last
-from recbole_jepa4rec.convert.checks import problems
-from recbole_jepa4rec.convert.conversion import check_target, convert
-from recbole_jepa4rec.convert.settings import PRESETS, Preset, Reading, Rule, Split, whole
-from recbole_jepa4rec.convert.source import Source
-from recbole_jepa4rec.convert.sources import (
-    LAYOUTS,
-    MovieLens,
-    OnlineRetail,
-    open_atomic_files,
-    open_records,
-    open_tables,
+from recbole_jepa4rec.base.command import Parser, run_command, say_last
+from recbole_jepa4rec.convert.settings import (
+    EXPLANATION,
+    PRESETS,
+    Preset,
+    Reading,
+    Rule,
+    Split,
+    whole,
 )
-from recbole_jepa4rec.convert.split import EXPLANATION
-from recbole_jepa4rec.convert.statistics import summary
-from recbole_jepa4rec.convert.tables import BadLines
 
 PROGRAM = "python -m recbole_jepa4rec.convert"
 
@@ -48,54 +43,53 @@ it found a problem.
 
 
 class Kind(NamedTuple):
-    """A source: what it takes, how many files at most, what it is, and what opens it."""
+    """A source: what it takes, how many files at most, and what it is."""
 
     files: str
     most: int
     meaning: str
-    open: Callable[[Sequence[Path], Reading, BadLines], Source]
-
-
-def _records(name: str, files: str, meaning: str) -> Kind:
-    layout = LAYOUTS[name]
-    text = f"; item text: {', '.join(layout.attributes)}"
-    return Kind(files, 2, meaning + text, partial(open_records, layout))
 
 
 _REVIEWS = "REVIEWS [METADATA]"
-_AMAZON = "Amazon reviews {0}: reviews {1} or ratings .csv, metadata {1}"
+_AMAZON = (
+    "Amazon reviews {0}: reviews {1} or ratings .csv, metadata {1}; item text: title, categories, "
+    "brand, description"
+)
 SOURCES = {
-    "amazon2014": _records("amazon2014", _REVIEWS, _AMAZON.format(2014, ".json.gz")),
-    "amazon2018": _records("amazon2018", _REVIEWS, _AMAZON.format(2018, ".json.gz")),
-    "amazon2023": _records("amazon2023", _REVIEWS, _AMAZON.format(2023, ".jsonl.gz")),
-    "online-retail": Kind("TABLE", 1, "UCI Online Retail: .xlsx or .csv, all rows", OnlineRetail),
+    "amazon2014": Kind(_REVIEWS, 2, _AMAZON.format(2014, ".json.gz")),
+    "amazon2018": Kind(_REVIEWS, 2, _AMAZON.format(2018, ".json.gz")),
+    "amazon2023": Kind(_REVIEWS, 2, _AMAZON.format(2023, ".jsonl.gz")),
+    "online-retail": Kind("TABLE", 1, "UCI Online Retail: .xlsx or .csv, all rows"),
     "movielens": Kind(
         "FOLDER | RATINGS MOVIES",
         2,
         "MovieLens 100K, 1M, 10M, 20M, 25M, 32M: its folder, or u.data u.item, or so on; item "
         "text: title, genres",
-        MovieLens,
     ),
-    "yelp": _records(
-        "yelp", "REVIEWS [BUSINESSES]", "Yelp's open data set: review.json and business.json"
+    "yelp": Kind(
+        "REVIEWS [BUSINESSES]",
+        2,
+        "Yelp's open data set: review.json and business.json; item text: title, categories, city",
     ),
-    "steam": _records(
-        "steam", "REVIEWS [GAMES]", "Steam: steam_reviews.json.gz and steam_games.json.gz"
+    "steam": Kind(
+        "REVIEWS [GAMES]",
+        2,
+        "Steam: steam_reviews.json.gz and steam_games.json.gz; item text: title, genres, tags, "
+        "developer",
     ),
     "generic": Kind(
         "INTERACTIONS [ITEMS]",
         2,
         "your own: .csv, .tsv, .parquet, .jsonl, .xlsx with named columns (--user, --item, --time)",
-        open_tables,
     ),
     "from-recbole": Kind(
         "FOLDER",
         1,
         "atomic files made elsewhere: mends encoding, order, missing and repeated items; of .inter "
         "user, item and time are kept",
-        open_atomic_files,
     ),
 }
+"""By the names under which ``sources.OPENERS`` opens them."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -112,16 +106,22 @@ def _run(words: Sequence[str]) -> int:
     name = given["source"]
     if name == "check":
         return _check(given["folder"])
+    kind, files = SOURCES[name], given["files"]
+    if len(files) > kind.most:
+        raise ValueError(f"{name}: expected {kind.files}, found {len(files)} files")
+    split = _split(given)
+
+    from recbole_jepa4rec.convert.conversion import check_target, convert
+    from recbole_jepa4rec.convert.sources import OPENERS
+    from recbole_jepa4rec.convert.statistics import summary
+    from recbole_jepa4rec.convert.tables import BadLines
+
     target = check_target(given["out"], given["force"])
     preset = PRESETS.get(name, {}).get(given.get("preset", ""), Preset(""))
     reading = _changed(preset.reading, given)
     core = {field: given["core"] for field in ("core_users", "core_items") if "core" in given}
     rule = _changed(preset.rule, {**core, **given})
-    split = _split(given)
-    kind, files = SOURCES[name], given["files"]
-    if len(files) > kind.most:
-        raise ValueError(f"{name}: expected {kind.files}, found {len(files)} files")
-    source = kind.open(files, reading, BadLines(reading.max_bad))
+    source = OPENERS[name](files, reading, BadLines(reading.max_bad))
     about = {
         "source": name,
         "files": [path.name for path in files],
@@ -136,6 +136,8 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _check(folder: Path) -> int:
+    from recbole_jepa4rec.convert.checks import problems
+
     found = problems(folder)
     for problem in found:
         print(problem)
@@ -184,30 +186,15 @@ def _given(words: Sequence[str]) -> dict[str, Any]:
     return {"force": False, **vars(_parser().parse_args(words))}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and knows no option by its beginning alone."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(
-            **settings,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=PROGRAM,
         description="Make atomic files of public dumps and own tables.",
         epilog=_EXAMPLES,
     )
     sources = parser.add_subparsers(
         dest="source", required=True, metavar="SOURCE", title="sources",
-        description="SOURCE --help lists the options of each", parser_class=_Parser,
+        description="SOURCE --help lists the options of each", parser_class=Parser,
     )  # fmt: skip
     for name, kind in SOURCES.items():
         presets = [f"  {key}: {preset.meaning}" for key, preset in PRESETS.get(name, {}).items()]
@@ -227,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, name: str, kind: Kind) -> None:
+def _add_options(parser: Parser, name: str, kind: Kind) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=kind.files)
     parser.add_argument("--out", type=Path, required=True, metavar="dataset/NAME", help="to write")
     parser.add_argument("--force", action="store_true", help="replace a data set of that name")

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_jepa4rec.data.atomic_files import is_number
-
 AMAZON = ("amazon2014", "amazon2018", "amazon2023")
 _TABLES = ("generic",)
 _RETAIL = ("online-retail",)
@@ -62,6 +60,8 @@ def whole(word: str) -> int:
 
 
 def _finite(word: str) -> float:
+    from recbole_jepa4rec.data.atomic_files import is_number  # with pandas, which takes a while
+
     if not is_number(word) or not math.isfinite(float(word)):
         raise ArgumentTypeError(f"{word!r} must be a number")
     return float(word)
@@ -153,9 +153,24 @@ class Rule:
     seed: int = option(2020, "of that draw and of cold items (default 2020)", "N", whole)
 
 
+EXPLANATION = """splits (--split), written as NAME.train.inter, NAME.valid.inter, NAME.test.inter:
+  loo: of each user with three interactions or more the last is tested and the one before it
+    validated; everything else trains. What a run does without these files.
+  temporal: everybody is cut at the same two moments. Interactions are sorted by time; test holds
+    the last tenth (--test-share), validation the tenth before (--valid-share). All of one moment go
+    into the later part.
+  cold_items: a tenth of the items (--test-share) is drawn for test, another (--valid-share) for
+    validation, by id and --seed alone; each file holds every interaction with its items, and
+    training none of them. Time does not cut: training may hold later interactions.
+In validation and test a user's last row is the target; his earlier rows there, and those in the
+parts before, at the same time or earlier, are its history. A user without a training row before the
+target is left out of that file. Run with --benchmark_filename=train,valid,test.
+"""
+
+
 @dataclass(frozen=True)
 class Split:
-    """A split to be written as files; ``split.EXPLANATION`` defines each kind."""
+    """A split to be written as files; ``EXPLANATION`` defines each kind."""
 
     split: str | None = option(None, "which", choices=("loo", "temporal", "cold_items"))
     valid_share: float = option(

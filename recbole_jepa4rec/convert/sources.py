@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -318,3 +319,13 @@ def _plain(cell: Any) -> str:
         return ""
     shown_as = str(cell)
     return shown_as[:-2] if shown_as.endswith(".0") and shown_as[:-2].isdecimal() else shown_as
+
+
+OPENERS: Mapping[str, Callable[[Sequence[Path], Reading, BadLines], Source]] = {
+    **{name: partial(open_records, layout) for name, layout in LAYOUTS.items()},
+    "online-retail": OnlineRetail,
+    "movielens": MovieLens,
+    "generic": open_tables,
+    "from-recbole": open_atomic_files,
+}
+"""What opens each source's files."""

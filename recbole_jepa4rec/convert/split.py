@@ -20,26 +20,12 @@ from recbole_jepa4rec.data.split_files import (
 NAMES = ("train", "valid", "test")
 """Of the files: ``NAME.train.inter`` and so on."""
 
-EXPLANATION = """splits (--split), written as NAME.train.inter, NAME.valid.inter, NAME.test.inter:
-  loo: of each user with three interactions or more the last is tested and the one before it
-    validated; everything else trains. What a run does without these files.
-  temporal: everybody is cut at the same two moments. Interactions are sorted by time; test holds
-    the last tenth (--test-share), validation the tenth before (--valid-share). All of one moment go
-    into the later part.
-  cold_items: a tenth of the items (--test-share) is drawn for test, another (--valid-share) for
-    validation, by id and --seed alone; each file holds every interaction with its items, and
-    training none of them. Time does not cut: training may hold later interactions.
-In validation and test a user's last row is the target; his earlier rows there, and those in the
-parts before, at the same time or earlier, are its history. A user without a training row before the
-target is left out of that file. Run with --benchmark_filename=train,valid,test.
-"""
-
 
 def split_rows(split: Split, seed: int, rows: pd.DataFrame) -> pd.DataFrame:
     """Give every interaction its part; those of users without training before a target leave.
 
     Args:
-        split: how; see ``EXPLANATION``.
+        split: how; see ``settings.EXPLANATION``.
         seed: of the draw of items.
         rows: as ``filters.in_order`` gives them.
 

@@ -17,7 +17,7 @@ from recbole.utils import FeatureSource
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.layers import refuse_missing_folder
-from recbole_jepa4rec.config.protocol import PROTOCOL, split_names
+from recbole_jepa4rec.config.protocol import NOBODY_TESTED, PROTOCOL, split_names
 from recbole_jepa4rec.data.atomic_files import AtomicFileError, line_number, refuse_rounded
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
@@ -120,6 +120,15 @@ class SequentialTextDataset(RawSequentialDataset):
             "average_length": interactions / users,
             "density": interactions / (users * items),
         }
+
+    def refuse_untested(self) -> None:
+        """Refuse data of which nobody can be tested; of a split in files each part has rows.
+
+        Raises:
+            ValueError: if every user is too short.
+        """
+        if self.histories.part is None and not bool((self.histories.lengths >= 3).any()):
+            raise ValueError(f"data set {self.config['dataset']!r}: {NOBODY_TESTED}")
 
     def with_config(self, config: Config) -> SequentialTextDataset:
         """The same data under other settings, none of which says what is loaded."""

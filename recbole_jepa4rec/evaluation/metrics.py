@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.config.protocol import NOBODY_TESTED
 from recbole_jepa4rec.data.histories import Histories
 
 SCORES_AT_ONCE = 1 << 20
@@ -104,7 +105,7 @@ def mean_metrics(
         ValueError: as ``metric_values``, and if there is no rank to average.
     """
     if len(ranks) == 0:
-        raise ValueError("no targets to average over: no user has at least three interactions")
+        raise ValueError(f"no targets to average over: {NOBODY_TESTED}")
     return {key: float(value.mean()) for key, value in metric_values(ranks, metrics, topk).items()}
 
 

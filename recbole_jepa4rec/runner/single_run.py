@@ -18,6 +18,7 @@ from recbole_jepa4rec.base.allocator import give_back_freed_memory, reuse_freed_
 from recbole_jepa4rec.base.checkpoint import weights_file
 from recbole_jepa4rec.base.stopping import begin_worker
 from recbole_jepa4rec.config.config import Config
+from recbole_jepa4rec.config.protocol import NOBODY_TRAINS
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
@@ -165,11 +166,10 @@ def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
     limit = config["score_memory_mib"] * 2**20 / (SCORE_BYTES * data.item_num)
     rows = max(1, min(config["eval_batch_size"], int(limit)))
     config = config.with_settings({"eval_batch_size": rows})
+    data.refuse_untested()
     parts = data.build()
-    if not len(parts[2]):
-        raise ValueError(f"data set {config['dataset']!r}: no user has at least 3 interactions")
     if not len(parts[0]) and config["epochs"] and training_targets(config["model"]):
-        raise ValueError(f"data set {config['dataset']!r}: no user has 2 interactions to train on")
+        raise ValueError(f"data set {config['dataset']!r}: {NOBODY_TRAINS}")
     samplers = create_samplers(config, data, parts)
     if samplers[0] is not None and len(parts[0]):
         _refuse_no_negatives(samplers[0], data)

@@ -231,14 +231,16 @@ def _read_data(request: Request) -> Any:
     """The data set, read before anything runs.
 
     Raises:
-        ValueError: if they cannot be read, or lack the text that a model reads.
+        ValueError: if they cannot be read, lack the text that a model reads, or test nobody.
     """
     from recbole_jepa4rec.data.item_files import refuse_without_text
 
     for cell in request.cells[: len(request.keys.model_list)]:
         refuse_without_text(cell.config)
     config = request.cells[0].config
-    return find_dataset(config.model_class)(config)
+    data = find_dataset(config.model_class)(config)
+    data.refuse_untested()
+    return data
 
 
 def _write(request: Request, ended: Mapping[tuple[str, int], Outcome]) -> None:

@@ -5,9 +5,10 @@ python -m recbole_jepa4rec report results/shop.json --out=PAGE_FOLDER
 python -m recbole_jepa4rec runs FOLDER ... [--dataset=NAME] [--model=NAME]
 """
 
+# What takes seconds to import stands inside the functions, after the words are understood.
+
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -15,14 +16,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recbole_jepa4rec.base.command import did_you_mean, run_command, say_all, say_last
+from recbole_jepa4rec.base.command import Parser, did_you_mean, run_command, say_all, say_last
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.config.syntax import deciding
-from recbole_jepa4rec.study.comparison import Row, compare
-from recbole_jepa4rec.study.finished_run import FinishedRun, read_run
-from recbole_jepa4rec.study.report import write_report
+
+if TYPE_CHECKING:
+    from recbole_jepa4rec.study.comparison import Row
+    from recbole_jepa4rec.study.finished_run import FinishedRun
 
 RESULT_NAME = "result.json"
 FIELDS = {"rows", "tests", "conditions", "metrics", "reference", "data", "dataset"}
@@ -35,13 +37,12 @@ def report(words: Sequence[str]) -> int:
     Args:
         words: of the command line, after ``report``.
     """
-    parser = argparse.ArgumentParser("recbole-jepa4rec report", description=__doc__)
+    parser = Parser(prog="recbole-jepa4rec report", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, help="folders, or one comparison.json")
     parser.add_argument("--out", required=True, type=Path, help="folder to write into")
-    parser.add_argument("--reference", help="row that the others are compared with")
-    given = parser.parse_args(words)
+    parser.add_argument("--reference", default=None, help="row that the others are compared with")
     command = shlex.join(["python", "-m", "recbole_jepa4rec", "report", *words])
-    return run_command(lambda: _report(given.paths, given.out, given.reference, command))
+    return run_command(lambda: _report(**vars(parser.parse_args(words)), command=command))
 
 
 def list_runs(words: Sequence[str]) -> int:
@@ -50,12 +51,11 @@ def list_runs(words: Sequence[str]) -> int:
     Args:
         words: of the command line, after ``runs``.
     """
-    parser = argparse.ArgumentParser("recbole-jepa4rec runs", description=__doc__)
+    parser = Parser(prog="recbole-jepa4rec runs", description=__doc__)
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("runs")], help="folders")
     parser.add_argument("--dataset", help="of this data set alone")
     parser.add_argument("--model", help="of this model alone")
-    given = parser.parse_args(words)
-    return run_command(lambda: _list(given.paths, {"dataset": given.dataset, "model": given.model}))
+    return run_command(lambda: _list(**vars(parser.parse_args(words))))
 
 
 def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
@@ -67,6 +67,8 @@ def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
     Raises:
         ValueError: if two runs of one row have one seed.
     """
+    from recbole_jepa4rec.study.comparison import Row
+
     groups: list[tuple[dict[str, Any], dict[int, FinishedRun]]] = []
     for run in runs:
         settings = {key: value for key, value in deciding(run.settings).items() if key != "seed"}
@@ -91,10 +93,17 @@ def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
 
 
 def _report(paths: Sequence[Path], out: Path, reference: str | None, command: str) -> None:
-    if len(paths) == 1 and paths[0].is_file():
+    is_file = len(paths) == 1 and paths[0].is_file()
+    folders = [] if is_file else _folders(paths)
+
+    from recbole_jepa4rec.study.comparison import compare
+    from recbole_jepa4rec.study.finished_run import read_run
+    from recbole_jepa4rec.study.report import write_report
+
+    if is_file:
         comparison = _read_comparison(paths[0])
     else:
-        rows = rows_of(map(read_run, _folders(paths)))
+        rows = rows_of(map(read_run, folders))
         run = next(iter(rows[0].runs.values()))
         names = [row.entry for row in rows]
         if reference is None:
@@ -162,18 +171,21 @@ def _folders(paths: Sequence[Path]) -> list[Path]:
     return [*found.values()]
 
 
-def _list(paths: Sequence[Path], wanted: dict[str, str | None]) -> None:
+def _list(paths: Sequence[Path], **asked: str) -> None:
+    folders = _folders(paths)
+
+    from recbole_jepa4rec.study.finished_run import read_run
+
     runs = []
-    for folder in _folders(paths):
+    for folder in folders:
         try:
             runs.append(read_run(folder))
         except ValueError as error:
             print(f"{folder}: not read: {error}", file=sys.stderr)
-    asked = {key: value for key, value in wanted.items() if value is not None}
     kept = [run for run in runs if all(run.settings[key] == asked[key] for key in asked)]
     if not kept:
         has = {key: sorted({run.settings[key] for run in runs}) for key in asked}
-        raise ValueError(f"no run has {asked}; allowed: {has}")
+        raise ValueError(f"no run has {asked}; allowed: {has}" if runs else "no run can be read")
     ended = {run.folder: (run.folder / RESULT_NAME).stat().st_mtime for run in kept}
     lines = []
     for run in sorted(kept, key=lambda run: ended[run.folder], reverse=True):

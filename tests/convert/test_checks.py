@@ -11,6 +11,9 @@ from tests.conftest import ROOT
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ITEM = "item_id:token\ttitle:token_seq\tprice:float\n"
 
+LONG = "".join(f"u\t{item}\t{time}\n" for time, item in enumerate("abab"))
+"""Rows of a user who trains, is validated and tested."""
+
 
 @pytest.fixture
 def check(tmp_path, capsys):
@@ -31,7 +34,7 @@ def check(tmp_path, capsys):
 
 def test_a_clean_data_set(check):
     item = ITEM + "a\tone\t1\nb\ttwo\t\n"
-    assert check(inter=INTER + "u\ta\t1\nu\tb\t2\n", item=item) == (0, [])
+    assert check(inter=INTER + LONG, item=item) == (0, [])
 
 
 def test_everything_at_once_in_order_of_the_lines(check):
@@ -83,7 +86,7 @@ def test_headers(check, header, what):
 
 
 def test_other_files_are_read_as_well(check):
-    _, listed = check(inter=INTER + "u\ta\t1\n", user="user_id:token\tages:float_seq\nu\t1 x\n")
+    _, listed = check(inter=INTER + LONG, user="user_id:token\tages:float_seq\nu\t1 x\n")
     assert listed == ["x.user, line 2: warning: expected a number for 'ages', found 'x'"]
 
 

@@ -8,11 +8,20 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from recbole_jepa4rec.config.protocol import NOBODY_TESTED
+from recbole_jepa4rec.convert.command_line import SOURCES
+from recbole_jepa4rec.convert.sources import LAYOUTS, OPENERS
 from tests.convert.conftest import write_json_lines
 from tests.convert.contract import SourceContract
 
 INTER = [["u1", "i1", "10"], ["u1", "i2", "20"]]
 FLAGS = "|".join("1" if n in (3, 4) else "0" for n in range(19))
+
+
+def test_help_names_what_is_opened_and_the_text_that_is_read():
+    assert {*SOURCES} == {*OPENERS}
+    for name, layout in LAYOUTS.items():
+        assert SOURCES[name].meaning.endswith(f"; item text: {', '.join(layout.attributes)}")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +215,8 @@ class TestFromRecbole:
         assert inter == [["u", "b", "10"], ["u", "NA", "20"]]
         assert item == [["b", 'café "x'], ["NA", ""]]
         status, listed, _ = run("check", tmp_path / "made", out=None)
-        assert status == 1 and listed.count("\n") == 3  # NA is an id, twice, and has no text
+        assert status == 1 and listed.count("\n") == 4  # NA is an id, twice, and has no text
+        assert f"made.inter, line 1: error: {NOBODY_TESTED}\n" in listed
 
     def test_a_broken_row_is_counted(self, made, run, tmp_path):
         folder = self.write(

@@ -32,7 +32,7 @@ SECONDS = 300
 
 SMALL = {**TINY, "dataset": "toy", "data_path": ROOT / "dataset", "epochs": 3, "state": "warning"}
 KEYS = [f"--{key}={value}" for key, value in SMALL.items()]
-ADVICE = re.compile(r"write (--resume\S*)[ ,]")
+ADVICE = re.compile(r"write (--resume[^ ,]*)[ ,]")
 """In the line that says what goes on."""
 
 

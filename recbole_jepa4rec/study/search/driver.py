@@ -170,6 +170,7 @@ def _read(request: Request, point: Mapping[str, Any]) -> Any:
 
     config = request.trial_config(point)
     data = find_dataset(config.model_class)(config)
+    data.refuse_untested()
     if reads_item_text(config):
         data.item_text  # noqa: B018 (read here, since a trial may run where there are no files)
         config.model_class(config, data)  # leaves tokens and item vectors in the cache

@@ -196,7 +196,7 @@ def read_request(command_line: Sequence[str]) -> Request:
     """
     words = ["--resume=true" if word == "--resume" else word for word in command_line]
     keys, texts, given = read_words(words, SearchKeys, PER_RUN)
-    refuse_early(Layers(config_dict=given))
+    refuse_early(Layers(command_line=[f"--{key}={text}" for key, text in texts.items()]))
     for key in PROCESSES:
         if given.get(key) not in (None, 1):
             raise ValueError(
