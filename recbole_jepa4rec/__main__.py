@@ -13,7 +13,7 @@ COMMANDS = {
     "compare": ("compare models side by side", "study.group:main"),
     "search": ("search for hyper-parameters", "study.search.driver:main"),
     "report": ("the page of a comparison over finished runs", "study.report_command:report"),
-    "runs": ("list finished runs", "study.report_command:list_runs"),
+    "runs": ("list finished runs with their metrics", "study.run_list:main"),
     "convert": ("make atomic files of public dumps or own tables", "convert.command_line:main"),
     "models": ("list the models, or the keys of one", "__main__:list_models"),
     "doctor": ("what this machine has and lacks", "__main__:diagnose"),

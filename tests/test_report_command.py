@@ -1,6 +1,8 @@
 """A report over runs made apart, and the list of runs."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -82,9 +84,52 @@ def test_what_cannot_be_compared_is_refused_by_name(apart, capsys):
 
 
 def test_runs_are_listed_newest_first(apart, capsys):
-    listed = told(["runs", apart], capsys, 0).out.splitlines()
-    assert len(listed) == 4 and all("valid ndcg@10" in line for line in listed)
-    [bush] = told(["runs", apart, "--model=Bush"], capsys, 0).out.splitlines()
-    assert "Bush" in bush and str(apart / "b" / "bush") in bush
-    error = told(["runs", apart, "--model=Bushes"], capsys).err
-    assert "no run has" in error and "Bush" in error
+    places = ["b/bush", "a/two", "b/deep/one", "a/one"]
+    for hour, place in enumerate(places):
+        os.utime(apart / place / "result.json", (3600 * (99 - hour),) * 2)
+    data, head, *listed = told(["runs", apart], capsys, 0).out.splitlines()
+    assert data == "toy, test"
+    assert head.split() == ["ended", "recall@10", "ndcg@10", "mrr", "seed", "model"]
+    assert [line.strip() for line in listed[1::2]] == [str(apart / place) for place in places]
+    assert [line.split()[2:] for line in listed[:4:2]] == [
+        ["1.0000", "0.5000", "0.3333", "1", "Bush"],
+        ["0.6667", "0.4081", "0.3333", "2", "Tree"],
+    ]
+
+
+def test_the_list_reads_no_ranks_and_passes_over_what_it_cannot_read(apart, capsys):
+    (apart / "a" / "one" / "result.json").write_text("{")
+    for file in apart.rglob("per_user.parquet"):
+        file.unlink()
+    listed = told(["runs", apart], capsys, 0)
+    assert len(listed.out.splitlines()) == 2 + 2 * 3
+    assert (
+        listed.err.count("\n") == 1 and "not listed" in listed.err and "is not json" in listed.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model=Bushes"], "no run has --model=Bushes; there are Bush on toy, Tree on toy"),
+        (["--dataset=x", "--model=Tree"], "no run has --dataset=x, --model=Tree"),
+        (["--metrics=ndgc@10"], "'ndgc@10' is in no run (did you mean 'ndcg@10'?)"),
+    ],
+)
+def test_a_filter_that_leaves_no_run_says_what_there_is(words, message, apart, capsys):
+    assert message in told(["runs", apart, *words], capsys).err
+
+
+def test_the_list_is_filtered(apart, capsys):
+    words = ["runs", apart, "--model=Bush", "--split=valid", "--metrics=ndcg@10"]
+    *_, measured, folder = told(words, capsys, 0).out.splitlines()
+    assert measured.split()[2:] == ["0.3000", "1", "Bush"]
+    assert folder.strip() == str(apart / "b" / "bush")
+
+
+def test_the_list_as_a_page(apart, capsys):
+    words = ["runs", apart, f"--out={apart / 'new' / 'runs.html'}"]
+    (path,) = told(words, capsys, 0).out.splitlines()
+    text = Path(path).read_text()
+    assert text.count('<th scope="row"') == 4 and 'href="../b/deep/one/"' in text
+    assert "Recall@10, valid" in text and "0.4081" in text and len(text) < 50_000

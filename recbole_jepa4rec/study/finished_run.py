@@ -73,7 +73,7 @@ def read_run(folder: Path) -> FinishedRun:
         ValueError: if they contradict each other, as after a change by hand.
     """
     files = RunFolder(folder)
-    result = _read_result(files.result_file)
+    result = read_result(files.result_file)
     settings = _read_settings(files.config_file)
     measured = _measured(settings)
     for part, found in (("valid", result["valid"]), ("test", result["test"])):
@@ -156,7 +156,12 @@ def _question(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _read_result(file: Path) -> Result:
+def read_result(file: Path) -> Result:
+    """What ``result.json`` of a finished run holds.
+
+    Raises:
+        DamagedRunError: if it cannot be read, or is none.
+    """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         json.dumps(result, allow_nan=False)  # refuses what could not be written again

@@ -1,9 +1,4 @@
-"""A report over finished runs, made together or apart, and a list of them.
-
-python -m recbole_jepa4rec report FOLDER ... --out=PAGE_FOLDER [--reference=ROW]
-python -m recbole_jepa4rec report results/shop.json --out=PAGE_FOLDER
-python -m recbole_jepa4rec runs FOLDER ... [--dataset=NAME] [--model=NAME]
-"""
+"""A report over finished runs, made together or apart."""
 
 # What takes seconds to import stands inside the functions, after the words are understood.
 
@@ -12,21 +7,19 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_jepa4rec.base.command import Parser, did_you_mean, run_command, say_all, say_last
+from recbole_jepa4rec.base.command import Parser, did_you_mean, run_command, say_last
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.config.syntax import deciding
+from recbole_jepa4rec.study.run_list import run_folders
 
 if TYPE_CHECKING:
     from recbole_jepa4rec.study.comparison import Row
     from recbole_jepa4rec.study.finished_run import FinishedRun
 
-RESULT_NAME = "result.json"
 FIELDS = {"rows", "tests", "conditions", "metrics", "reference", "data", "dataset"}
 """Some of what a comparison's file holds, by which it is known."""
 
@@ -37,25 +30,13 @@ def report(words: Sequence[str]) -> int:
     Args:
         words: of the command line, after ``report``.
     """
-    parser = Parser(prog="recbole-jepa4rec report", description=__doc__)
+    about = "Write the page and the tables of a comparison over finished runs."
+    parser = Parser(prog="recbole-jepa4rec report", description=about)
     parser.add_argument("paths", nargs="+", type=Path, help="folders, or one comparison.json")
     parser.add_argument("--out", required=True, type=Path, help="folder to write into")
     parser.add_argument("--reference", default=None, help="row that the others are compared with")
     command = shlex.join(["python", "-m", "recbole_jepa4rec", "report", *words])
     return run_command(lambda: _report(**vars(parser.parse_args(words)), command=command))
-
-
-def list_runs(words: Sequence[str]) -> int:
-    """Print finished runs with what they measured, newest first; returns the exit status.
-
-    Args:
-        words: of the command line, after ``runs``.
-    """
-    parser = Parser(prog="recbole-jepa4rec runs", description=__doc__)
-    parser.add_argument("paths", nargs="*", type=Path, default=[Path("runs")], help="folders")
-    parser.add_argument("--dataset", help="of this data set alone")
-    parser.add_argument("--model", help="of this model alone")
-    return run_command(lambda: _list(**vars(parser.parse_args(words))))
 
 
 def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
@@ -94,7 +75,7 @@ def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
 
 def _report(paths: Sequence[Path], out: Path, reference: str | None, command: str) -> None:
     is_file = len(paths) == 1 and paths[0].is_file()
-    folders = [] if is_file else _folders(paths)
+    folders = [] if is_file else run_folders(paths)
 
     from recbole_jepa4rec.study.comparison import compare
     from recbole_jepa4rec.study.finished_run import read_run
@@ -152,48 +133,3 @@ def _read_comparison(file: Path) -> Any:
     if lacking:
         raise ValueError(f"{file} is no comparison.json: it has no {lacking[0]!r}")
     return comparison
-
-
-def _folders(paths: Sequence[Path]) -> list[Path]:
-    """Folders of finished runs at or below paths, in their order, each once.
-
-    Raises:
-        ValueError: if there is none below one of them.
-    """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise ValueError(f"{path} is no folder; allowed: run folders, or one comparison.json")
-        here = sorted(Path(at) for at, _, files in os.walk(path) if RESULT_NAME in files)
-        if not here:
-            raise ValueError(f"{path} has no finished run: no {RESULT_NAME} stands in or below it")
-        found |= {folder.resolve(): folder for folder in here}
-    return [*found.values()]
-
-
-def _list(paths: Sequence[Path], **asked: str) -> None:
-    folders = _folders(paths)
-
-    from recbole_jepa4rec.study.finished_run import read_run
-
-    runs = []
-    for folder in folders:
-        try:
-            runs.append(read_run(folder))
-        except ValueError as error:
-            print(f"{folder}: not read: {error}", file=sys.stderr)
-    kept = [run for run in runs if all(run.settings[key] == asked[key] for key in asked)]
-    if not kept:
-        has = {key: sorted({run.settings[key] for run in runs}) for key in asked}
-        raise ValueError(f"no run has {asked}; allowed: {has}" if runs else "no run can be read")
-    ended = {run.folder: (run.folder / RESULT_NAME).stat().st_mtime for run in kept}
-    lines = []
-    for run in sorted(kept, key=lambda run: ended[run.folder], reverse=True):
-        when = datetime.fromtimestamp(ended[run.folder]).strftime("%Y-%m-%d %H:%M")
-        metric = run.settings["valid_metric"].lower()
-        values = " ".join(f"{key} {value:.4f}" for key, value in run.result["test"].items())
-        lines.append(
-            f"{when}  {run.result['dataset']}  {run.label}  seed {run.result['seed']}  "
-            f"valid {metric} {run.result['valid'][metric]:.4f}  test {values}  {run.folder}"
-        )
-    say_all("\n".join(lines))

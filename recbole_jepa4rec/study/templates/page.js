@@ -24,6 +24,15 @@
     header.querySelector("button").addEventListener("click", () => sortBy(header));
   }
 
+  const filter = document.getElementById("filter");
+  filter?.addEventListener("input", () => {
+    const words = filter.value.toLowerCase().split(/\s+/);
+    for (const row of document.querySelectorAll(".sortable tbody tr")) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+  });
+
   const plots = JSON.parse(document.getElementById("figures").textContent);
   if (!plots.length) return;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
