@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from recbole_jepa4rec.base.command import Parser, run_command, say_last
+from recbole_jepa4rec.convert.download import FOLDER, download, name_of, public_data
 from recbole_jepa4rec.convert.settings import (
     EXPLANATION,
     PRESETS,
@@ -29,6 +31,7 @@ PROGRAM = "python -m recbole_jepa4rec.convert"
 _EXAMPLES = f"""examples:
   {PROGRAM} amazon2018 Industrial_and_Scientific.json.gz meta_Industrial_and_Scientific.json.gz \\
       --core 5 --out dataset/amazon2018-scientific
+  {PROGRAM} amazon2023 Industrial_and_Scientific --download --out dataset/amazon2023-scientific
   {PROGRAM} online-retail data.csv --preset jepa4rec --out dataset/online-retail
   {PROGRAM} movielens ml-1m/ --core 5 --out dataset/ml-1m
   {PROGRAM} generic events.parquet goods.csv --user uid --item sku --time at --out dataset/shop
@@ -106,8 +109,9 @@ def _run(words: Sequence[str]) -> int:
     name = given["source"]
     if name == "check":
         return _check(given["folder"])
-    kind, files = SOURCES[name], given["files"]
-    if len(files) > kind.most:
+    kind, files, origins = SOURCES[name], given["files"], {}
+    wanted = name_of(name, files) if given.get("download") else None
+    if not wanted and not 0 < len(files) <= kind.most:
         raise ValueError(f"{name}: expected {kind.files}, found {len(files)} files")
     split = _split(given)
 
@@ -121,10 +125,13 @@ def _run(words: Sequence[str]) -> int:
     reading = _changed(preset.reading, given)
     core = {field: given["core"] for field in ("core_users", "core_items") if "core" in given}
     rule = _changed(preset.rule, {**core, **given})
+    if wanted:
+        files, origins["downloads"] = download(name, wanted, given.get("download_to", FOLDER))
     source = OPENERS[name](files, reading, BadLines(reading.max_bad))
     about = {
         "source": name,
         "files": [path.name for path in files],
+        **origins,
         "preset": given.get("preset"),
         "rule": vars(rule),
         "command": shlex.join([*PROGRAM.split(), *words]),
@@ -183,7 +190,7 @@ def _given(words: Sequence[str]) -> dict[str, Any]:
     """
     if "--from-recbole" in words:
         words = ["from-recbole", *(word for word in words if word != "--from-recbole")]
-    return {"force": False, **vars(_parser().parse_args(words))}
+    return {"force": False, "files": [], **vars(_parser().parse_args(words))}
 
 
 def _parser() -> Parser:
@@ -196,15 +203,23 @@ def _parser() -> Parser:
         dest="source", required=True, metavar="SOURCE", title="sources",
         description="SOURCE --help lists the options of each", parser_class=Parser,
     )  # fmt: skip
+    downloads = public_data()
     for name, kind in SOURCES.items():
+        names = downloads.get(name, {}).get("names", ())
         presets = [f"  {key}: {preset.meaning}" for key, preset in PRESETS.get(name, {}).items()]
         one = sources.add_parser(
             name,
             help=f"{kind.files}: {kind.meaning}",
             description=f"{name} {kind.files}: {kind.meaning}.",
-            epilog="\n".join([*(["presets:", *presets, "", ""] if presets else []), EXPLANATION]),
+            epilog="\n".join(
+                [
+                    *(["presets:", *presets, ""] if presets else []),
+                    *([textwrap.fill(f"names: {', '.join(names)}", 100), ""] if names else []),
+                    EXPLANATION,
+                ]
+            ),
         )
-        _add_options(one, name, kind)
+        _add_options(one, name, kind, bool(names))
     check = sources.add_parser(
         "check",
         help="FOLDER: list every problem of a data set by file and line",
@@ -214,8 +229,14 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_options(parser: Parser, name: str, kind: Kind) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=kind.files)
+def _add_options(parser: Parser, name: str, kind: Kind, has_names: bool) -> None:
+    number = "*" if has_names else "+"
+    parser.add_argument("files", nargs=number, type=Path, metavar="FILE", help=kind.files)
+    if has_names:
+        meaning = "fetch the data set whose name stands in place of FILE, see names below"
+        parser.add_argument("--download", action="store_true", help=meaning)
+        meaning = f"where downloads are kept (default {FOLDER}/)"
+        parser.add_argument("--download-to", type=Path, metavar="FOLDER", help=meaning)
     parser.add_argument("--out", type=Path, required=True, metavar="dataset/NAME", help="to write")
     parser.add_argument("--force", action="store_true", help="replace a data set of that name")
     for settings, title in _GROUPS.items():
