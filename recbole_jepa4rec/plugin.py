@@ -25,7 +25,6 @@ from recbole_jepa4rec.config.registry import (
     SEQUENTIAL,
     WITH_PROTOCOL,
     find_model,
-    recbole_folder,
     resolve,
 )
 
@@ -33,10 +32,9 @@ from recbole_jepa4rec.config.registry import (
 def register() -> None:
     """Let RecBole's own look-ups find ours from now on; its own models see no difference.
 
-    Raises:
-        ImportError: if RecBole is not installed.
+    RecBole need not be installed: what needs it names the command that brings it, and ``doctor``
+    and ``convert`` do without.
     """
-    recbole_folder()
     if any(isinstance(finder, _AddingFinder) for finder in sys.meta_path):
         return
     for name in MODELS:

@@ -1,6 +1,8 @@
-"""What an installed package holds and asks for."""
+"""What an installed package holds, asks for and does without the source tree."""
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions, packages_distributions
@@ -10,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from recbole_jepa4rec import __version__
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -17,16 +21,16 @@ ROOT = Path(__file__).parent.parent
 def distribution(tmp_path_factory):
     """The folder that `pip install .` would copy, and the requirements it would read."""
     folder = tmp_path_factory.mktemp("distribution")
+    setup = [sys.executable, "-W", "ignore", "-c", "import setuptools; setuptools.setup()", "-q"]
     for command in (["build_py", "--build-lib", folder], ["egg_info", "--egg-base", folder]):
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "setup.py", "-q", *command], cwd=ROOT, check=True
-        )
+        subprocess.run([*setup, *command], cwd=ROOT, check=True)
     return folder
 
 
 def test_every_module_template_and_yaml_ships(distribution):
     package = ROOT / "recbole_jepa4rec"
     modules = {path.relative_to(ROOT) for path in package.rglob("*.py")}
+    modules.add(Path("recbole_jepa4rec/py.typed"))
     templates = {path.relative_to(ROOT) for path in package.glob("*/templates/*")}
     settings = {
         "recbole_jepa4rec" / path.relative_to(ROOT)
@@ -38,8 +42,7 @@ def test_every_module_template_and_yaml_ships(distribution):
 
 
 def test_every_import_is_a_requirement(distribution):
-    (found,) = distributions(path=[str(distribution)])
-    required = {canonicalize_name(Requirement(line).name) for line in found.requires}
+    required = {canonicalize_name(each.name) for each in requirements(distribution)} | {"recbole"}
     providers = packages_distributions()
     for path in (ROOT / "recbole_jepa4rec").rglob("*.py"):
         for module in imported(path) - {"recbole_jepa4rec"}:
@@ -47,21 +50,64 @@ def test_every_import_is_a_requirement(distribution):
             assert names & required, f"{path.name} imports {module}"
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
-def test_recboles_pins_hold_where_recbole_resolves(distribution, python):
-    numpy = next(each for each in requirements(distribution, python) if each.name == "numpy")
-    names = {each.name for each in requirements(distribution, python)}
-    stock = python in ("3.10", "3.11")
-    assert ("recbole" in names) == stock
-    assert ("1.26.4" in numpy.specifier, "2.4.0" in numpy.specifier) == (stock, not stock)
+def test_recboles_pins_are_for_those_who_ask(distribution):
+    plain = {each.name: each.specifier for each in requirements(distribution, extra="")}
+    stock = {each.name: each.specifier for each in requirements(distribution, extra="stock")}
+    assert "recbole" not in plain and "2.4.0" in plain["numpy"]
+    assert "1.2.1" in stock["recbole"] and "2.0.0" not in stock["numpy"]
 
 
-def requirements(folder, python):
-    """What is required without extras on a version of Python."""
+def test_every_python_that_is_promised_is_tried():
+    promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (matrix,) = re.findall(r"python: \[(.+)\]", workflow)
+    assert re.findall(r'"(.+?)"', matrix) == promised and "bash .ci/run" in workflow
+
+
+def test_the_citation_is_of_this_version():
+    (version,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version == __version__
+
+
+@pytest.mark.network
+def test_a_bare_environment_runs_and_compares_without_the_source_tree(tmp_path):
+    (torch,) = re.findall(r"^TORCH = (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    installed = tmp_path / "environment" / "bin"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
+    source = tmp_path / "source"  # where setuptools may leave what it builds
+    for name in ("recbole_jepa4rec", "properties", "requirements"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for words in (["--no-deps", *torch.split()], [str(source)]):
+        subprocess.run([installed / "pip", "install", "-q", *words], check=True)
+    shutil.rmtree(source)
+
+    def said(*words, status=0):
+        done = subprocess.run(
+            [installed / "recbole-jepa4rec", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout.splitlines()[-1]
+
+    line = said("run", "--model=JEPA4Rec", "--dataset=ml-100k", status=1)
+    error, command = line.rstrip("\n").split(": pip ")
+    assert error == "error: RecBole is not installed; mend it by"
+    subprocess.run([installed / "pip", "-q", *command.split()], check=True)
+    run = said("run", "--model=JEPA4Rec", "--dataset=ml-100k", "--max_train_seconds=1")
+    assert (tmp_path / run).name == "result.json" and (tmp_path / run).is_file()
+    page = said("compare", "--model_list=Popularity,Markov", "--dataset=ml-100k", "--run_dir=both")
+    assert (tmp_path / page).is_file() and (tmp_path / "both" / "comparison.html").is_file()
+
+
+def requirements(folder, extra=None):
+    """What is required; without those of other extras, if one (or none: "") is named."""
     (found,) = distributions(path=[str(folder)])
-    environment = {"python_version": python, "extra": ""}
     every = [Requirement(line) for line in found.requires]
-    return [each for each in every if not each.marker or each.marker.evaluate(environment)]
+    if extra is None:
+        return every
+    chosen = [each for each in every if not each.marker or each.marker.evaluate({"extra": extra})]
+    return chosen if not extra else [each for each in chosen if each.marker]
 
 
 def imported(path):

@@ -292,13 +292,14 @@ def test_recbole_may_be_imported_afterwards():
     assert python(script) == "JEPA4Rec PhaseTrainer SequentialTextDataset FullMRR"
 
 
-def test_without_recbole_one_command_is_named():
-    message = python(
-        "import sys; sys.modules['recbole'] = None\n"
-        "try:\n import recbole_jepa4rec\n"
-        "except ImportError as error:\n print(error)"
+@pytest.mark.parametrize("command", ["run", "compare", "search", "report", "runs", "models"])
+def test_without_recbole_one_command_is_named(command):
+    said = python(
+        "import sys; sys.modules['recbole'] = None; sys.stderr = sys.stdout\n"
+        f"from recbole_jepa4rec.__main__ import main\nmain(['{command}', '--model=SASRec'])"
     )
-    assert message.endswith("pip install --no-deps recbole==1.2.1")
+    mend = "pip install --no-deps recbole==1.2.1"
+    assert said == f"error: RecBole is not installed; mend it by: {mend}"
 
 
 COMPARE = """

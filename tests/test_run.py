@@ -386,6 +386,7 @@ def test_the_doctor_names_versions_and_what_is_missing(workplace):
     assert done.returncode == 0, done.stdout
     assert "recbole " in done.stdout
     assert "threads " in done.stdout
+    assert "torch is built for" in done.stdout
     assert "nothing is missing" in done.stdout
 
 
@@ -395,12 +396,12 @@ def test_the_doctor_names_versions_that_are_too_old(monkeypatch):
     assert [fault for fault, _ in doctor._faults()] == [
         "recbole is 1.2.0; supported: ==1.2.1",
         "torch is 2.5.1+cpu; supported: >=2.6",
-        "pandas is 3.0.0; supported: <3",
+        "pandas is 3.0.0; supported: <3,>=2.2",
         "pyarrow is 14.0.0; supported: >=14.0.1",
     ]
 
 
-@pytest.mark.parametrize("name", ["torch", "pyarrow"])
+@pytest.mark.parametrize("name", ["torch", "pyarrow", "pandas"])
 def test_what_pip_is_asked_for_is_what_the_doctor_looks_for(name):
     lines = (ROOT / "requirements" / "core.txt").read_text().splitlines()
     assert doctor.REQUIRED[name] in lines

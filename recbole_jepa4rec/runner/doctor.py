@@ -22,7 +22,7 @@ REQUIRED = {
     "tokenizers": "tokenizers",
     "safetensors": "safetensors",
     "numpy": "numpy",
-    "pandas": "pandas<3",
+    "pandas": "pandas>=2.2,<3",
     "pyarrow": "pyarrow>=14.0.1",
     "scipy": "scipy",
     "scikit-learn": "scikit-learn",
@@ -76,6 +76,7 @@ def diagnose() -> int:
     facts = {**versions(), **hardware(torch.device("cuda" if cuda else "cpu"))}
     facts["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
     facts["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "not set")
+    facts["torch is built for"] = _build()
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")
@@ -87,6 +88,14 @@ def diagnose() -> int:
             print(f"\n{name} is not installed ({purpose}); add it by: {_pip(name)}")
     print("\nnothing is missing" if not faults else f"\n{len(faults)} to mend")
     return len(faults)
+
+
+def _build() -> str:
+    """What torch can compute on; a build for CUDA is 5 GB, one for the CPU 200 MB."""
+    if torch.version.cuda is None:
+        return "the CPU alone" if torch.version.hip is None else f"ROCm {torch.version.hip}"
+    seen = torch.cuda.device_count()
+    return f"CUDA {torch.version.cuda}; {seen or 'no'} GPU{'s' * (seen > 1)} seen"
 
 
 def _faults() -> list[tuple[str, str]]:
