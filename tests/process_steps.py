@@ -26,6 +26,7 @@ CODES = {**VECTORS, "code_digits": 4, "code_values": 8}
 RANDOM = {"training_targets": "random"}
 HEAD = {"history_bias": True, "neighbour_prior": True}
 FROZEN = {"num_layers": 2, "item_local_layers": 1, "frozen_layers": 1, "whitening": True}
+SIGREG = {"collapse_prevention": "sigreg", "mapping_weight": 1.0, "mask_unit": "item"}
 TARGET = {"positive_encoder": "target", "sequence_pass": "clean"}
 
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -33,6 +34,12 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "jepa4rec, random": ("JEPA4Rec", "pretrain", {**SENTENCES, **RANDOM}),
     "jepa4rec, target and clean": ("JEPA4Rec", "pretrain", {**SENTENCES, **TARGET}),
     "jepa4rec, random, both": ("JEPA4Rec", "pretrain", {**SENTENCES, **RANDOM, **TARGET}),
+    "jepa4rec, sigreg": ("JEPA4Rec", "pretrain", {**SENTENCES, **SIGREG}),
+    "jepa4rec, random, sigreg": (
+        "JEPA4Rec",
+        "pretrain",
+        {**SENTENCES, **RANDOM, **SIGREG, "contrastive_weight": 0.0},
+    ),
     "jepa4rec, items without text": ("JEPA4Rec", "pretrain", {**SENTENCES, "dataset": "gaps"}),
     "jepa4rec, sampled": ("JEPA4Rec", "finetune", {**SENTENCES, "items_per_step": 20}),
     "jepa4rec, all items": ("JEPA4Rec", "finetune", {**SENTENCES, **RANDOM}),

@@ -204,7 +204,7 @@ def test_pretraining_compares_every_prefix_and_maps_the_whole_history(sentences,
 @pytest.mark.parametrize("position", [1, 2, 3])
 def test_item_positions_count_from_the_oldest(sentences, position):
     batch = sentences.histories(torch.tensor([7, 5, 3]), torch.tensor([3]), 256, "all_prefixes")
-    back = batch.items_back(torch.tensor([position]))
+    back = batch.items_back(torch.tensor([0]), torch.tensor([position]))
     assert [7, 5, 3][int(back)] == {1: 3, 2: 5, 3: 7}[position]
 
 

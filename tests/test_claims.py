@@ -14,17 +14,12 @@ from recbole_jepa4rec.model.item_table import draw_candidates
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
-from tests.tiny_jepa import ITEMS, KEYS, STEP, eight_users, tiny_jepa
+from tests.tiny_jepa import ITEMS, KEYS, STEP, eight_users, tiny_jepa, tiny_sentences
 
 
 @pytest.fixture(scope="module")
 def sentences():
-    words = [f"w{i}x" for i in range(40)]
-    titles = [" ".join(words[(7 * i + j) % 40] for j in range(1 + i % 9)) for i in range(1, ITEMS)]
-    brands = ["" if i % 5 == 0 else f"brand{i % 7}" for i in range(1, ITEMS)]
-    text = pd.DataFrame({"title": ["", *titles], "brand_name": ["", *brands]})
-    corpus = [*titles, *brands, *["title", "brand name"] * 50]
-    return ItemSentences.build(text, train_wordpiece(corpus, 400), max_attribute_tokens=32)
+    return tiny_sentences()
 
 
 @pytest.fixture

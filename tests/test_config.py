@@ -277,7 +277,7 @@ class TestRefusals:
             ("--dropout=1", "a number from 0 to below 1"),
             ("--pretrain_validation_ratio=1.0", "a number from 0 to below 1"),
             ("--warmup_ratio=1.1", "a number from 0 to 1"),
-            ("--ema_momentum=-0.1", "a number from 0 to 1"),
+            ("--ema_momentum=-0.1", "null or a number from 0 to 1"),
             ("--temperature=null", "a number above 0"),
             ("--pretrain_learning_rate=-1", "a number from 0"),
             ("--attention_window=7", "null or an even whole number from 2"),

@@ -120,7 +120,11 @@ def test_they_are_typed_values():
         ),
         (VQRecSettings, {"code_values": 1}, "code_values 1 must be a whole number from 2"),
         (JEPA4RecSettings, {"dropout": 1}, "dropout 1 must be a number from 0 to below 1"),
-        (JEPA4RecSettings, {"ema_momentum": 1.1}, "ema_momentum 1.1 must be a number from 0 to 1"),
+        (
+            JEPA4RecSettings,
+            {"ema_momentum": 1.1},
+            "ema_momentum 1.1 must be null or a number from 0 to 1",
+        ),
         (JEPA4RecSettings, {"temperature": 0}, "temperature 0 must be a number above 0"),
         (
             JEPA4RecSettings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
 from recbole_jepa4rec.base.keyed_random import derive
@@ -14,6 +15,7 @@ from recbole_jepa4rec.model.encoder import (
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
 from recbole_jepa4rec.text.sentences import ItemSentences
+from recbole_jepa4rec.text.tokenizer import train_wordpiece
 
 ITEMS, MAX_TOKENS = 60, 256
 STEP = derive(2020, 0)
@@ -44,6 +46,16 @@ PAPER = {
     "item_encoder": "context",
     "items_per_step": 0,
 }
+
+
+def tiny_sentences() -> ItemSentences:
+    """Of items whose titles have one word to nine, and of which every fifth has no brand."""
+    words = [f"w{i}x" for i in range(40)]
+    titles = [" ".join(words[(7 * i + j) % 40] for j in range(1 + i % 9)) for i in range(1, ITEMS)]
+    brands = ["" if i % 5 == 0 else f"brand{i % 7}" for i in range(1, ITEMS)]
+    text = pd.DataFrame({"title": ["", *titles], "brand_name": ["", *brands]})
+    corpus = [*titles, *brands, *["title", "brand name"] * 50]
+    return ItemSentences.build(text, train_wordpiece(corpus, 400), max_attribute_tokens=32)
 
 
 def tiny_jepa(

@@ -6,6 +6,7 @@ of processes changes what a user's sequence is masked with or which target it is
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -37,6 +38,7 @@ class Draw(IntEnum):
     CHOICE = 15
     TRAIN_FRACTION = 16
     REVEALED_WORD = 17
+    DIRECTIONS = 18
 
 
 def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:
@@ -58,6 +60,12 @@ def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:
 def uniform(key: Tensor) -> Tensor:
     """One float32 in ``[0, 1)`` for each key, of the key's shape."""
     return _shift(_mix(key), 40).to(torch.float32) * 2.0**-24
+
+
+def normal(key: Tensor) -> Tensor:
+    """One standard normal float32 for each key, of the key's shape (Box and Muller 1958)."""
+    radius = (-2 * (1 - uniform(derive(key, 0))).log()).sqrt()
+    return radius * (2 * math.pi * uniform(derive(key, 1))).cos()
 
 
 def below(key: Tensor, bound: Tensor | int) -> Tensor:

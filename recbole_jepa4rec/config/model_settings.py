@@ -223,8 +223,9 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     """Share of history tokens selected for masking."""
     next_item_mask_ratio: Share = 0.15
     """Share of the next item's tokens selected for masking."""
-    mask_unit: Literal["token", "word"] = "token"
-    """What is selected at once: token, word."""
+    mask_unit: Literal["token", "word", "item"] = "token"
+    """What is selected at once: token, word; item: items of the history, hidden whole (in next
+    items: token)."""
     temperature: Positive = 0.05
     """tau."""
     mlm_weight: AtLeastZero = 0.1
@@ -287,6 +288,8 @@ class JEPA4RecSettings(SentenceSettings):
     next_item_mask_ratio: Share = 0.5
     unmasked_target: Literal["uniform", "newest"] = "uniform"
     """History item to predict where none was masked: uniform, newest."""
+    contrastive_weight: AtLeastZero = 1.0
+    """Of L_S-I; 0 pre-trains without negatives."""
     mlm_weight: AtLeastZero = 0.1
     """lambda_1."""
     mapping_weight: AtLeastZero = 0.1
@@ -297,15 +300,55 @@ class JEPA4RecSettings(SentenceSettings):
     """h_CLS of L_S-I from the masked history or a clean pass: masked, clean."""
     positive_encoder: Encoders = "context"
     """Encoder of the next items in L_S-I: context, target."""
-    ema_momentum: Share = 0.99
-    """Momentum of the target encoder at the start."""
-    ema_final_momentum: Share = 1.0
-    """... and at the end of pre-training."""
+    collapse_prevention: Literal["ema", "sigreg"] | None = "ema"
+    """ema: targets are those of a moving average, without gradient; sigreg: of the encoder itself,
+    pulled towards a normal distribution; None: of the encoder itself."""
+    ema_momentum: Share | None = None
+    """Momentum of the target encoder at the start; None is 0.99 with ema."""
+    ema_final_momentum: Share | None = None
+    """... and at the end of pre-training; None is 1 with ema."""
+    sigreg_weight: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """lambda of SIGReg, 1 - lambda of L_map, both times lambda_2."""
+    sigreg_directions: Count = 256
+    """M, drawn anew in each step."""
     item_encoder: Encoders = "context"
     """Encoder that makes the item table: context, target."""
     training_targets: TrainingTargets = "all_prefixes"
     """random: the paper's, one next item a history; all_prefixes: item-causal, the item after each
     item."""
+
+    @property
+    def ema_schedule(self) -> tuple[float, float]:
+        """Momentum of the target encoder at the start and at the end of pre-training."""
+        start, end = self.ema_momentum, self.ema_final_momentum
+        return 0.99 if start is None else start, 1.0 if end is None else end
+
+    @model_validator(mode="after")
+    def _prevents_collapse_in_one_way(self) -> JEPA4RecSettings:
+        way, idle = self.collapse_prevention, list[str]()
+        if way != "ema":
+            idle += ["ema_momentum", "ema_final_momentum", "positive_encoder", "item_encoder"]
+        if way != "sigreg":
+            idle += ["sigreg_weight", "sigreg_directions"]
+        for key in idle:
+            value, default = vars(self)[key], type(self).model_fields[key].default
+            if value != default:
+                raise ValueError(
+                    f"{key} is {value!r}; allowed with collapse_prevention={way!r}: {default!r}"
+                )
+        if way == "sigreg" and not self.mapping_weight:
+            raise ValueError("mapping_weight is 0; allowed with collapse_prevention='sigreg': > 0")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_by_something(self) -> JEPA4RecSettings:
+        weights = self.contrastive_weight, self.mlm_weight, self.mapping_weight
+        if self.pretrains and not any(weights):
+            raise ValueError(
+                "contrastive_weight, mlm_weight and mapping_weight are 0; allowed with "
+                "pretrain_epochs: one above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _target_encoder_has_no_gradient(self) -> JEPA4RecSettings:

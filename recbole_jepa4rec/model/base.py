@@ -47,7 +47,8 @@ class Offer:
     """What every model offers, with the defaults of one that has nothing of its own to say.
 
     Attributes:
-        has_item_vectors: whether ``item_vectors`` gives something, whose collapse is watched.
+        has_item_vectors: whether ``item_vectors`` and ``cosines`` give something, whose collapse is
+            watched.
         fits_any_catalogue: whether items can be added, replaced and dropped.
     """
 
@@ -118,6 +119,10 @@ class Offer:
 
     def item_vectors(self) -> Tensor:
         """Vectors that the catalogue's items have, each once, ``[C, D]``; a collective."""
+        raise NotImplementedError(f"{self.label} has no item vectors")
+
+    def cosines(self, histories: PackedHistories) -> Tensor:
+        """Cosine of each history with every item, padding item included, ``[B, N]``."""
         raise NotImplementedError(f"{self.label} has no item vectors")
 
     def add_items(self, item_text: pd.DataFrame) -> Tensor:

@@ -25,7 +25,13 @@ from recbole_jepa4rec.model.loss import (
 )
 from recbole_jepa4rec.model.moving_average import FixedCopy
 from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
-from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
+from recbole_jepa4rec.model.sigreg import draw_directions, sigreg
+from recbole_jepa4rec.text.masking import (
+    draw_masked_item,
+    hide_items,
+    items_of_tokens,
+    mask_tokens,
+)
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
 from recbole_jepa4rec.text.tokenizer import word_beginnings
@@ -52,14 +58,20 @@ class Objective:
     unmasked_target: str = "uniform"
     positive_encoder: str = "context"
     item_encoder: str = "context"
+    contrastive_weight: float = 1.0
+    collapse_prevention: str | None = "ema"
+    sigreg_weight: float = 0.05
+    sigreg_directions: int = 256
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The terms of L_PT and their weights, without those of weight zero."""
+        share = self.sigreg_weight if self.collapse_prevention == "sigreg" else 0.0
         weights = {
-            "sequence_item": 1.0,
+            "sequence_item": self.contrastive_weight,
             "mlm": self.mlm_weight,
-            "mapping": self.mapping_weight,
+            "mapping": self.mapping_weight * (1 - share),
+            "sigreg": self.mapping_weight * share,
         }
         return {name: weight for name, weight in weights.items() if weight}
 
@@ -110,8 +122,8 @@ class JointEmbeddingModel(nn.Module):
     Args:
         sentences: the items' token store.
         encoder: the context encoder f_theta, of sentences and histories, trained by gradient.
-        target_encoder: its moving average; or, without mapping loss, a fixed copy. Makes the item
-            table while items are frozen, when it stands still.
+        target_encoder: its moving average; or, where nothing is predicted of it, a fixed copy.
+            Makes the item table while items are frozen, when it stands still.
         mlm_head: logits over the vocabulary.
         predictor: FFN1 and FFN2; ``None`` without mapping loss.
         objective: masking, losses and their weights.
@@ -158,19 +170,20 @@ class JointEmbeddingModel(nn.Module):
         """The encoder without gradient, which weights on disk know as ``fixed_copy``."""
         return self.fixed_copy
 
-    def pretrain_losses(self, histories: PackedHistories, keys: Tensor) -> dict[str, Tensor]:
+    def pretrain_losses(
+        self, histories: PackedHistories, keys: Tensor, step: Tensor | int = 0
+    ) -> dict[str, Tensor]:
         """The terms that ``Objective.loss_weights`` names, unweighted (paper 3.3).
 
         Args:
             histories: ``B`` of them, each with its next item as target.
             keys: one random key for each, ``[B]``.
+            step: random key of the step, the same in all processes.
         """
         aim = self.objective
         clean = self._read(histories)
         next_clean = self._single(self.sentences.sentence_of_item[histories.targets])
-        masked, selected = self._mask(
-            clean, aim.history_mask_ratio, derive(keys, Draw.HISTORY_MASK)
-        )
+        masked, selected = self._mask_history(clean, derive(keys, Draw.HISTORY_MASK))
         next_masked, next_selected = self._mask(
             next_clean, aim.next_item_mask_ratio, derive(keys, Draw.NEXT_ITEM_MASK)
         )
@@ -180,84 +193,82 @@ class JointEmbeddingModel(nn.Module):
         positives = self._single(self._sentence_of(processes.shard(distinct)))
 
         passes = {"masked": masked, "next": next_masked}
-        if aim.positive_encoder == "context":
+        if aim.contrastive_weight and aim.positive_encoder == "context":
             passes["positive"] = positives
         if aim.sequence_pass == "clean":
             passes["clean"] = clean
         tokens = torch.cat([selected, next_selected]).nonzero()[:, 0]
         vectors, hidden = self._encode_together(passes, tokens)
-        if aim.positive_encoder == "target":
-            vectors["positive"] = self._target_vectors(positives)
 
-        items, positive = (
-            processes.all_gather(vectors["positive"]),
-            torch.searchsorted(distinct, wanted),
-        )
-        loss = contrastive_loss(
-            vectors[aim.sequence_pass],
-            items,
-            positive,
-            aim.temperature,
-            added=self._added(queries, distinct),
-        )
-        losses = {"sequence_item": processes.shard_of_mean(loss, len(wanted))}
+        losses = {}
+        if aim.contrastive_weight:
+            if aim.positive_encoder == "target":
+                vectors["positive"] = self._target_vectors(positives)
+            loss = contrastive_loss(
+                vectors[aim.sequence_pass],
+                processes.all_gather(vectors["positive"]),
+                torch.searchsorted(distinct, wanted),
+                aim.temperature,
+                added=self._added(queries, distinct),
+            )
+            losses["sequence_item"] = processes.shard_of_mean(loss, len(wanted))
         if aim.mlm_weight:
             labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
-            words = self.encoder.embedding.tokens.weight
-            asked, offered = self.mlm_head.factors(hidden, words)
-            sizes = [len(labels)]
-            if aim.mlm_reduction == "separate":
-                of_history = int(selected.sum())
-                sizes = [of_history, len(labels) - of_history]
-            parts = zip(asked.split(sizes), labels.split(sizes), strict=True)
-            means = [
-                processes.shard_of_mean(mlm_loss(part, offered, wanted), len(wanted))
-                for part, wanted in parts
-            ]
-            losses["mlm"] = sum(means[1:], start=means[0])
+            losses["mlm"] = self._mlm_term(hidden, labels, int(selected.sum()))
         if aim.mapping_weight:
-            key = derive(keys, Draw.MASKED_ITEM)
-            drawn = draw_masked_item(clean, selected, key, aim.unmasked_target)
-            losses["mapping"] = self.mapping_term(histories, clean, *drawn, vectors)
+            guessed = self._items_to_guess(clean, selected, derive(keys, Draw.MASKED_ITEM))
+            losses |= self.mapping_terms(histories, clean, *guessed, vectors, step)
         return losses
 
-    def mapping_term(
+    def mapping_terms(
         self,
         histories: PackedHistories,
         clean: TokenBatch,
+        row: Tensor,
         place: Tensor,
         was_masked: Tensor,
         vectors: dict[str, Tensor],
-    ) -> Tensor:
-        """L_map: a history item and the next item, guessed by the predictor (paper 3.3.2).
+        step: Tensor | int,
+    ) -> dict[str, Tensor]:
+        """L_map: history items and the next item, guessed by the predictor (paper 3.3.2).
 
         Args:
             histories: ``B`` of them.
             clean: their sentences.
-            place: item position of the history item to guess, 0 where no item has a token, ``[B]``.
-            was_masked: whether a token of it was masked, ``[B]``.
+            row: history of each item to guess, ``[P]``.
+            place: its item position there, ``[P]``.
+            was_masked: whether a token of it was masked, ``[P]``.
             vectors: at the [CLS] of the masked histories and of the masked next items.
+            step: random key of the step.
 
         Returns:
-            The sum of two means, one for each kind of item.
+            ``mapping``, the sum of two means, one for each kind of item; ``sigreg``, where it
+            prevents a collapse, of the items' vectors and of all h_CLS, the mean of both.
         """
         assert self.predictor is not None
-        found = place > 0
-        items = histories.items[(histories.lengths.cumsum(0) - 1 - clean.items_back(place))[found]]
-        positions = self.encoder.embedding.item_positions(place[found])
+        aim = self.objective
+        newest = histories.lengths.cumsum(0) - 1
+        items = histories.items[newest[row] - clean.items_back(row, place)]
+        positions = self.encoder.embedding.item_positions(place)
         h_cls = vectors["masked"][clean.cls_counts.cumsum(0) - 1]
         predicted = (
-            self.predictor.predict_history(h_cls[found], positions, was_masked[found]),
+            self.predictor.predict_history(h_cls[row], positions, was_masked),
             self.predictor.predict_next(h_cls, vectors["next"]),
         )
         truth = self.sentences.sentence_of_item[torch.cat([items, histories.targets])]
-        distinct, which = torch.unique(truth, return_inverse=True)
-        targets = self._target_vectors(self._single(distinct))[which]
-        total = targets.new_zeros(())
-        for guess, target in zip(predicted, targets.split([*map(len, predicted)]), strict=True):
-            loss = mapping_loss(guess, target, self.objective.mapping_reduction)
+        distinct = torch.unique(processes.all_gather(truth))
+        of_items = self._target_vectors(self._single(processes.shard(distinct)))
+        every = processes.all_gather(of_items)[torch.searchsorted(distinct, truth)]
+        total = of_items.new_zeros(())
+        for guess, target in zip(predicted, every.split([*map(len, predicted)]), strict=True):
+            stops = aim.collapse_prevention == "ema"
+            loss = mapping_loss(guess, target, aim.mapping_reduction, stop_gradient=stops)
             total = total + processes.shard_of_mean(loss, len(guess))
-        return total
+        if aim.collapse_prevention != "sigreg":
+            return {"mapping": total}
+        directions = draw_directions(step, of_items.shape[1], aim.sigreg_directions)
+        both = sigreg(of_items, directions) + sigreg(vectors["masked"], directions)
+        return {"mapping": total, "sigreg": both / 2}
 
     def finetune_loss(self, histories: PackedHistories, key: Tensor) -> Tensor:
         """L_FT: softmax over all item sentences (paper 3.4).
@@ -389,6 +400,40 @@ class JointEmbeddingModel(nn.Module):
         mask = self.sentences.special.mask
         return mask_tokens(batch, rate, keys, mask, self.ordinary_ids, self.begins_word)
 
+    def _mask_history(self, clean: TokenBatch, keys: Tensor) -> tuple[TokenBatch, Tensor]:
+        """Tokens, words or whole items of histories hidden, and which tokens, bool ``[T]``."""
+        rate = self.objective.history_mask_ratio
+        if self.objective.mask_unit == "item":
+            return hide_items(clean, rate, keys, self.sentences.special.mask)
+        return self._mask(clean, rate, keys)
+
+    def _items_to_guess(
+        self, clean: TokenBatch, selected: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, item position and whether it was masked, ``[P]`` each: of one item a history.
+
+        Where whole items are hidden, of all of these.
+        """
+        if self.objective.mask_unit == "item":
+            row, place = items_of_tokens(clean, selected)
+            return row, place, torch.ones_like(row, dtype=torch.bool)
+        place, was_masked = draw_masked_item(clean, selected, keys, self.objective.unmasked_target)
+        row = place.nonzero()[:, 0]
+        return row, place[row], was_masked[row]
+
+    def _mlm_term(self, hidden: Tensor, labels: Tensor, of_history: int) -> Tensor:
+        """L_MLM of hidden states at masked tokens, those of histories first."""
+        asked, offered = self.mlm_head.factors(hidden, self.encoder.embedding.tokens.weight)
+        sizes = [len(labels)]
+        if self.objective.mlm_reduction == "separate":
+            sizes = [of_history, len(labels) - of_history]
+        parts = zip(asked.split(sizes), labels.split(sizes), strict=True)
+        means = [
+            processes.shard_of_mean(mlm_loss(part, offered, wanted), len(wanted))
+            for part, wanted in parts
+        ]
+        return sum(means[1:], start=means[0])
+
     def _queries(self, histories: PackedHistories, batch: TokenBatch) -> Queries:
         """What each [CLS] has read: a history, or one of its prefixes, ``Q`` of them."""
         counts = batch.cls_counts
@@ -433,9 +478,12 @@ class JointEmbeddingModel(nn.Module):
         parts = self.encoder.vectors(at_cls).split(counts)
         return dict(zip(passes, parts, strict=True)), others
 
-    @torch.no_grad()
     def _target_vectors(self, batch: TokenBatch) -> Tensor:
-        return self.target_encoder.module.cls(batch)
+        """What is to be predicted of clean sentences: the moving average's; else one's own."""
+        if self.objective.collapse_prevention != "ema":
+            return self._encode(batch)
+        with torch.no_grad():
+            return self.target_encoder.module.cls(batch)
 
 
 def _feed_forward(hidden_size: int) -> nn.Sequential:

@@ -132,7 +132,8 @@ class JEPA4Rec(SimilarityModel):
             key = derive(self.seed, self.epoch, self.step).to(histories.items.device)
             return (self.core.finetune_loss(histories, key),)
         keys = derive(self.seed, self.epoch, histories.users, histories.targets)
-        losses = self.core.pretrain_losses(histories, keys)
+        step = derive(self.seed, self.epoch, self.step)
+        losses = self.core.pretrain_losses(histories, keys, step)
         return tuple(weight * losses[name] for name, weight in self.loss_weights.items())
 
     def cosines(self, histories: PackedHistories) -> Tensor:
@@ -209,8 +210,8 @@ def joint_embedding_model(
         encoder.whiten(table.encode(encoder, sentences.used, shared=False))
     target_encoder, predictor = FixedCopy(encoder), None
     if isinstance(settings, JEPA4RecSettings):
-        momentum = settings.ema_momentum, settings.ema_final_momentum
-        target_encoder = ExponentialMovingAverage(encoder, *momentum)
+        if settings.collapse_prevention == "ema":
+            target_encoder = ExponentialMovingAverage(encoder, *settings.ema_schedule)
         predictor = Predictor(encoder.config.hidden_size)
     aims = {field.name for field in fields(Objective)}
     return JointEmbeddingModel(

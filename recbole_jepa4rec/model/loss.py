@@ -42,13 +42,16 @@ def mlm_loss(asked: Tensor, offered: Tensor, labels: Tensor) -> Tensor:
     return softmax_loss(asked, offered, labels)
 
 
-def mapping_loss(predicted: Tensor, target: Tensor, reduction: str) -> Tensor:
+def mapping_loss(
+    predicted: Tensor, target: Tensor, reduction: str, stop_gradient: bool = True
+) -> Tensor:
     """Squared Euclidean distance of predicted and target item vectors (L_map, one term).
 
     Args:
         predicted: predictor output, ``[B, D]``.
-        target: target-encoder output, ``[B, D]``; receives no gradient.
+        target: what the target encoder says of the items, ``[B, D]``.
         reduction: over ``D``: ``"sum"``, the formula's letter, or ``"mean"``.
+        stop_gradient: whether the target receives no gradient.
 
     Returns:
         Mean over ``B``; scalar >= 0; zero for an empty batch.
@@ -60,9 +63,10 @@ def mapping_loss(predicted: Tensor, target: Tensor, reduction: str) -> Tensor:
         raise ValueError(f"predicted {tuple(predicted.shape)} and target {tuple(target.shape)}")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}; allowed: 'sum', 'mean'")
+    target = target.detach() if stop_gradient else target
     if len(predicted) == 0:
-        return zero_of(predicted)
-    squares = (predicted.float() - target.detach().float()).square()
+        return zero_of(predicted, target)
+    squares = (predicted.float() - target.float()).square()
     return (squares.sum(dim=1) if reduction == "sum" else squares.mean(dim=1)).mean()
 
 

@@ -83,10 +83,6 @@ class SimilarityModel(PhasedModel):
         assert self.head is not None
         self.head.neighbour_scale.fill_(SCALES[number])
 
-    def cosines(self, histories: PackedHistories) -> Tensor:
-        """Cosine of each history with every item, padding item included, ``[B, N]``."""
-        raise NotImplementedError
-
     def scores(self, histories: PackedHistories) -> Tensor:
         """``cosines``, or the logits that a head makes of them, ``[B, N]``."""
         if self.head is None:

@@ -82,6 +82,8 @@ class Result(TypedDict):
         statistics: of the data set.
         epochs: that were begun, over all stages.
         best_epoch: whose weights were tested; ``None`` without training.
+        vectors: of the items at that epoch, how far they differ, see ``training/collapse.py``;
+            ``None`` for a model without.
         learning_curve: every validation.
         tokens_per_second: of training, for a model that reads tokens.
         peak_memory_gib: the most memory held.
@@ -110,6 +112,7 @@ class Result(TypedDict):
     statistics: Statistics
     epochs: int
     best_epoch: int | None
+    vectors: NotRequired[dict[str, float] | None]
     learning_curve: list[Validation]
     tokens_per_second: float | None
     peak_memory_gib: float
@@ -199,6 +202,7 @@ def describe(
         "statistics": data.statistics(),
         "epochs": state.epochs_run,
         "best_epoch": state.best_epoch,
+        "vectors": state.vectors,
         "learning_curve": state.learning_curve,
         "tokens_per_second": state.tokens_per_second,
         "peak_memory_gib": _peak_memory_gib(config["device"]),

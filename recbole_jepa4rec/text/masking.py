@@ -49,6 +49,35 @@ def mask_tokens(
     return batch.replace(input_ids=ids, sentences=others), selected
 
 
+def hide_items(
+    batch: TokenBatch, rate: float, keys: Tensor, mask_id: int
+) -> tuple[TokenBatch, Tensor]:
+    """Hide whole items of histories: each token of theirs becomes [MASK].
+
+    Args:
+        batch: packed histories of ``T`` tokens.
+        rate: share of the items to hide, in ``[0, 1]``. Of two items and more at least one is
+            hidden, unless the rate is 0, and at least one is not.
+        keys: one random key for each history, ``[B]``.
+        mask_id: id of [MASK].
+
+    Returns:
+        The batch with its tokens replaced, and which tokens are hidden, bool ``[T]``.
+    """
+    row, is_item = batch.sequence_of_token, batch.token_types != 0
+    draw = uniform(derive(keys[row], batch.item_positions, Draw.SELECTED))
+    ends = draw.new_full((2, batch.sequences), 2.0)
+    first, last = ends.scatter_reduce(
+        1, row[is_item].expand(2, -1), torch.stack([draw, -draw])[:, is_item], "amin"
+    )
+    chosen = (draw < rate) | ((draw == first[row]) & (rate > 0))
+    hidden = chosen & is_item & (draw != -last[row])
+    stored = batch.sentences
+    others = None if stored is None else torch.full_like(stored, -1)
+    ids = batch.input_ids.masked_fill(hidden, mask_id)
+    return batch.replace(input_ids=ids, sentences=others), hidden
+
+
 def first_of_word(batch: TokenBatch, begins_word: Tensor) -> Tensor:
     """Place of the first token of the word that each token belongs to, ``[T]``.
 
@@ -92,6 +121,13 @@ def draw_masked_item(
     nth = below(keys, count.clamp(min=1)) + 1
     reached = (candidates.cumsum(dim=1) == nth[:, None]) & candidates
     return reached.to(torch.uint8).argmax(dim=1), was_masked
+
+
+def items_of_tokens(batch: TokenBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Items that have one of these tokens: their sequences and item positions, ``[P]`` each."""
+    width = int(batch.item_positions.max()) + 1 if batch.num_tokens else 1
+    row, place = _items_where(batch, tokens, width).nonzero().unbind(dim=1)
+    return row, place
 
 
 def _items_where(batch: TokenBatch, tokens: Tensor, width: int) -> Tensor:

@@ -72,9 +72,11 @@ class TokenBatch:
         """Number of ``[CLS]`` in each sequence, ``[B]``."""
         return torch.searchsorted(self.cls_index, self.offsets).diff()
 
-    def items_back(self, item_positions: Tensor) -> Tensor:
-        """How many items one position of each sequence lies before its newest, ``[B]``."""
-        return self.cls_counts - item_positions if self.all_prefixes else item_positions - 1
+    def items_back(self, row: Tensor, item_positions: Tensor) -> Tensor:
+        """How many items each position of a sequence lies before its newest, all ``[P]``."""
+        if self.all_prefixes:
+            return self.cls_counts[row] - item_positions
+        return item_positions - 1
 
     @property
     def whole_cls_index(self) -> Tensor:

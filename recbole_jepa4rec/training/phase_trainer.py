@@ -20,7 +20,7 @@ from recbole_jepa4rec.config.model_settings import PhasedSettings
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.evaluation.choice import of_some_users
 from recbole_jepa4rec.model.base import PRETRAIN, PhasedModel
-from recbole_jepa4rec.training.collapse import spread, warn_if_collapsed
+from recbole_jepa4rec.training.collapse import alignment, spread, warn_if_collapsed
 from recbole_jepa4rec.training.optimisation import Optimisation
 from recbole_jepa4rec.training.phases import (
     Phase,
@@ -286,10 +286,13 @@ class PhaseTrainer(ProtocolTrainer):
         """Log a validation, and keep the weights if they are the best so far."""
         epoch, score = self.state.epochs_run - 1, result[self.valid_metric]
         self.record_validation(phase.name, score)
-        shown = dict(result)
-        if self.offer.has_item_vectors:
-            shown |= (measured := spread(self.offer.item_vectors()))
+        measured: dict[str, float] = {}
+        if self.model.has_item_vectors:
+            self.model.eval()
+            measured = spread(self.model.item_vectors())
+            measured["alignment"] = alignment(self.model, self.rows)
             warn_if_collapsed(measured, self.model.n_items - 1)
+        shown = {**result, **measured}
         for name, value in shown.items():
             self.tensorboard.add_scalar(f"{phase.name}/{name}", value, epoch)
         named = (f"{name} {value:.4f}" for name, value in shown.items())
@@ -299,6 +302,7 @@ class PhaseTrainer(ProtocolTrainer):
         if score <= self.best_valid_score:
             return False
         self.best_valid_score, self.best_valid_result = score, result
+        self.state.vectors = measured or None
         self.state.best_epoch = epoch
         if self.saved:
             self._save_checkpoint(epoch, verbose=False)

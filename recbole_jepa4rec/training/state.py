@@ -52,6 +52,7 @@ class TrainingState:
             the first.
         best_valid_score: its ``valid_metric``.
         best_valid_result: all its metrics.
+        vectors: how far its item vectors differ, see ``training/collapse.py``.
         has_saved: whether weights are on disk.
         learning_curve: every validation so far.
         stage_seconds: seconds spent in ``"pretrain"`` and ``"finetune"``.
@@ -70,6 +71,7 @@ class TrainingState:
     best_epoch: int | None = None
     best_valid_score: float = -math.inf
     best_valid_result: dict[str, float] | None = None
+    vectors: dict[str, float] | None = None
     has_saved: bool = False
     learning_curve: list[Validation] = field(default_factory=list)
     stage_seconds: dict[str, float] = field(default_factory=lambda: {"pretrain": 0, "finetune": 0})
