@@ -97,6 +97,7 @@ def compare(
     dataset: str,
     given: Mapping[str, Any],
     command: str,
+    varied: str | None = None,
 ) -> dict[str, Any]:
     """Compare rows.
 
@@ -106,6 +107,7 @@ def compare(
         dataset: name of the data set.
         given: settings that every run was given.
         command: what asked for the comparison.
+        varied: a part of the protocol in which rows may differ, since the comparison is about it.
 
     Returns:
         What ``comparison.json`` holds: ``rows`` (means, intervals, marks, groups, cost, curves),
@@ -119,7 +121,7 @@ def compare(
         ValueError: if runs differ in protocol, data, metrics, users or targets; names both.
     """
     runs = [run for row in rows for run in row.runs.values()]
-    refuse_mixture(runs)
+    refuse_mixture(runs, varied)
     metrics = list(runs[0].result["test"]) if runs else []
     valid_metric = runs[0].settings["valid_metric"].lower() if runs else None
     shown = {row.entry: row.facts() for row in rows}
@@ -153,7 +155,7 @@ def compare(
 
 
 def _tell_apart(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to labels that several rows have the presets that their entries name."""
+    """Add to labels that several rows have what their entries name behind the model."""
     labels = [row["label"] for row in rows]
     for row, label in zip(rows, labels, strict=True):
         presets = row["entry"].partition(":")[2]

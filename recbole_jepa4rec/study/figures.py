@@ -48,6 +48,9 @@ WIDE = 20
 
 FONT_SIZE = 12.5
 
+PAPER = "#7f8790"
+"""Colour of what the paper prints, on white and on near-black."""
+
 TICKS_AS_GAP = {"ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)"}
 """Of an axis whose labels would stand too near to the bars."""
 
@@ -113,30 +116,46 @@ def figure_of(traces: Sequence[Any], x: str = "", y: str = "", height: int = 360
 
 
 def styles(comparison: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Colour, symbol and its sign of each entry; the reference has the first of each."""
+    """Colour, symbol and its sign of each entry, the same of those on one line of an experiment.
+
+    The reference has the first of each.
+    """
     entries = [row["entry"] for row in comparison["rows"]]
     entries.sort(key=lambda entry: entry != comparison["reference"])
-    names = [*SYMBOLS]
-    found = {}
-    for i, entry in enumerate(entries):
+    experiment = comparison.get("experiment")
+    lines = experiment["rows"] if experiment and experiment["axis"] else {}
+    kinds = {entry: lines[entry]["series"] if lines else entry for entry in entries}
+    names, found = [*SYMBOLS], {}
+    for i, kind in enumerate(dict.fromkeys(kinds.values())):
         symbol = names[(i + i // len(COLORS)) % len(names)]
-        found[entry] = {
+        found[kind] = {
             "color": COLORS[i % len(COLORS)],
             "symbol": symbol,
             "sign": SYMBOLS[symbol],
         }
-    return found
+    return {entry: found[kind] for entry, kind in kinds.items()}
 
 
 def comparison_plots(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every plot of a comparison; each trace holds the entries of the rows it draws in ``meta``."""
     style, key = styles(comparison), comparison["valid_metric"]
-    rows = [{**row, "style": style[row["entry"]]} for row in comparison["rows"] if "test" in row]
+    experiment = comparison.get("experiment") or {"axis": None, "rows": {}}
+    rows = [
+        {**row, "style": style[row["entry"]], **experiment["rows"].get(row["entry"], {})}
+        for row in comparison["rows"]
+        if "test" in row
+    ]
     if not rows:
         return []
+    axis, on_line = experiment["axis"], set(comparison["user_metrics"])
     return drawn(
         [
-            *(_metric_bars(rows, metric) for metric in comparison["metrics"]),
+            *(
+                _curve(rows, metric, axis)
+                if axis and metric in on_line
+                else _metric_bars(rows, metric)
+                for metric in comparison["metrics"]
+            ),
             _quality_against_seconds(rows, key),
             _learning_curves(rows, key),
             _recall_curve(rows),
@@ -173,10 +192,74 @@ def _metric_bars(rows: Rows, key: str) -> Plot:
         meta=[row["entry"] for row in rows],
         **options,
     )
-    figure = figure_of([bar], height=44 + 34 * len(rows))
+    figure = figure_of([bar, *_published(rows, key, bar.y)], height=44 + 34 * len(rows))
     figure.update_yaxes(autorange="reversed", showgrid=False, **TICKS_AS_GAP)
     figure.update_xaxes(rangemode="tozero", nticks=6)
     return Plot(metric_name(key), caption, figure)
+
+
+def _published(rows: Rows, key: str, places: Sequence[str]) -> list[Any]:
+    """The paper's figures of these rows, as open diamonds over their bars."""
+    known = [
+        (row["published"][key], place, row["entry"])
+        for row, place in zip(rows, places, strict=True)
+        if key in (row.get("published") or {})
+    ]
+    if not known:
+        return []
+    x, y, entries = map(list, zip(*known, strict=True))
+    return [
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="markers",
+            marker={"symbol": "diamond-open", "size": 11, "color": PAPER, "line": {"width": 2}},
+            meta=[*entries, ""],  # two at least: these are dimmed, not hidden
+            hovertemplate="%{y}<br>%{x:.4f} in the paper<extra></extra>",
+        )
+    ]
+
+
+def _curve(rows: Rows, key: str, axis: Mapping[str, Any]) -> Plot:
+    """A metric against what an experiment varies, a line for each model."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["x"]):
+        lines.setdefault(row["series"], []).append(row)
+    traces = []
+    for name, points in lines.items():
+        means = [row["test"][key]["mean"] for row in points]
+        bounds = [row["test"][key]["interval"] for row in points]
+        error = {
+            "type": "data",
+            "array": [high - mean for mean, (_, high) in zip(means, bounds, strict=True)],
+            "arrayminus": [mean - low for mean, (low, _) in zip(means, bounds, strict=True)],
+            "thickness": 1.2,
+            "width": 4,
+            "color": points[0]["style"]["color"],
+        }
+        traces.append(
+            go.Scatter(
+                x=[row["x"] for row in points],
+                y=means,
+                mode="lines+markers",
+                name=_escaped(name),
+                cliponaxis=False,
+                error_y=error,
+                marker={**_marker(points[0]), "size": 9},
+                line={"width": 2, "color": points[0]["style"]["color"]},
+                meta=[row["entry"] for row in points],
+                hovertemplate="%{fullData.name}, %{x}: %{y:.4f}<extra></extra>",
+            )
+        )
+    figure = figure_of(traces, x=axis["title"], y=metric_name(key), height=340)
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.12})
+    values = [x for x in axis["values"] if x > 0]
+    if max(values) / min(values) > WIDE:
+        figure.update_xaxes(type="log")
+    figure.update_xaxes(tickvals=axis["values"], ticktext=[f"{x:g}" for x in axis["values"]])
+    figure.update_yaxes(rangemode="tozero")
+    caption = "Mean on the test split; lines are 95 % intervals over users."
+    return Plot(f"{metric_name(key)} by {axis['title']}", caption, figure)
 
 
 def _quality_against_seconds(rows: Rows, key: str) -> Plot:

@@ -110,8 +110,12 @@ def _contradiction(run: FinishedRun) -> str:
     return ""
 
 
-def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
+def refuse_mixture(runs: Sequence[FinishedRun], varied: str | None = None) -> None:
     """Check that runs answer the same question about the same users.
+
+    Args:
+        runs: to be compared.
+        varied: a part of the protocol that may differ.
 
     Raises:
         ValueError: naming two folders and the field in which they differ.
@@ -119,7 +123,7 @@ def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
     with_text = [run for run in runs if run.result["text_fingerprint"] is not None]
     for group in (runs, with_text):
         for other in group[1:]:
-            if found := _difference(group[0], other):
+            if found := _difference(group[0], other, varied):
                 both = f"{group[0].folder} and {other.folder} cannot be compared"
                 raise ValueError(f"{both}: {found}")
     first: dict[tuple[str, Any], FinishedRun] = {}
@@ -131,9 +135,9 @@ def refuse_mixture(runs: Sequence[FinishedRun]) -> None:
                 raise ValueError(f"{both}: {key} {run.settings.get(key)!r} held other bytes")
 
 
-def _difference(first: FinishedRun, other: FinishedRun) -> str:
+def _difference(first: FinishedRun, other: FinishedRun, varied: str | None) -> str:
     """Why two runs cannot be compared; empty if they can."""
-    one, two = _question(first), _question(other)
+    one, two = _question(first, varied), _question(other, varied)
     if None in (one["text_fingerprint"], two["text_fingerprint"]):  # a run that reads no text
         two["text_fingerprint"] = one["text_fingerprint"]
     if different := first_difference(one, two):
@@ -147,11 +151,13 @@ def _difference(first: FinishedRun, other: FinishedRun) -> str:
     return ""
 
 
-def _question(run: FinishedRun) -> dict[str, Any]:
+def _question(run: FinishedRun, varied: str | None) -> dict[str, Any]:
     """What must be equal in everything that is compared."""
     facts: Any = run.result
+    protocol = {key: value for key, value in facts["protocol"].items() if key != varied}
     return {
         **{key: facts[key] for key in FACTS},
+        "protocol": protocol,
         **{key: run.settings[key] for key in ASKED},
     }
 

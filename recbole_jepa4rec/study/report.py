@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.study import wording
+from recbole_jepa4rec.study.experiment import beside_paper, holds, pretraining_lines
 from recbole_jepa4rec.study.figures import comparison_plots, styles
 
 LATEX = {
@@ -103,14 +104,18 @@ def _template(name: str, escape: Callable[[Any], str], **options: Any) -> Templa
 
 def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """What the templates read beside the comparison's own fields."""
-    rows = comparison["rows"]
+    rows, experiment = comparison["rows"], comparison.get("experiment")
     return {
         "c": comparison,
+        "experiment": experiment,
+        "beside_paper": beside_paper(comparison) if experiment else [],
+        "pretraining": pretraining_lines(experiment) if experiment else [],
         "labels": {row["entry"]: row["label"] for row in rows},
+        "by_entry": {row["entry"]: row for row in rows},
         "shown": [row for row in rows if "test" in row],
         "baselines": list(dict.fromkeys(test["baseline"] for test in comparison["tests"])),
         "tests": {(test["baseline"], test["metric"]): test for test in comparison["tests"]},
-        "headline": wording.headline(comparison),
+        "headline": [holds(comparison)] if experiment else wording.headline(comparison),
         "progress": wording.progress(comparison),
         "failures": wording.failures(comparison),
         "out_of_time": wording.out_of_time(comparison),

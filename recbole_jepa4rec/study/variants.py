@@ -1,10 +1,10 @@
-"""What entries of a comparison stand for: models, and presets over the settings of one row."""
+"""What rows of a comparison stand for: models, with presets or settings of an experiment's."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from recbole_jepa4rec.base.command import did_you_mean
@@ -21,22 +21,42 @@ OF_ALL_ROWS = {
 } - {"MAX_ITEM_LIST_LENGTH"}
 """Settings that no preset may have: its row would not answer the question of the others."""
 
+OF_TARGET = ("train_fraction", "reveal_ratio", "benchmark_filename", "checkpoint")
+"""Settings that a run of pre-training on other data sets is not given."""
+
 
 @dataclass(frozen=True)
 class Variant:
     """A model, with or without presets; one row of the tables.
+
+    Where it is pre-trained on other data sets that is a run of its own, whose weights its run on
+    the data set starts from.
 
     Attributes:
         name: what the row is called, ``JEPA4Rec:jepa4rec-strong``; a file by its name alone.
         model: as a run is given it, ``SASRec-BPR``.
         presets: yaml files over the model's settings, later ones over earlier ones.
         unread: settings that other models read and this one does not.
+        own: settings over all others, as texts.
+        on_target: more of these, of the run on the data set alone.
+        sources: data sets that it is pre-trained on.
+        starts_trained: whether it may start from a checkpoint in their stead.
+        series: what it shares a line of a plot with: the entry it was made of.
+        x: its place on that line.
+        published_as: what the paper's figures call it.
     """
 
     name: str
     model: str
     presets: tuple[Path, ...]
     unread: frozenset[str]
+    own: Mapping[str, str] = field(default_factory=dict)
+    on_target: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    starts_trained: bool = False
+    series: str = ""
+    x: float = 0.0
+    published_as: str = ""
 
     @classmethod
     def of(cls, entry: str) -> Variant:
@@ -71,19 +91,45 @@ class Variant:
         """Name of the folder of its runs; a colon would be a machine to rsync and scp."""
         return self.name.replace(":", "+")
 
-    def settings(self, texts: Mapping[str, str], unread: Collection[str]) -> dict[str, str]:
-        """What its runs are given, as texts.
+    @property
+    def pretraining(self) -> str:
+        """Name, and folder, of the run that pre-trains it on its sources."""
+        row = self.name if self.own else self.series
+        return f"pretraining/{row.replace(':', '+')}+on+{'+'.join(self.sources)}"
+
+    def settings(
+        self, texts: Mapping[str, str], unread: Collection[str], start: str | None
+    ) -> dict[str, str]:
+        """What its runs on the data set are given, as texts.
 
         Args:
             texts: what every run is given; keys that the model does not read are left out.
             unread: keys that no model of the comparison reads; they stay, to be refused.
+            start: weights that it starts from, if it starts trained.
         """
+        given = {**self._shared(texts, unread), **self.on_target}
+        if start is None or not self.starts_trained:
+            return given
+        if "encoder_checkpoint" not in self.unread:
+            given["encoder_checkpoint"] = "None"  # which pre-training has started from
+        return {**given, "checkpoint": start}
+
+    def pretraining_settings(
+        self, texts: Mapping[str, str], unread: Collection[str]
+    ) -> dict[str, str]:
+        """What its pre-training on other data sets is given; see ``settings``."""
+        texts = {key: text for key, text in texts.items() if key not in OF_TARGET}
+        stage = {"dataset": ",".join(self.sources), "train_stage": "pretrain"}
+        return {**self._shared(texts, unread), **stage}
+
+    def _shared(self, texts: Mapping[str, str], unread: Collection[str]) -> dict[str, str]:
+        """What both stages are given."""
         skipped = self.unread.difference(unread)
         given = {key: text for key, text in texts.items() if key.partition(".")[0] not in skipped}
         if self.presets:
             files = [*shlex.split(texts.get("config_files", "")), *map(str, self.presets)]
             given["config_files"] = shlex.join(files)
-        return {"model": self.model, **given}
+        return {"model": self.model, **given, **self.own}
 
 
 def row_name(entry: str) -> str:
