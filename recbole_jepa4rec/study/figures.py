@@ -48,8 +48,8 @@ WIDE = 20
 
 FONT_SIZE = 12.5
 
-PAPER = "#7f8790"
-"""Colour of what the paper prints, on white and on near-black."""
+OUTLINE = {"color": "#202428", "width": 1.5}
+"""Of what is white."""
 
 TICKS_AS_GAP = {"ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)"}
 """Of an axis whose labels would stand too near to the bars."""
@@ -192,30 +192,46 @@ def _metric_bars(rows: Rows, key: str) -> Plot:
         meta=[row["entry"] for row in rows],
         **options,
     )
-    figure = figure_of([bar, *_published(rows, key, bar.y)], height=44 + 34 * len(rows))
+    figure = figure_of(
+        [bar, *_published(rows, key, bar.y, upright=False)], height=44 + 34 * len(rows)
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False, **TICKS_AS_GAP)
     figure.update_xaxes(rangemode="tozero", nticks=6)
     return Plot(metric_name(key), caption, figure)
 
 
-def _published(rows: Rows, key: str, places: Sequence[str]) -> list[Any]:
-    """The paper's figures of these rows, as open diamonds over their bars."""
+def _published(rows: Rows, key: str, places: Sequence[Any], upright: bool) -> list[Any]:
+    """The paper's figures of these rows, as diamonds: white on bars, open beside lines.
+
+    Args:
+        rows: of the plot.
+        key: of the metric.
+        places: of the rows on the other axis.
+        upright: whether the metric is read on the y axis.
+    """
     known = [
-        (row["published"][key], place, row["entry"])
+        (place, row["published"][key], row["entry"], row["style"]["color"])
         for row, place in zip(rows, places, strict=True)
         if key in (row.get("published") or {})
     ]
     if not known:
         return []
-    x, y, entries = map(list, zip(*known, strict=True))
+    places, values, entries, colors = map(list, zip(*known, strict=True))
+    x, y, value = (places, values, "y") if upright else (values, places, "x")
+    marker: dict[str, Any] = {"symbol": "diamond", "color": "white", "size": 9, "line": OUTLINE}
+    if upright:
+        marker = {"symbol": "diamond-open", "color": colors, "size": 12, "line": {"width": 2}}
     return [
         go.Scatter(
             x=x,
             y=y,
             mode="markers",
-            marker={"symbol": "diamond-open", "size": 11, "color": PAPER, "line": {"width": 2}},
+            cliponaxis=False,
+            showlegend=True,
+            name="in the paper",
+            marker=marker,
             meta=[*entries, ""],  # two at least: these are dimmed, not hidden
-            hovertemplate="%{y}<br>%{x:.4f} in the paper<extra></extra>",
+            hovertemplate=f"%{{{value}:.4f}} in the paper<extra></extra>",
         )
     ]
 
@@ -251,6 +267,7 @@ def _curve(rows: Rows, key: str, axis: Mapping[str, Any]) -> Plot:
                 hovertemplate="%{fullData.name}, %{x}: %{y:.4f}<extra></extra>",
             )
         )
+    traces += _published(rows, key, [row["x"] for row in rows], upright=True)
     figure = figure_of(traces, x=axis["title"], y=metric_name(key), height=340)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.12})
     values = [x for x in axis["values"] if x > 0]
