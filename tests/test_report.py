@@ -71,7 +71,7 @@ class Page(HTMLParser):
 
 
 def without_plotly(text):
-    bundle = report.BASIC_PLOTLY.read_text(encoding="utf-8")
+    bundle = report.basic_plotly()
     assert text.count(bundle) == 1
     return text.replace(bundle, "")
 
@@ -261,7 +261,7 @@ def test_views_of_a_comparison_without_results(tmp_path):
 
 def test_templates_are_beside_the_module():
     names = {path.name for path in (Path(report.__file__).parent / "templates").iterdir()}
-    bundle = {"plotly-basic.min.js", "plotly-basic.LICENSE"}
+    bundle = {"plotly-basic.min.js.gz", "plotly-basic.LICENSE"}
     pages = {f"{name}.html" for name in ("page", "parts", "comparison", "runs", "search")}
     assert names == {*pages, "page.css", "page.js", *bundle, "comparison.md", "comparison.tex"}
 

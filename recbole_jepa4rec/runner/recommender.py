@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from recbole_jepa4rec.base.command import did_you_mean
-from recbole_jepa4rec.data.histories import PackedHistories
+from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.runner.retriever import load_model
 
@@ -39,7 +39,11 @@ class Recommender:
 
     Args:
         model: a trained sequential model.
-        dataset: the data set that names its items.
+        dataset: the data set that names its items and users.
+
+    Attributes:
+        item_ids: of the catalogue, by internal id; the first is padding.
+        item_text: attributes of every item, in the same order; ``None`` where none are read.
     """
 
     def __init__(self, model: Any, dataset: Any) -> None:
@@ -48,13 +52,22 @@ class Recommender:
         self.max_length = model.max_seq_length
         self.item_ids = [str(item) for item in dataset.field2id_token[dataset.iid_field]]
         self.row_of_id = {item: row for row, item in enumerate(self.item_ids) if row}
+        self.histories: Histories = dataset.histories
+        users = (str(user) for user in dataset.field2id_token[dataset.uid_field])
+        self.row_of_user = {user: row for row, user in enumerate(users) if row}
         known_by_text = self.offer.fits_any_catalogue
         self.item_text: Any = dataset.item_text.astype(object) if known_by_text else None
 
     def recommend(
-        self, histories: Sequence[Sequence[Item]], k: int = 10, filter_history: bool = False
+        self,
+        histories: Sequence[Sequence[Item]] | None = None,
+        k: int = 10,
+        filter_history: bool = False,
+        *,
+        users: str | Sequence[str] | None = None,
+        attributes: Sequence[str] | None = None,
     ) -> pd.DataFrame:
-        """The ``k`` best items for each history.
+        """The ``k`` best items for each history, or for each of the users.
 
         Args:
             histories: items of each user, oldest first: ids, or the attributes of items that are
@@ -62,20 +75,30 @@ class Recommender:
                 attributes are a known item's, it is that item.
             k: items to return, at least 1; fewer where the catalogue is smaller.
             filter_history: whether items of the history are left out.
+            users: a user id, or several, instead of histories: theirs hold all that is known of
+                them, the interactions included that validation and test are measured on.
+            attributes: of the items, to be shown where the model reads text; by default the title,
+                or the first there is.
 
         Returns:
-            Columns ``history`` (its number), ``rank`` (from 1), ``item_id``, ``score``, and the
-            item's attributes where the model reads text.
+            Columns ``history`` (its number) or ``user``, ``rank`` (from 1), ``item_id``, the
+            attributes, ``score``.
 
         Raises:
-            ValueError: for an unknown item id or attribute, an item that is neither an id nor
+            ValueError: for an unknown user, item id or attribute, an item that is neither an id nor
                 attributes, raw text for a model that does not read text, an empty history for a
                 model of RecBole's, or a ``k`` below 1.
         """
         if not isinstance(k, Integral) or k < 1:
             raise ValueError(f"k is {k!r}; allowed: a whole number, at least 1")
+        if (histories is None) == (users is None):
+            raise ValueError("recommend needs histories or users, one of the two")
+        if users is not None:
+            users = [users] if isinstance(users, str) else list(users)
+            histories = [self.history_of(user) for user in users]
+        shown = self._shown(attributes)
         known = len(self.item_ids)
-        rows, texts = self._rows(histories)
+        rows, texts = self._rows(histories or ())
         try:
             if texts:
                 self._recognise(rows, self._append(texts)[0])
@@ -90,17 +113,40 @@ class Recommender:
         best, items = scores.topk(min(k, known), dim=1)
         number, place = (best > -torch.inf).nonzero(as_tuple=True)
         chosen = items[number, place].tolist()
-        found = pd.DataFrame(
+        whose = {"history": number.numpy()}
+        if users is not None:
+            whose = {"user": [users[each] for each in number.tolist()]}
+        return pd.DataFrame(
             {
-                "history": number.numpy(),
+                **whose,
                 "rank": place.numpy() + 1,
                 "item_id": [self.item_ids[row] for row in chosen],
+                **{name: self.item_text[name].iloc[chosen].to_numpy() for name in shown},
                 "score": best[number, place].numpy(),
             }
         )
-        if self.item_text is None:
-            return found
-        return pd.concat([found, self.item_text.iloc[chosen].reset_index(drop=True)], axis=1)
+
+    def history_of(self, user: str) -> list[str]:
+        """Ids of a user's items, oldest first; of a split in files, those of the training part.
+
+        Raises:
+            ValueError: if there is no such user.
+        """
+        if user not in self.row_of_user:
+            near = did_you_mean(str(user), self.row_of_user)
+            raise ValueError(f"unknown user {user!r}{near}; user ids are text (a str)")
+        first, end = self.histories.offsets[self.row_of_user[user] :][:2].tolist()
+        return [self.item_ids[row] for row in self.histories.items[first:end].tolist()]
+
+    def _shown(self, attributes: Sequence[str] | None) -> list[str]:
+        """The attributes that a frame shows: those asked for, else the title or the first."""
+        there = [] if self.item_text is None else [str(name) for name in self.item_text.columns]
+        if attributes is None:
+            return [name for name in there if name == "title"] or there[:1]
+        for name in attributes:
+            if name not in there:
+                raise ValueError(f"attribute {name!r} is unknown{did_you_mean(name, there)}")
+        return list(attributes)
 
     def add_items(self, items: Mapping[str, Mapping[str, str]]) -> None:
         """Make new items known; they are ranked at once, without training.

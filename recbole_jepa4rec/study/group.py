@@ -142,7 +142,7 @@ def main(command_line: Sequence[str]) -> int:
         print(help_of(usage, "Train and test models side by side, and compare them.", GroupKeys))
         return 0
     return run_command(
-        lambda: _compare(read_request(command_line)),
+        lambda: compare_models(read_request(command_line)),
         after_interrupt="the same command goes on where this one ended",
     )
 
@@ -271,7 +271,16 @@ def _words(settings: Mapping[str, str]) -> list[str]:
     return [f"--{key}={text}" for key, text in settings.items()]
 
 
-def _compare(request: Request) -> int:
+def compare_models(request: Request) -> int:
+    """Run what is missing, and write the comparison after every run.
+
+    Returns:
+        Exit status: 1 if a run failed.
+
+    Raises:
+        ValueError: for data that cannot be used, or a folder that holds something else.
+        SystemExit: told to end (SIGTERM).
+    """
     from recbole_jepa4rec.study import comparison, report  # noqa: F401 (needed at the end)
     from recbole_jepa4rec.study.cells import finished_runs
     from recbole_jepa4rec.study.grid import Grid, Outcome

@@ -53,17 +53,23 @@ def main(command_line: Sequence[str]) -> int:
         return 0
 
     def search_and_print() -> None:
-        if not find_spec("ray"):
-            raise ValueError("the search needs Ray: pip install '.[tune]'")
-        say_last(_search(read_request(command_line)))
+        say_last(find_best(read_request(command_line)))
 
     return run_command(
         search_and_print, after_interrupt="the same command with --resume goes on", quiet=["ray"]
     )
 
 
-def _search(request: Request) -> Path:
-    """Run the search; returns the path of the winner's ``result.json``."""
+def find_best(request: Request) -> Path:
+    """Run the search; returns the path of the winner's ``result.json``.
+
+    Raises:
+        ValueError: for data that cannot be used, a folder that holds something else, or without
+            Ray.
+        RuntimeError: if no trial finished, or the winner's run fails.
+    """
+    if not find_spec("ray"):
+        raise ValueError("the search needs Ray: pip install '.[tune]'")
     from recbole_jepa4rec.study.search.report import write_report
     from recbole_jepa4rec.study.search.trials import clear_unfinished
 
