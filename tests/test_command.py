@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from recbole_jepa4rec.base.command import INTERRUPTED, add_note, run_command
-from recbole_jepa4rec.base.stopping import TERMINATED
+from recbole_jepa4rec.base.stopping import TERMINATED, ending_on_sigterm
 
 
 def raising(error, *notes):
@@ -61,6 +61,17 @@ def test_sigterm_ends_the_process_with_its_status():
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert ended.value.code == TERMINATED
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_that_a_library_puts_in_goes_with_the_block_within():
+    before = signal.getsignal(signal.SIGTERM)
+    with ending_on_sigterm():
+        ours = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does when it starts
+        with ending_on_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is ours
+        assert signal.getsignal(signal.SIGTERM) is ours
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -13,6 +13,7 @@ from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.recbole_keys import DRAWING, IDLE, RENAMED, TRANSFORMS
 from recbole_jepa4rec.config.registry import find_model
 from recbole_jepa4rec.config.syntax import SUBKEYS, known_keys
+from recbole_jepa4rec.data.dataset import SequentialTextDataset
 from recbole_jepa4rec.runner.quick_start import main
 
 
@@ -221,6 +222,40 @@ class TestValues:
         expected = f"train_batch_size on the command line is {value}; allowed: numbers below 2^63"
         assert refusal(f"--train_batch_size={value}") == expected
 
+    @pytest.mark.parametrize(
+        ("word", "expected"),
+        [
+            ("--worker=-1", "worker -1 must be a whole number from 0 to 1024"),
+            ("--val_interval=5", "val_interval 5 must be null or a mapping"),
+            ("--alias_of_item_id=x", "alias_of_item_id 'x' must be null or a list"),
+            ("--normalize_field=[1]", "normalize_field [1] must be null or a list"),
+            ("--unused_col=[x]", "unused_col ['x'] must be null or a mapping from a file's suffix"),
+            ("--config_files='a b", "config_files \"'a b\": No closing quotation"),
+            ("--topk=[2026-13-45]", "topk '[2026-13-45]' must be a whole number from 1 or a list"),
+        ],
+    )
+    def test_keys_of_recboles_whose_default_does_not_tell(self, word, expected):
+        assert refusal(word).startswith(expected)
+
+    @pytest.mark.parametrize("key", ["data_path", "USER_ID_FIELD", "seq_separator"])
+    def test_a_text_is_no_number(self, toy, key):
+        with pytest.raises(ValueError, match=f"{key} 5 must be null or a text"):
+            Config("SASRec", "toy", config_dict={**toy, key: 5})
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            ({"val_interval": {"price": "[1,2]"}}, "val_interval 'price': no such column is loa"),
+            ({"seq_len": {"title": 3}}, "seq_len 'title': no such column is loaded"),
+            ({"normalize_field": ["x"]}, "normalize_field 'x': no such column is loaded"),
+            ({"val_interval": {"timestamp": "x"}}, r"val_interval.timestamp 'x' must be an inter"),
+            ({"val_interval": {"item_id": "[1,2]"}}, "val_interval.item_id '.*' must be a list"),
+        ],
+    )
+    def test_columns_that_settings_name(self, toy, settings, expected):
+        with pytest.raises(ValueError, match=expected):
+            SequentialTextDataset(Config("Markov", "toy", config_dict={**toy, **settings}))
+
     def test_cut_offs_that_leave_out_the_valid_metric_are_named(self):
         assert refusal("--topk=[1000000]").startswith(
             "topk [1000000] with metrics ['Recall', 'NDCG', 'MRR'] lacks valid_metric 'NDCG@10' "
@@ -239,6 +274,20 @@ class TestYaml:
         expected = rf"config file {file}, line {line}: alias \*a is not allowed \(write the value"
         with pytest.raises(ValueError, match=expected):
             read_yaml(file)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("seed: 1\nepochs: 2\nseed: 3\n", "a.yaml, line 3: key 'seed' stands there twice"),
+            ("eval_args: {order: TO, order: RO}", "a.yaml, line 1: key 'order' stands there twi"),
+            ("seed: 2026-13-45", "a.yaml is not yaml: month must be in 1..12"),
+            ("seed: !!int x", "a.yaml is not yaml: invalid literal for int"),
+        ],
+    )
+    def test_what_yaml_would_take_or_end_with(self, tmp_path, text, expected):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match=expected):
+            read_yaml(tmp_path / "a.yaml")
 
     def test_what_is_nested_too_deeply_is_refused(self, tmp_path):
         (tmp_path / "a.yaml").write_text(f"a: {'[' * 3000}")

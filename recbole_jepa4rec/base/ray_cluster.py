@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,11 +17,14 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 import torch
 
-from recbole_jepa4rec.base.command import python_path
+from recbole_jepa4rec.base.command import FAILED, python_path
 from recbole_jepa4rec.base.stopping import ending_on_sigterm
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 60.0
 """Time to reach an address, and for Ray to answer there."""
+
+LEAVE_SECONDS = 60.0
+"""Time to leave a cluster: without Ray's own process on this machine it would take for ever."""
 
 
 @contextmanager
@@ -61,7 +65,16 @@ def connected(address: str | None, threads: int) -> Iterator[None]:
         with ending_on_sigterm():  # anew, since Ray has put in a handler that aborts
             yield
     finally:
+        late = threading.Timer(LEAVE_SECONDS, _end_without_ray)
+        late.daemon = True
+        late.start()
         ray.shutdown()
+        late.cancel()
+
+
+def _end_without_ray() -> None:
+    print("error: Ray does not end; what is finished is on disk", file=sys.stderr, flush=True)
+    os._exit(FAILED)
 
 
 def _refuse_silent(address: str) -> None:

@@ -24,10 +24,12 @@ class _Sigterm:
     Attributes:
         waits: whether it waits for ``asked_to_end`` to be called.
         came: whether it came while it had to wait.
+        depth: blocks of ``ending_on_sigterm`` that are open.
     """
 
     waits: bool = False
     came: bool = False
+    depth: int = 0
 
 
 _SIGTERM = _Sigterm()
@@ -35,23 +37,29 @@ _SIGTERM = _Sigterm()
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM leave through every ``finally``, and a line in the log."""
+    """Let SIGTERM leave through every ``finally``, and a line in the log.
 
-    def end(number: int, _: Any) -> None:
-        getLogger().critical("told to end (SIGTERM)")
-        if _SIGTERM.waits:
-            _SIGTERM.came = True
-        else:
-            raise SystemExit(TERMINATED)
-
+    The end of a block within another puts this right again, where a library has meanwhile put in
+    a handler of its own.
+    """
     if threading.current_thread() is not threading.main_thread():  # only it may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, _end)
+    _SIGTERM.depth += 1
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _SIGTERM.depth -= 1
+        signal.signal(signal.SIGTERM, _end if _SIGTERM.depth else before)
+
+
+def _end(*_: Any) -> None:
+    getLogger().critical("told to end (SIGTERM)")
+    if _SIGTERM.waits:
+        _SIGTERM.came = True
+    else:
+        raise SystemExit(TERMINATED)
 
 
 @contextmanager

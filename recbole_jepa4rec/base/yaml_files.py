@@ -14,7 +14,8 @@ import yaml
 class Loader(yaml.SafeLoader):
     """Safe yaml in which ``1e-3`` is a number, as RecBole has it.
 
-    Aliases are refused: a few lines of nested ones would stand for more than memory holds.
+    Aliases are refused: a few lines of nested ones would stand for more than memory holds. So is a
+    key that stands in a mapping twice, of which yaml would forget the first.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -24,6 +25,17 @@ class Loader(yaml.SafeLoader):
             what = f"alias *{alias.anchor} is not allowed (write the value out)"
             raise yaml.composer.ComposerError(None, None, what, alias.start_mark)
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Do as yaml does, but for a key written twice."""
+        node, seen = super().compose_mapping_node(anchor), set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    what = f"key {key.value!r} stands there twice"
+                    raise yaml.composer.ComposerError(None, None, what, key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 Loader.add_implicit_resolver(
@@ -58,7 +70,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"config file {path}, line {line}: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"config file {path} is not yaml: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"config file {path} holds no `key: value` lines")

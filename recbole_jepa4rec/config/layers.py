@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from recbole_jepa4rec.config.syntax import (
     parse_value,
     plain,
     refuse_unknown,
+    split_files,
 )
 
 
@@ -59,7 +59,7 @@ class Layers:
         command_line: Sequence[str] = (),
     ) -> None:
         words = parse_command_line(command_line)
-        files = [*files, *shlex.split(words.pop("config_files", ""))]
+        files = [*files, *split_files(words.pop("config_files", ""))]
         contents: dict[str, Mapping[str, Any]] = {f"in {file}": read_yaml(file) for file in files}
         contents |= {"in config_dict": config_dict or {}, "on the command line": words}
         self._layers: list[dict[str, Any]] = [*map(dict, contents.values())]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from recbole_jepa4rec.config.registry import MODELS, has_loss_type, is_known
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, Loss
 from recbole_jepa4rec.config.settings import (
     AtLeastZero,
     Count,
+    LoadCol,
     Settings,
     ShareBelowOne,
     Switch,
@@ -44,8 +45,18 @@ PICKLES = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders
 THEIRS: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_layers", "n_heads", "num_layers", "save_step"), Count),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob"), ShareBelowOne),
+    "worker": Annotated[int, Field(ge=0, le=1024)],
 }
 """What RecBole's models may be given where their own default is a number; some have lists."""
+
+OF_DATA: dict[str, Any] = {
+    "gpu_id": str | int,
+    **dict.fromkeys(("unload_col", "unused_col"), LoadCol),
+    **dict.fromkeys(("val_interval", "seq_len", "discretization"), dict[str, Any] | None),
+    **dict.fromkeys(("normalize_field", "numerical_features"), list[str] | None),
+    **dict.fromkeys(("alias_of_user_id", "alias_of_item_id"), list[str] | None),
+}
+"""What others may be given whose default does not tell."""
 
 TRANSFORMS = ("mask_itemseq", "inverse_itemseq", "crop_itemseq", "reorder_itemseq", "user_defined")
 
@@ -96,7 +107,7 @@ class NegativeSettings(Settings):
 
 
 def refuse_theirs(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Check keys that are RecBole's alone: switches and numbers by their defaults, and the loss.
+    """Check keys that are RecBole's alone: by their defaults, or by what is known of them.
 
     Raises:
         ValueError: for the first value that cannot be used; says what is allowed.
@@ -106,10 +117,14 @@ def refuse_theirs(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
             raise ValueError(f"{key} is not supported: RecBole would pickle")
         if key == "loss_type":
             kind: Any = Loss
+        elif key in OF_DATA:
+            kind = OF_DATA[key]
         elif isinstance(default, bool):
             kind = Switch
         elif isinstance(default, (int, float)):
             kind = THEIRS.get(key, float)
+        elif isinstance(default, str):
+            kind = str | None
         else:
             continue
         try:

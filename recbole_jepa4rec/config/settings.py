@@ -186,7 +186,7 @@ def _is_clipping(value: dict[str, Any] | None) -> bool:
     return type(norm) in (int, float) and math.isfinite(norm) and set(value) <= CLIPPING
 
 
-def _is_interval(value: str | None) -> bool:
+def is_interval(value: str | None) -> bool:
     """Whether RecBole can parse ``[A,B];(C,D)``, and no interval ends before it begins."""
     try:
         for part in (value or "[0,inf)").split(";"):
@@ -233,4 +233,4 @@ LoadCol = Annotated[
     only_if(_is_load_col),
     must("null or a mapping from a file's suffix to '*' or a list of names"),
 ]
-Interval = Annotated[str | None, only_if(_is_interval), must("an interval such as '[5,inf)'")]
+Interval = Annotated[str | None, only_if(is_interval), must("an interval such as '[5,inf)'")]

@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -66,6 +67,18 @@ def parse_command_line(arguments: Sequence[str]) -> dict[str, str]:
         if found.setdefault(key, text) != text:
             raise ValueError(f"--{key} is given twice: {found[key]!r} and {text!r}")
     return found
+
+
+def split_files(text: str) -> list[str]:
+    """Paths of ``config_files``, of which those with blanks stand in quotes.
+
+    Raises:
+        ValueError: for a quote that does not end.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"config_files {text!r}: {error}") from None
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -282,5 +295,5 @@ def _yaml_list(text: str) -> Any:
     """A list or mapping as yaml writes it, without quotes; else the text itself."""
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text

@@ -11,6 +11,7 @@ from pandas.api.types import union_categoricals
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_jepa4rec.config.settings import is_interval
 from recbole_jepa4rec.data.atomic_files import (
     AtomicFileError,
     Column,
@@ -26,6 +27,8 @@ _ONLY = {"field_separator": "\t", "encoding": "utf-8"}
 _BY_DEFAULT = {"user_id", "item_id", "rating", "timestamp"}  # RecBole asks for them, there or not
 _FILTERS = ("val_interval", "user_inter_num_interval", "item_inter_num_interval")
 _ALL = (None, "[0,inf)")
+_NAMING = ("val_interval", "seq_len", "discretization", "normalize_field", "numerical_features")
+_NUMBERS = (FeatureType.FLOAT, FeatureType.FLOAT_SEQ)
 
 
 class RawSequentialDataset(SequentialDataset):
@@ -155,9 +158,24 @@ class RawSequentialDataset(SequentialDataset):
 
     def _data_filtering(self) -> None:
         """Filter as RecBole does, but describe all users and items that occur, and only those."""
+        self._refuse_columns()
         self._describe_occurring()
         super()._data_filtering()
         self._describe_occurring()
+
+    def _refuse_columns(self) -> None:
+        """Refuse settings that name columns which are not loaded, or intervals that are none."""
+        for key in _NAMING:
+            for name in self.config[key] or ():
+                if name not in self.field2type:
+                    raise ValueError(f"{key} {name!r}: no such column is loaded")
+        for name, value in (self.config["val_interval"] or {}).items():
+            if self.field2type[name] in _NUMBERS:
+                fits, must = isinstance(value, str) and is_interval(value), "an interval [A,B]"
+            else:
+                fits, must = isinstance(value, list), "a list of values"
+            if not fits:
+                raise ValueError(f"val_interval.{name} {value!r} must be {must}")
 
     def _describe_occurring(self) -> None:
         """Fit the user and item tables to the interactions; ids without a row get an empty one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from recbole_jepa4rec.config.syntax import (
     parse_command_line,
     parse_value,
     refuse_unknown,
+    split_files,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def read_words(
     words = parse_command_line(command_line)
     refuse_unknown(words, "on the command line", also=keys.model_fields)
     own = {key: words.pop(key) for key in keys.model_fields if key in words}
-    files = shlex.split(words.get("config_files", ""))
+    files = split_files(words.get("config_files", ""))
     layers = {f"in {file}": read_yaml(file) for file in files}
     layers["on the command line"] = {key: parse_value(key, text) for key, text in words.items()}
     given: dict[str, Any] = {}

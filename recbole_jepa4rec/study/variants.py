@@ -10,7 +10,12 @@ from pathlib import Path
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.config.registry import find_entry
-from recbole_jepa4rec.config.syntax import arguments_of_recbole, keys_of_others, refuse_unknown
+from recbole_jepa4rec.config.syntax import (
+    arguments_of_recbole,
+    keys_of_others,
+    refuse_unknown,
+    split_files,
+)
 from recbole_jepa4rec.study.study import COMPARED
 
 OF_ALL_ROWS = {
@@ -127,7 +132,7 @@ class Variant:
         skipped = self.unread.difference(unread)
         given = {key: text for key, text in texts.items() if key.partition(".")[0] not in skipped}
         if self.presets:
-            files = [*shlex.split(texts.get("config_files", "")), *map(str, self.presets)]
+            files = [*split_files(texts.get("config_files", "")), *map(str, self.presets)]
             given["config_files"] = shlex.join(files)
         return {"model": self.model, **given, **self.own}
 
