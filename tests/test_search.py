@@ -102,6 +102,11 @@ class TestSpace:
         points = random_points(space, 50, seed=0)
         assert sorted(map(repr, points)) == sorted(map(repr, grid(space))) and len(points) == 6
 
+    def test_a_grid_that_nobody_lives_to_see(self):
+        space = [Dimension(key, "int", (1, 2000)) for key in "ab"]
+        with pytest.raises(ValueError, match="'grid' would try 4000000 points; allowed: 1000000"):
+            grid(space)
+
     @pytest.mark.parametrize("file", sorted((find_properties() / "search").glob("*.yaml")))
     def test_the_spaces_that_ship_fit_their_models(self, workplace, file):
         words = [f"--model={file.stem}", *BASE[1:], "--num_samples=2"]
@@ -128,6 +133,9 @@ class TestRefusals:
             ("learning_rate: {uniform: [.nan, 1]}", "must be [low, high]"),
             ("learning_rate: {quniform: [0, 1, 0]}", "the step must be above 0"),
             ("n_layers: {int: [2, 2]}", "n_layers: int [2, 2] is empty: low must be below high"),
+            ("n_layers: {int: [1, 1" + "0" * 400 + "]}", "] must be [low, high] in whole numbers"),
+            ("n_layers: {int: [1, 999999999999]}", "has too many steps; allowed: 1000000"),
+            ("learning_rate: {quniform: [0, 1, 1e-300]}", "has too many steps; allowed: 1000000"),
             ("n_layers: {quniform: [1, 2, 5]}", "holds low alone: the step must be at most"),
             ("n_layers:", "n_layers None must be one of choice, uniform"),
             ("n_layers: {choice: 3}", "n_layers: choice 3 must be a list of values"),
@@ -135,7 +143,8 @@ class TestRefusals:
             ("mapping_weight: {choice: [0.1]}", "'SASRec' does not read 'mapping_weight'"),
             ("seed: {choice: [1, 2]}", "seed cannot be searched: it is no property of a model"),
             ("topk: {choice: [5, 10]}", "topk cannot be searched: it decides how trials compare"),
-            ("val_interval: {uniform: [0, 1]}", "val_interval shapes the data: uniform must be"),
+            ("val_interval: {choice: [5]}", "val_interval 5 must be null or a mapping"),
+            ("val_interval.rating: {uniform: [0, 1]}", "val_interval.rating shapes the data: unif"),
             ("[]", "holds no `key: value` lines"),
             ("{}", "holds no setting to search"),
         ],

@@ -230,7 +230,7 @@ class TestValues:
             ("--alias_of_item_id=x", "alias_of_item_id 'x' must be null or a list"),
             ("--normalize_field=[1]", "normalize_field [1] must be null or a list"),
             ("--unused_col=[x]", "unused_col ['x'] must be null or a mapping from a file's suffix"),
-            ("--config_files='a b", "config_files \"'a b\": No closing quotation"),
+            ("--config_files='a b", 'config_files "\'a b": No closing quotation'),
             ("--topk=[2026-13-45]", "topk '[2026-13-45]' must be a whole number from 1 or a list"),
         ],
     )

@@ -74,6 +74,8 @@ def rows_of(runs: Iterable[FinishedRun]) -> list[Row]:
 
 
 def _report(paths: Sequence[Path], out: Path, reference: str | None, command: str) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out={out} is not a folder")
     is_file = len(paths) == 1 and paths[0].is_file()
     folders = [] if is_file else run_folders(paths)
 

@@ -33,6 +33,9 @@ DIGITS = 4
 MOST_TRIED = 256
 """Points of a space that are checked before the search begins, at most."""
 
+MOST_LISTED = 10**6
+"""Steps of a range, or points of a grid, that are ever listed."""
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -121,7 +124,7 @@ def grid(space: Sequence[Dimension]) -> list[dict[str, Any]]:
     """Every point of a space, the last setting varying fastest.
 
     Raises:
-        ValueError: if a range has no step.
+        ValueError: if a range has no step, or there are too many points.
     """
     for each in space:
         if each.points is None:
@@ -129,6 +132,8 @@ def grid(space: Sequence[Dimension]) -> list[dict[str, Any]]:
                 f"algorithm 'grid' cannot list {each.key}: {each.kind} has no steps "
                 "(allowed: choice, int, quniform)"
             )
+    if (count := points_of(space) or 0) > MOST_LISTED:
+        raise ValueError(f"algorithm 'grid' would try {count} points; allowed: {MOST_LISTED}")
     columns = [each.points or [] for each in space]
     keys = [each.key for each in space]
     return [dict(zip(keys, row, strict=True)) for row in itertools.product(*columns)]
@@ -243,11 +248,14 @@ def _refuse_range(where: str, kind: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{shown} is empty: low must be below high")
     if kind == "quniform" and values[2] > values[1] - values[0]:
         raise ValueError(f"{shown} holds low alone: the step must be at most high - low")
+    step = values[2] if kind == "quniform" else 1
+    if kind in ("int", "quniform") and (values[1] - values[0]) / step >= MOST_LISTED:
+        raise ValueError(f"{shown} has too many steps; allowed: {MOST_LISTED}")
 
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, (list, tuple)) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in values
+        type(value) in (int, float) and abs(value) < 2**63 for value in values
     )
 
 
