@@ -164,6 +164,19 @@ def test_told_to_end_a_search_ends_and_leaves_nothing_running(search, workplace,
     wait_for(lambda: not any(child.is_running() for child in children))
 
 
+def test_where_ray_does_not_end_the_process_does():
+    code = (
+        "import time; from recbole_jepa4rec.base import ray_cluster as it; it.LEAVE_SECONDS = 0.1\n"
+        "it.ray.init, it.ray.shutdown = lambda **_: None, lambda: time.sleep(1000)\n"
+        "with it.connected(None, 1): pass"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: Ray does not end; what is finished is on disk\n")
+
+
 def test_a_failing_trial_does_not_end_the_search(search, workplace):
     (workplace / "space.yaml").write_text("n_heads: {choice: [1, 3]}\n")  # 3 does not divide 8
     ends_well(search("--algorithm=grid"))

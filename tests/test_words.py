@@ -228,6 +228,7 @@ class TestValues:
             ("--worker=-1", "worker -1 must be a whole number from 0 to 1024"),
             ("--val_interval=5", "val_interval 5 must be null or a mapping"),
             ("--alias_of_item_id=x", "alias_of_item_id 'x' must be null or a list"),
+            ("--normalize_all=5", "normalize_all 5 must be True or False"),
             ("--normalize_field=[1]", "normalize_field [1] must be null or a list"),
             ("--unused_col=[x]", "unused_col ['x'] must be null or a mapping from a file's suffix"),
             ("--config_files='a b", 'config_files "\'a b": No closing quotation'),

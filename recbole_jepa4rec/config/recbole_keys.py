@@ -51,6 +51,7 @@ THEIRS: dict[str, Any] = {
 
 OF_DATA: dict[str, Any] = {
     "gpu_id": str | int,
+    "normalize_all": Switch,
     **dict.fromkeys(("unload_col", "unused_col"), LoadCol),
     **dict.fromkeys(("val_interval", "seq_len", "discretization"), dict[str, Any] | None),
     **dict.fromkeys(("normalize_field", "numerical_features"), list[str] | None),
