@@ -175,7 +175,7 @@ def is_launched() -> bool:
 
 @contextmanager
 def joined(on_gpu: bool, given: Mapping[str, Any]) -> Iterator[None]:
-    """Be one of the run's processes meanwhile: over nccl on GPUs, else over gloo; or be alone.
+    """Be one of the run's processes meanwhile, over gloo and between GPUs over nccl; or be alone.
 
     Threads are divided among a machine's processes, unless OMP_NUM_THREADS says how many each has.
     An error is claimed by the first process that has one; the others, which lose it, leave by
@@ -201,7 +201,7 @@ def joined(on_gpu: bool, given: Mapping[str, Any]) -> Iterator[None]:
     has_launcher = "TORCHELASTIC_RUN_ID" in os.environ
     if has_launcher:
         threading.Thread(target=_end_with_launcher, daemon=True).start()
-    _meet("nccl" if on_gpu else "gloo")
+    _meet(on_gpu)
     try:
         yield
         processes.barrier()  # the store may stand in the first process, which others still read
@@ -211,13 +211,13 @@ def joined(on_gpu: bool, given: Mapping[str, Any]) -> Iterator[None]:
         named = has_launcher and isinstance(error, LostProcessError)  # by the launcher
         first = not named and processes.claim(f"process {processes.rank()}: {_line(error)}")
         if not on_gpu:  # nccl's end may wait for the others
-            dist.destroy_process_group()
+            processes.part()
         if first or isinstance(error, SystemExit):
             raise
         if has_launcher and isinstance(error, Exception):
             _wait_to_be_ended()
         raise SystemExit(ECHO) from error
-    dist.destroy_process_group()
+    processes.part()
 
 
 def _refuse_environment(on_gpu: bool, given: Mapping[str, Any]) -> None:
@@ -237,12 +237,14 @@ def _refuse_environment(on_gpu: bool, given: Mapping[str, Any]) -> None:
         )
 
 
-def _meet(backend: str) -> None:
-    """Make the process group, through the store that the environment names."""
+def _meet(on_gpu: bool) -> None:
+    """Make the process groups, through the store that the environment names."""
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
         store.set_timeout(PATIENCE)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        if on_gpu:
+            processes.meet_on_gpus()
     except RuntimeError as error:
         place = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

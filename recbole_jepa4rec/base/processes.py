@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -20,12 +21,33 @@ from torch import Tensor, nn
 BUCKET_BYTES = 25 * 2**20
 """Of gradients summed at once: large enough for the network, small beside the weights."""
 
+GPU_PATIENCE = timedelta(seconds=50)
+"""How long an exchange between GPUs may wait for one of them, which may have gone.
+
+All have met on their CPUs shortly before.
+"""
+
 HALVES = (torch.float16, torch.bfloat16)
 _CAUSE = "failed"  # where the store holds what the first process to fail says of it
 
 
 class LostProcessError(RuntimeError):
     """Another process of the run has ended before its time."""
+
+
+_GPUS: dict[str, Any] = {}
+"""By the type of a device the group that exchanges its tensors; the run's own does the others'."""
+
+
+def meet_on_gpus() -> None:
+    """Let nccl exchange the GPUs' tensors, beside what the CPUs tell each other over gloo."""
+    _GPUS["cuda"] = dist.new_group(backend="nccl", timeout=GPU_PATIENCE)
+
+
+def part() -> None:
+    """The run's processes exchange nothing from now on."""
+    _GPUS.clear()
+    dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -121,6 +143,15 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def broadcast_rows(rows: Tensor, source: int) -> Tensor:
+    """What the process of that number has of these rows, of the same shape everywhere."""
+    rows = rows.contiguous()
+    if rows.numel():
+        with _naming_lost_processes():
+            dist.broadcast(rows, source, group=_group(rows))
+    return rows
+
+
 def broadcast(text: str) -> str:
     """What the first process says, for all."""
     if world_size() == 1:
@@ -213,32 +244,30 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def _device() -> torch.device:
-    """Where the backend wants tensors."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def _group(tensor: Tensor) -> Any:
+    """Who exchanges it; ``None`` is the run's own group."""
+    return _GPUS.get(tensor.device.type)
 
 
 def _exchange(tensor: Tensor) -> Tensor:
     """Tensors of one shape, ``[...]``, of all processes: ``[P, ...]``, bit for bit."""
     if not tensor.numel():
         return tensor.new_empty(world_size(), *tensor.shape)
-    own_bytes = tensor.to(_device()).contiguous().view(-1).view(torch.uint8)
+    own_bytes = tensor.contiguous().view(-1).view(torch.uint8)
     table = own_bytes.new_empty(world_size(), len(own_bytes))
     with _naming_lost_processes():
-        dist.all_gather(list(table), own_bytes)
-    return table.view(tensor.dtype).view(world_size(), *tensor.shape).to(tensor.device)
+        dist.all_gather(list(table), own_bytes, group=_group(tensor))
+    return table.view(tensor.dtype).view(world_size(), *tensor.shape)
 
 
 def _summed(tensor: Tensor) -> Tensor:
     """A new tensor: the sum over the processes, of 16-bit numbers in float32."""
     dtype = torch.float32 if tensor.dtype in HALVES else tensor.dtype
-    total = torch.empty(tensor.shape, dtype=dtype, device=_device()).copy_(tensor)
+    total = torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
     if total.numel():
         with _naming_lost_processes():
-            dist.all_reduce(total)
-    return total.to(tensor.device, tensor.dtype)
+            dist.all_reduce(total, group=_group(tensor))
+    return total.to(tensor.dtype)
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
