@@ -95,10 +95,6 @@ class Examples:
         for index in torch.arange(len(self)).split(size):
             yield self.rows(index)
 
-    def to(self, device: str) -> Examples:
-        """The same examples on ``device``."""
-        return Examples(self.histories.to(device), self.keys.to(device))
-
 
 @dataclass(frozen=True, eq=False)
 class Corpus:

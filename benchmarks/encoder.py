@@ -108,7 +108,6 @@ def main() -> None:
     for count in options.histories:
         examples = corpus.examples.sample(count)
         batch = examples.read(corpus.sentences)
-        batch = batch.to(device)
         candidates = build_candidates(modules, batch, device)
         runs = {name: candidate.run for name, candidate in candidates.items()}
         seconds = interleaved(runs | matmuls(device), options.repeats, device)

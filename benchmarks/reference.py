@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LongformerConfig, LongformerForMaskedLM
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.model.encoder import TOKEN_TYPES, SentenceEncoder
 from recbole_jepa4rec.model.pretrained import published_names
 from recbole_jepa4rec.text.token_batch import TokenBatch
@@ -87,7 +88,8 @@ class PaddedEncoder(nn.Module):
 
     def padded(self, batch: TokenBatch) -> PaddedBatch:
         """Pad to the longest sequence; for Longformer to a multiple of its window."""
-        return PaddedBatch.of(batch, self.config.attention_window or 1)
+        padded = PaddedBatch.of(batch, self.config.attention_window or 1)
+        return sent(padded, self.item_positions.weight.device)
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         """Hidden states of all slots, ``[B, L, D]``."""

@@ -99,7 +99,7 @@ def token_runs(corpus: Corpus, lengths: Sequence[int], device: str) -> Runs:
     of_each = torch.full((SEQUENCES,), MAX_ITEMS)
     runs: Runs = {}
     for length in lengths:
-        batch = corpus.sentences.histories(items, of_each, length).to(device)
+        batch = corpus.sentences.histories(items, of_each, length)
         if int(batch.lengths.min()) < length:
             raise SystemExit(f"{MAX_ITEMS} items have fewer than {length} tokens")
         runs[f"{length} tokens"] = partial(both_passes, encoder, batch)
@@ -118,7 +118,7 @@ def catalogue_runs(
     """The item table and a finetuning step at each number of items."""
     items = random_items(min(sizes) + 1, STEP_HISTORIES * STEP_ITEMS)
     lengths, users = torch.full((STEP_HISTORIES,), STEP_ITEMS), torch.arange(STEP_HISTORIES)
-    histories = PackedHistories(items, lengths, users, items[:STEP_HISTORIES]).to(device)
+    histories = PackedHistories(items, lengths, users, items[:STEP_HISTORIES])
     tables: Runs = {}
     steps: Runs = {}
     for size in sizes:
@@ -138,7 +138,7 @@ def make_table(model: JointEmbeddingModel) -> None:
 def finetuning_step(model: JointEmbeddingModel, histories: PackedHistories) -> None:
     """L_FT against the table as it is, and its gradient."""
     model.zero_grad()
-    model.finetune_loss(histories, derive(SEED, 0).to(histories.items.device)).backward()
+    model.finetune_loss(histories, derive(SEED, 0)).backward()
 
 
 def user_runs(corpus: Corpus, counts: Sequence[int], folder: Path, device: str) -> Runs:

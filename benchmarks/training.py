@@ -51,6 +51,7 @@ from measure import (
 from reference import PaddedBatch, PaddedEncoder, longformer, spread
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.jepa import Predictor
@@ -108,7 +109,7 @@ class RecFormerProcedure(nn.Module):
         next_items = packed.targets
         histories = Examples(packed, keys).read(self.sentences)
         following = self._single(next_items)
-        positive = torch.arange(len(next_items), device=next_items.device)
+        positive = torch.arange(len(next_items), device=self.device)
         contrastive = contrastive_loss(
             self._read(histories)[0][:, 0],
             self._read(following)[0][:, 0],
@@ -125,11 +126,17 @@ class RecFormerProcedure(nn.Module):
             histories, selected, derive(keys, Draw.MASKED_ITEM), OBJECTIVE.unmasked_target
         )
         masked_items = packed.items[packed.lengths.cumsum(0) - place]
+        place, was_masked = sent((place, was_masked), self.device)
         positions = self.encoder.item_positions(place)
         mapping = self._mapping_loss(
             self.predictor.predict_history(sequences, positions, was_masked), masked_items
         ) + self._mapping_loss(self.predictor.predict_next(sequences, hidden_next), next_items)
         return {"sequence_item": contrastive, "mlm": history_mlm + next_mlm, "mapping": mapping}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.encoder.item_positions.weight.device
 
     def weights_moved(self) -> None:
         """Move the target encoder."""
@@ -152,7 +159,7 @@ class RecFormerProcedure(nn.Module):
             clean, rate, keys, self.sentences.special.mask, self.ordinary_ids
         )
         hidden, padded = self._read(masked)
-        labels = clean.input_ids.masked_fill(~selected, IGNORED)
+        labels = sent(clean.input_ids.masked_fill(~selected, IGNORED), self.device)
         labels = spread(labels, padded.real, IGNORED).flatten()
         states = hidden.flatten(0, 1)
         if not self.head_everywhere:
@@ -239,8 +246,8 @@ def build_procedures(
     histories = examples.read(corpus.sentences)
     sizes = fill_batches(histories.lengths, tokens_per_step, MAX_SEQUENCES)
     index = torch.arange(len(examples)).split(sizes)
-    ours = [examples.rows(rows).to(device) for rows in index]
-    padded = [batch.to(device) for batch in examples.batches(RECFORMER_BATCH)]
+    ours = [examples.rows(rows) for rows in index]
+    padded = [*examples.batches(RECFORMER_BATCH)]
     model = joint_model(corpus.sentences, minilm_encoder(WINDOW)).to(device)
     procedures = {OURS: Procedure.of(model, ours, len(examples))}
     for name, everywhere in ((RECFORMER, True), (RECFORMER_MASKED, False)):

@@ -1,10 +1,13 @@
-"""A language model is not even looked for where it could not be finetuned."""
+"""A language model: when it is looked for, and what its layers hold in a step."""
 
 import sys
 
 import pytest
+import torch
 
-from recbole_jepa4rec.model.language_model import load_language_model
+from recbole_jepa4rec.model.language_model import Verbaliser, add_lora, load_language_model
+from tests.tiny_encoder import TEXTS
+from tests.tiny_llama import save_tiny_llama
 
 
 def test_without_peft_nothing_is_loaded(monkeypatch):
@@ -16,3 +19,22 @@ def test_without_peft_nothing_is_loaded(monkeypatch):
     with pytest.raises(ValueError, match=r'pip install "recbole_jepa4rec\[llm\]"') as caught:
         load_language_model("no/such", "fp32")
     assert "\n" not in str(caught.value)
+
+
+def test_layers_that_are_computed_again_give_the_same_gradients(tmp_path):
+    pytest.importorskip("peft", reason="the extra llm is not installed")
+    model, tokenizer = load_language_model(save_tiny_llama(tmp_path, TEXTS), "fp32")
+    torch.manual_seed(1)
+    verbaliser = Verbaliser(add_lora(model, 4, 8, 0.0, ["q_proj"]), [5, 6, 7]).train()
+    prompts, gradients = tokenizer(TEXTS)["input_ids"], []
+    for holds_little in (False, True):
+        if holds_little:
+            verbaliser.hold_little()
+            assert verbaliser.language_model.is_gradient_checkpointing
+        verbaliser.zero_grad()
+        verbaliser(prompts).square().sum().backward()
+        trained = [weight.grad for weight in verbaliser.parameters() if weight.requires_grad]
+        assert any(gradient.any() for gradient in trained)
+        gradients.append(trained)
+    for held, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, held)

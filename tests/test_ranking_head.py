@@ -141,8 +141,8 @@ def test_softmax_with_entries_equals_one_of_dense_logits(monkeypatch):
     query, column = torch.tensor([0, 3, 2, 1, 0, 2]), torch.tensor([0, 3, 3, 4, 7, 7])
     other = torch.randn(2, requires_grad=True)
     added = [
-        Entries(query, column, value),
-        Entries(torch.tensor([0, 0]), torch.tensor([0, 7]), other),
+        Entries(query, column, value, np.searchsorted(column, np.arange(9))),
+        Entries(torch.tensor([0, 0]), torch.tensor([0, 7]), other, np.array([0, *[1] * 7, 2])),
     ]
     loss = contrastive_loss(sequences, items, positive, 0.5, weights, added)
     found = torch.autograd.grad(loss, (sequences, items, value, other))

@@ -20,8 +20,8 @@ from recbole_jepa4rec.model.loss import contrastive_loss
 from recbole_jepa4rec.model.unisrec import (
     MixtureOfExperts,
     ParametricWhitening,
+    kept_first,
     kept_items,
-    move_together,
     sequence_sequence_loss,
 )
 from recbole_jepa4rec.runner.quick_start import run
@@ -305,11 +305,10 @@ def test_item_drop_keeps_the_order_and_one_item():
     assert not kept[1, 4:].any()
     assert kept_items(inside, 1.0, keys).sum(dim=1).tolist() == [1, 1, 1]
     assert torch.equal(kept[1:2], kept_items(inside[1:2], 0.2, keys[1:2]))
-    items = torch.arange(400.0)[None, :, None].expand(3, 400, 1)
-    moved = move_together(items, kept)
+    order = kept_first(kept)
     for row in range(3):
-        left = [float(i) for i in range(400) if kept[row, i]]
-        assert moved[row, : len(left), 0].tolist() == left
+        left = [i for i in range(400) if kept[row, i]]
+        assert order[row, : len(left)].tolist() == left
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])

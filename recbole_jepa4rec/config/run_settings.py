@@ -107,8 +107,11 @@ class RunSettings(RecBoleSettings):
     train_fraction: ShareAboveZero = 1.0
     """Share of the users whose training parts are trained on, drawn by seed, the smaller within the
     larger; validation and test stay."""
-    score_memory_mib: Positive = 256
-    """MiB that the scores of one evaluation batch may take."""
+    score_memory_mib: Positive | None = None
+    """MiB that the scores of one evaluation batch may take; None: 256, of a GPU a sixteenth."""
+
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of products of float32 on a GPU: highest; high and medium: of TF32, for speed."""
 
     max_train_seconds: Positive | None = None
     """Stop after the step under way; the best weights are tested."""

@@ -160,6 +160,8 @@ class Histories:
 class PackedHistories:
     """Histories of a batch end to end, without padding, and the item that came after each.
 
+    They stay on the CPU; a model sends to its device what it makes of them.
+
     Attributes:
         items: internal item ids, oldest first in each history, ``[M]``.
         lengths: items of each history, maybe none, ``[B]``.
@@ -184,7 +186,7 @@ class PackedHistories:
         cls, item_seq: Tensor, lengths: Tensor, users: Tensor, targets: Tensor
     ) -> PackedHistories:
         """Pack RecBole's windows, ``[B, L]``, which stand oldest first with padding behind."""
-        inside = torch.arange(item_seq.shape[1], device=item_seq.device) < lengths[:, None]
+        inside = torch.arange(item_seq.shape[1]) < lengths[:, None]
         return cls(item_seq[inside], lengths, users, targets)
 
     @classmethod
@@ -201,18 +203,6 @@ class PackedHistories:
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    def to(self, device: torch.device | str) -> PackedHistories:
-        """The same on another device."""
-        return replace(
-            self,
-            items=self.items.to(device),
-            lengths=self.lengths.to(device),
-            users=self.users.to(device),
-            targets=self.targets.to(device),
-            older=None if self.older is None else self.older.to(device),
-            older_lengths=None if self.older_lengths is None else self.older_lengths.to(device),
-        )
 
     def followed_by(self, items: Tensor, most: int) -> PackedHistories:
         """The same with one item more behind each history, none where it is 0, ``[B]``.
@@ -240,30 +230,30 @@ class PackedHistories:
     def newest_first(self) -> Tensor:
         """Items newest first in each history, ``[M]``."""
         ends = self.lengths.cumsum(0)
-        row = torch.arange(len(self), device=ends.device).repeat_interleave(self.lengths)
+        row = torch.arange(len(self)).repeat_interleave(self.lengths)
         first = (ends - self.lengths)[row]
-        place = torch.arange(len(row), device=ends.device)
+        place = torch.arange(len(row))
         return self.items[first + ends[row] - 1 - place]
 
     def padded(self) -> Tensor:
         """Windows as wide as the longest history, oldest item first, ``[B, L]``, ``L >= 1``."""
         width = max(1, int(self.lengths.max()) if len(self) else 0)
         windows = self.items.new_zeros(len(self), width)
-        inside = torch.arange(width, device=windows.device) < self.lengths[:, None]
+        inside = torch.arange(width) < self.lengths[:, None]
         return windows.masked_scatter_(inside, self.items)
 
 
 def _to_end(lengths: Tensor) -> Tensor:
     """How far each place of runs of these lengths, end to end, is from its run's end: 1 at last."""
     ends = lengths.cumsum(0).repeat_interleave(lengths)
-    return ends - torch.arange(len(ends), device=ends.device)
+    return ends - torch.arange(len(ends))
 
 
 def _side_by_side(
     first: Tensor, first_lengths: Tensor, second: Tensor, second_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Runs end to end, each of the second behind that of the first, and their lengths, ``[B]``."""
-    rows = torch.arange(len(first_lengths), device=first.device)
+    rows = torch.arange(len(first_lengths))
     of_first, of_second = (rows.repeat_interleave(n) for n in (first_lengths, second_lengths))
     order = torch.argsort(torch.cat([of_first, of_second]), stable=True)
     return torch.cat([first, second])[order], first_lengths + second_lengths
@@ -327,12 +317,10 @@ class HistoryRows(Interaction):
         rows.interaction.names = list(self.interaction.names)
         return rows
 
-    def in_batches(
-        self, size: int, device: torch.device | str, whole: bool = False
-    ) -> Iterator[PackedHistories]:
+    def in_batches(self, size: int, whole: bool = False) -> Iterator[PackedHistories]:
         """The histories before the targets, so many rows at a time; see ``Histories.packed``."""
         for targets in self.target.split(size):
-            yield self.histories.packed(targets, self._max_length, whole).to(device)
+            yield self.histories.packed(targets, self._max_length, whole)
 
     def by_part(self) -> list[HistoryRows]:
         """Rows of each part of a given split; see ``split_files``.

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.data.histories import HistoryRows
-from recbole_jepa4rec.evaluation.metrics import target_ranks
-from recbole_jepa4rec.evaluation.ranking import drop_history
+from recbole_jepa4rec.evaluation.metrics import numbers_alone, ranks_where_scored
+from recbole_jepa4rec.evaluation.ranking import history_places
 from recbole_jepa4rec.model.base import Model
 
 SCORES_AT_ONCE = 2**22
@@ -54,14 +55,17 @@ def choose_on_validation(
         if number % processes.world_size() != processes.rank():
             continue
         histories = rows.histories.packed(rows.target[row], max_items, model.reads_whole_history)
-        histories = histories.to(model.device)
         batch = slice(int(row[0]), int(row[-1]) + 1)
-        for choice, scores in enumerate(model.scores_of_choices(histories)):
+        had = history_places(rows, batch) if filter_history else ()
+        target, had = sent((histories.targets, had), model.device)
+        of_choices = []
+        for scores in model.scores_of_choices(histories):
             scores[:, 0] = -torch.inf
             if filter_history:
-                drop_history(scores, histories.targets, rows, batch)
-            ranks[choice, row] = target_ranks(scores, histories.targets)
-    ranks = processes.all_reduce(ranks)
+                scores[had] = -torch.inf
+            of_choices.append(ranks_where_scored(scores, target))
+        ranks[:, row] = torch.stack(of_choices).cpu()
+    ranks = numbers_alone(processes.all_reduce(ranks).flatten()).view_as(ranks)
     values = [value_of(of_choice) for of_choice in ranks]
     best = max(range(len(values)), key=values.__getitem__)
     model.choose(best)
@@ -75,5 +79,5 @@ def of_some_users(rows: HistoryRows, most: int) -> HistoryRows:
 
 def sample_of(users: Tensor, most: int) -> Tensor:
     """Which of the users are ranked, ascending, at most so many; always the same ones."""
-    order = uniform(derive(0, users, Draw.CHOICE)).argsort()
+    order = uniform(derive(0, users, Draw.CHOICE)).argsort(stable=True)
     return order[:most].sort().values

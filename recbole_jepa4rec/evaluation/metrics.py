@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.device import numbers_at_once
 from recbole_jepa4rec.config.protocol import NOBODY_TESTED
 from recbole_jepa4rec.data.histories import Histories
 
@@ -42,11 +43,19 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
         NotNumbersError: if a score is not a number.
         ValueError: if a target is not an item.
     """
+    if len(target) and not 0 < int(target.min()) <= int(target.max()) < scores.shape[1]:
+        raise ValueError(f"targets must lie in 1 .. {scores.shape[1] - 1}")
+    return numbers_alone(ranks_where_scored(scores, target).cpu())
+
+
+def ranks_where_scored(scores: Tensor, target: Tensor) -> Tensor:
+    """As ``target_ranks``, but that nobody waits for them: ``[B]`` where the scores are.
+
+    Rows whose scores hold NaN have NaN for a rank; targets are taken for items.
+    """
     items, position = scores.detach()[:, 1:], target[:, None] - 1
-    if bool(((position < 0) | (position >= items.shape[1])).any()):
-        raise ValueError(f"targets must lie in 1 .. {items.shape[1]}")
     target_score = items.gather(1, position)
-    width = max(1, SCORES_AT_ONCE // max(1, len(items)))
+    width = max(1, numbers_at_once(scores.device, SCORES_AT_ONCE) // max(1, len(items)))
     # Floats, since a sum of bools copies them to int64 first.
     outcome = scores.new_empty(len(items), min(width, items.shape[1]), dtype=torch.float32)
     not_a_number = torch.zeros_like(target, dtype=torch.bool)
@@ -56,9 +65,18 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
         not_a_number |= chunk.amax(dim=1).isnan()
         beaten_by += torch.gt(chunk, target_score, out=out).sum(dim=1)
         beaten_by += torch.ge(chunk, target_score, out=out).sum(dim=1)
-    if rows := int(not_a_number.sum()):
-        raise NotNumbersError(f"scores hold NaN in {rows} of {len(items)} rows")
-    return (beaten_by.cpu() + 1) / 2
+    return ((beaten_by + 1) / 2).masked_fill(not_a_number, torch.nan)
+
+
+def numbers_alone(ranks: Tensor) -> Tensor:
+    """The ranks, if all are numbers.
+
+    Raises:
+        NotNumbersError: if scores had none.
+    """
+    if rows := int(ranks.isnan().sum()):
+        raise NotNumbersError(f"scores hold NaN in {rows} of {len(ranks)} rows")
+    return ranks
 
 
 def metric_values(

@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.data.histories import HistoryRows
-from recbole_jepa4rec.evaluation.metrics import target_ranks
+from recbole_jepa4rec.evaluation.metrics import numbers_alone, ranks_where_scored
 
 Batch = TypeVar("Batch", bound=Sized)
 
@@ -57,39 +58,51 @@ def rank_targets(
     Raises:
         NotNumbersError: if scores hold NaN.
     """
-    ranks = torch.zeros(len(rows), dtype=torch.float64)
-    best = torch.zeros(len(rows), depth, dtype=torch.int64)
     quiet = not (show_progress and sys.stderr.isatty() and processes.is_main())
-    end = 0
+    own, ranks, best, end = [], list[Tensor](), list[Tensor](), 0
     for number, batch in enumerate(tqdm(batches, desc="Evaluate", ncols=100, disable=quiet)):
         before_batch()
         these = slice(end, end := end + len(batch))
         if number % processes.world_size() != processes.rank():
             continue
         table = scores(batch).view(len(batch), -1)
-        target = rows.histories.items[rows.target[these]].to(table.device)
+        had = history_places(rows, these) if filter_history else ()
+        target, had = sent((rows.histories.items[rows.target[these]], had), table.device)
         if filter_history:
-            drop_history(table, target, rows, these)
-        ranks[these] = target_ranks(table, target)
+            table[had] = -torch.inf
+        own.append(torch.arange(these.start, these.stop))
+        ranks.append(ranks_where_scored(table, target))
         if depth:
-            best[these] = 1 + table[:, 1:].topk(depth, dim=1).indices.cpu()
-    return Ranking(processes.all_reduce(ranks), processes.all_reduce(best))
+            best.append(1 + table[:, 1:].topk(depth, dim=1).indices)
+    whole = Ranking(
+        _whole(ranks, own, torch.zeros(len(rows), dtype=torch.float64)),
+        _whole(best, own, torch.zeros(len(rows), depth, dtype=torch.int64)),
+    )
+    numbers_alone(whole.ranks)
+    return whole
 
 
-def drop_history(scores: Tensor, target: Tensor, rows: HistoryRows, batch: slice) -> None:
-    """Take the items of each row's uncut history out of the ranking, but for the target itself.
+def _whole(parts: list[Tensor], own: list[Tensor], table: Tensor) -> Tensor:
+    """A table of all rows, of the rows that each process has; read once, when all is ranked."""
+    if parts:
+        table[torch.cat(own)] = torch.cat(parts).cpu()
+    return processes.all_reduce(table)
+
+
+def history_places(rows: HistoryRows, batch: slice) -> tuple[Tensor, Tensor]:
+    """Where scores stand of each row's uncut history, but for the target itself, on the CPU.
 
     Args:
-        scores: of every item, ``[B, N]``; changed in place.
-        target: internal item id, ``[B]``.
         rows: of the evaluated data.
         batch: which rows these are.
+
+    Returns:
+        Row within the batch and item, ``[K]`` each.
     """
     position = rows.target[batch]
     length = position - rows.histories.offsets[rows.histories.users[position]]
     row = torch.repeat_interleave(torch.arange(len(position)), length)
     before = (torch.arange(len(row)) - (length.cumsum(0) - length)[row]) + (position - length)[row]
-    target_score = scores.gather(1, target[:, None])
     items = rows.histories.items[before]
-    scores[row.to(scores.device), items.to(scores.device)] = -torch.inf
-    scores.scatter_(1, target[:, None], target_score)
+    others = items != rows.histories.items[position][row]
+    return row[others], items[others]

@@ -42,12 +42,12 @@ def words_revealed(
     item_of_user = torch.zeros(len(rows.histories.lengths), dtype=torch.int64)
 
     def scores(histories: PackedHistories) -> Tensor:
-        shown_items = item_of_user.to(histories.users.device)[histories.users]
-        return model.scores(histories.followed_by(shown_items, model.max_seq_length))[:, :known]
+        behind = histories.followed_by(item_of_user[histories.users], model.max_seq_length)
+        return model.scores(behind)[:, :known]
 
     try:
         if shown.any():
-            item_of_user[users[shown]] = model.add_items(text[shown.numpy()]).cpu()
+            item_of_user[users[shown]] = model.add_items(text[shown.numpy()])
         yield scores
     finally:
         model.drop_items(known)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_jepa4rec.model.attention_layout import AttentionLayout, SlotGroup
+from recbole_jepa4rec.model.attention_layout import AttentionLayout, FewQueries, SlotGroup
 
 
 class SelfAttention(nn.Module):
@@ -57,21 +57,20 @@ class SelfAttention(nn.Module):
         places = layout.place_of_token if tokens is None else layout.place_of_token[tokens]
         return self.output(torch.cat(attended).index_select(0, places))
 
-    def at_cls(self, hidden: Tensor, layout: AttentionLayout, cls_index: Tensor) -> Tensor:
+    def at_cls(self, hidden: Tensor, layout: AttentionLayout, queries: FewQueries) -> Tensor:
         """What ``forward`` gives at [CLS] tokens, without projecting any other token.
 
         Args:
             hidden: packed tokens, ``[T, D]``.
             layout: the batch's layout, for the same window.
-            cls_index: some of the [CLS], ``[Q]``.
+            queries: some of the [CLS], ``Q`` of them.
 
         Returns:
             ``[Q, D]``.
         """
         padded = hidden.index_select(0, layout.token_of_slot)
-        tables, place = layout.queries_at(cls_index)
-        attended = self._of_few(padded, layout, tables, self.global_qkv or self.qkv)
-        return self.output(torch.cat(attended).index_select(0, place))
+        attended = self._of_few(padded, layout, queries.tables, self.global_qkv or self.qkv)
+        return self.output(torch.cat(attended).index_select(0, queries.place))
 
     def _local(self, qkv: Tensor, group: SlotGroup) -> Tensor:
         """Attention of every slot to its row's keys, ``[R * C, 3 D]`` -> ``[R * C, D]``."""

@@ -24,6 +24,8 @@ DENSE_WINDOWS = 3
 class AttentionLayout:
     """Where each token of a packed batch stands in its group's slots; shared by all layers.
 
+    It follows from lengths and items alone, and is made on the CPU; the encoder sends it.
+
     Attributes:
         token_of_slot: token in each slot of all groups, ``[P]``; padding repeats a first token.
         slot_of_token: slot of each token, ``[T]``.
@@ -56,45 +58,36 @@ class AttentionLayout:
                 attention only.
             min_fill: share of the longest sequence's tokens that the others of a bucket have.
 
-        Returns:
-            The layout, on the device of ``lengths``.
         """
-        device, lengths = lengths.device, lengths.cpu()
         starts = lengths.cumsum(0) - lengths
         buckets = list(_buckets(lengths, window, min_fill))
         groups, tokens = [], []
         for sequences in buckets:
             group, positions = _slots(lengths[sequences], window)
-            groups.append(group.to(device))
-            tokens.append((starts[sequences][group.sequence, None] + positions).to(device))
+            groups.append(group)
+            tokens.append(starts[sequences][group.sequence, None] + positions)
         token_of_slot = torch.cat([places.flatten() for places in tokens])
         seen = torch.cat([group.seen.flatten() for group in groups]).nonzero().flatten()
-        slot_of_token = torch.empty(int(lengths.sum()), dtype=torch.long, device=device)
+        slot_of_token = torch.empty(int(lengths.sum()), dtype=torch.long)
         slot_of_token[token_of_slot[seen]] = seen
         place_of_token = slot_of_token
         if window:
             place_of_token = slot_of_token.clone()
-            behind = len(token_of_slot) + torch.cat(buckets).argsort()
-            place_of_token[starts.to(device)] = behind.to(device)
+            place_of_token[starts] = len(token_of_slot) + torch.cat(buckets).argsort()
         if item_positions is not None:
             pairs = zip(groups, tokens, strict=True)
             groups = [replace(g, item_positions=item_positions[places]) for g, places in pairs]
         sizes = [places.numel() for places in tokens]
         return cls(token_of_slot, slot_of_token, place_of_token, sizes, groups)
 
-    def queries_at(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+    def queries_at(self, tokens: Tensor) -> FewQueries:
         """Where some tokens stand, as tables of a few queries a sequence.
 
         Args:
             tokens: some tokens of the batch, in blocks only [CLS], ``[Q]``.
-
-        Returns:
-            For each group the slots of its sequences' tokens, in the sequence's first row,
-            ``[S, n]`` with any slot where a sequence has fewer than ``n``; and the place of every
-            token when the tables stand one after the other, flattened, ``[Q]``.
         """
         slots = self.slot_of_token[tokens]
-        ends = torch.tensor(self.sizes, device=slots.device).cumsum(0)
+        ends = torch.tensor(self.sizes).cumsum(0)
         group_of_token = torch.bucketize(slots, ends, right=True)
         tables, base = [], 0
         place = torch.empty_like(slots)
@@ -107,13 +100,27 @@ class AttentionLayout:
             counts = torch.bincount(sequence, minlength=len(group.first_row))
             table = slots.new_zeros(len(counts), int(counts.max()))
             nth = torch.empty_like(order)
-            nth[order] = torch.arange(len(order), device=order.device)
+            nth[order] = torch.arange(len(order))
             nth -= (counts.cumsum(0) - counts)[sequence]
             table[sequence, nth] = slot - row * group.seen.shape[1]
             place[mine] = base + sequence * table.shape[1] + nth
             tables.append(table)
             base += table.numel()
-        return tables, place
+        return FewQueries(tables, place)
+
+
+@dataclass(frozen=True)
+class FewQueries:
+    """Tokens that alone attend in a layer, a few of each sequence.
+
+    Attributes:
+        tables: for each group the slots of its sequences' tokens, in the sequence's first row,
+            ``[S, n]`` with any slot where a sequence has fewer than ``n``.
+        place: of every token when the tables stand one after the other, flattened, ``[Q]``.
+    """
+
+    tables: list[Tensor]
+    place: Tensor
 
 
 @dataclass(frozen=True)
@@ -183,12 +190,6 @@ class SlotGroup:
             return rows
         total = rows.new_zeros(len(self.first_row), *rows.shape[1:])
         return total.index_add(0, self.sequence, rows)
-
-    def to(self, device: torch.device) -> SlotGroup:
-        """The same group on ``device``."""
-        mask = None if self.local_mask is None else self.local_mask.to(device)
-        tensors = (self.seen.to(device), self.sequence.to(device), self.first_row.to(device))
-        return SlotGroup(mask, *tensors, self.halo)
 
 
 def _buckets(lengths: Tensor, window: int | None, min_fill: float) -> Iterator[Tensor]:

@@ -36,6 +36,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.data.histories import PackedHistories
 
 PRETRAIN, FINETUNE, FINETUNE_FROZEN_ITEMS = "pretrain", "finetune", "finetune_frozen_items"
@@ -158,6 +159,7 @@ class Model(Offer, SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    n_items: int
     needs_retriever: ClassVar[bool] = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -193,8 +195,8 @@ class Model(Offer, SequentialRecommender):
 
     def packed(self, interaction: Any) -> PackedHistories:
         """The histories of RecBole's rows; a row without target or user has 0 there."""
-        item_seq, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        known = interaction.interaction
+        known = {name: column.cpu() for name, column in interaction.interaction.items()}
+        item_seq, lengths = known[self.ITEM_SEQ], known[self.ITEM_SEQ_LEN]
         users, targets = (
             known.get(name, torch.zeros_like(lengths)) for name in (self.USER_ID, self.POS_ITEM_ID)
         )
@@ -290,6 +292,7 @@ class RecBoleModel(Offer):
             model.ITEM_SEQ_LEN: histories.lengths,
             model.USER_ID: histories.users,
         }
+        columns = sent(columns, model.device)
         return model.full_sort_predict(Interaction(columns)).reshape(len(histories), -1)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import Model
 
@@ -46,7 +47,7 @@ class Popularity(CountingModel):
         return self.counts.repeat(len(histories), 1)
 
 
-class Markov(CountingModel):
+class Markov(CountingModel, PartlyOnCPU):
     """Scores an item by how often it directly followed the history's last item.
 
     A first-order Markov chain. Items that never followed it score 0 and tie.
@@ -56,6 +57,7 @@ class Markov(CountingModel):
         dataset: a ``SequentialTextDataset``.
     """
 
+    on_cpu = ("pairs",)
     pairs: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -75,7 +77,9 @@ class Markov(CountingModel):
         found = torch.searchsorted(self.pairs, (last + 1) * self.n_items) - begin
         row = torch.repeat_interleave(found)
         shift = begin - (found.cumsum(0) - found)
-        entry = torch.arange(len(row), device=row.device) + shift[row]
+        entry = torch.arange(len(row)) + shift[row]
+        places = row, self.pairs[entry] % self.n_items, entry
+        row, following, entry = sent(places, self.counts.device)
         scores = self.counts.new_zeros(len(last), self.n_items)
-        scores[row, self.pairs[entry] % self.n_items] = self.counts[entry]
+        scores[row, following] = self.counts[entry]
         return scores

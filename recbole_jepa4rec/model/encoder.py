@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.config.model_settings import EncoderSettings, TrainingTargets, Window
 from recbole_jepa4rec.config.settings import Count, Positive, ShareBelowOne
 from recbole_jepa4rec.model.attention import SelfAttention
@@ -16,6 +18,7 @@ from recbole_jepa4rec.model.attention_layout import (
     MIN_FILL,
     MIN_FILL_FOR_CLS,
     AttentionLayout,
+    FewQueries,
 )
 from recbole_jepa4rec.model.items_alone import FrozenOutputs, distinct_items, with_mean_at_cls
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch
@@ -75,6 +78,27 @@ class EncoderConfig(EncoderSettings):
         return self
 
 
+@dataclass(frozen=True)
+class Passage:
+    """What an encoder reads in one pass: a packed batch, and how it is laid out for attention.
+
+    Attributes:
+        batch: packed sequences.
+        layout: of them; ``None`` where no layer mixes them.
+        tokens: the tokens wanted, ``[M]``; ``None``: all.
+        queries: where these alone attend in the last layer, ``M`` of them.
+        items: the batch's distinct items, where these are read by themselves.
+        place: of each token among theirs, ``[T]``.
+    """
+
+    batch: TokenBatch
+    layout: AttentionLayout | None
+    tokens: Tensor | None = None
+    queries: FewQueries | None = None
+    items: TokenBatch | None = None
+    place: Tensor | None = None
+
+
 class SentenceEncoder(nn.Module):
     """Contextual vectors of the tokens of item sentences; the one at [CLS] stands for them all.
 
@@ -82,6 +106,8 @@ class SentenceEncoder(nn.Module):
     added, and with ``pooling: mean`` the mean of an item's tokens takes the place of its [CLS]. The
     lowest ``frozen_layers`` of these have no gradient and no dropout. Masked items pass through
     them like any other, but are not kept.
+
+    Batches lie on the CPU, wherever the weights do: there they are laid out, and then sent.
 
     Args:
         config: the encoder's shape.
@@ -180,54 +206,83 @@ class SentenceEncoder(nn.Module):
                 f"sequences for training_targets={batch.training_targets!r} in an encoder with "
                 f"training_targets={self.config.training_targets!r}"
             )
-        local = self.config.item_local_layers
-        hidden = self._read_items(batch) if local and batch.sequences else self.embedding(batch)
+        first = self.config.item_local_layers
+        passage, items = self._laid_out(batch, tokens, only_cls), None
+        if first and batch.sequences:
+            items, place = distinct_items(batch)
+            passage = replace(passage, items=items, place=place)
+        passage = sent(passage, self.device)
+        hidden = self.embedding(passage.batch) if items is None else self._items(items, passage)
         if batch.sequences == 0:
             return hidden
-        layers = [*self.layers][local:]
-        if not layers:
-            return hidden if tokens is None else hidden.index_select(0, tokens)
+        if (layout := passage.layout) is None:
+            return hidden if passage.tokens is None else hidden.index_select(0, passage.tokens)
+        layers = [*self.layers][first:]
+        for layer in layers[:-1]:
+            hidden = layer(hidden, layout)
+        return layers[-1](hidden, layout, passage.tokens, passage.queries)
+
+    def _laid_out(self, batch: TokenBatch, tokens: Tensor | None, only_cls: bool) -> Passage:
+        """What the layers that mix items need to know of a batch, on the CPU.
+
+        Raises:
+            ValueError: if a position lies beyond its table.
+        """
+        _check_positions("token", batch.token_positions, self.embedding.token_positions)
+        _check_positions("item", batch.item_positions, self.embedding.item_positions)
+        layers = self.config.num_layers - self.config.item_local_layers
+        if not layers or not batch.sequences:
+            return Passage(batch, None, tokens)
         layout = AttentionLayout.of(
             batch.lengths,
             self.config.attention_window,
             batch.item_positions if batch.all_prefixes else None,
-            MIN_FILL_FOR_CLS if only_cls and len(layers) == 1 else MIN_FILL,
+            MIN_FILL_FOR_CLS if only_cls and layers == 1 else MIN_FILL,
         )
-        for layer in layers[:-1]:
-            hidden = layer(hidden, layout)
-        return layers[-1](hidden, layout, tokens, only_cls)
+        few = layout.queries_at(tokens) if only_cls and tokens is not None else None
+        return Passage(batch, layout, tokens, few)
 
-    def _read_items(self, batch: TokenBatch) -> Tensor:
+    def _items(self, items: TokenBatch, passage: Passage) -> Tensor:
         """Each item by itself through the lower layers, then in its places, ``[T, D]``."""
-        items, place = distinct_items(batch)
         frozen, local = self.config.frozen_layers, self.config.item_local_layers
         if not frozen:
-            hidden = self.embedding(items)
-        elif self.frozen_outputs is None:
-            hidden = self._frozen(items)
+            hidden = self._alone(items, None, 0, local)
         else:
-            shape = self.config.model_dump_json(include=BESIDE_WEIGHTS)
-            hidden = self.frozen_outputs.of(items, self._frozen, shape, self.frozen_weights)
-        hidden = self._alone(items, hidden, frozen, local)
+            if self.frozen_outputs is None:
+                hidden = self._frozen(items)
+            else:
+                shape = self.config.model_dump_json(include=BESIDE_WEIGHTS)
+                hidden = self.frozen_outputs.of(items, self._frozen, shape, self.frozen_weights)
+            hidden = self._alone(items, hidden, frozen, local)
+        assert passage.items is not None
+        assert passage.place is not None
         if self.config.pooling == "mean":
-            hidden = with_mean_at_cls(hidden, items)
-        hidden = hidden.index_select(0, place)
-        return hidden + self.embedding.positions_of_items(batch)
+            hidden = with_mean_at_cls(hidden, passage.items)
+        hidden = hidden.index_select(0, passage.place)
+        return hidden + self.embedding.positions_of_items(passage.batch)
 
     @torch.no_grad()
     def _frozen(self, items: TokenBatch) -> Tensor:
         """Items one a sequence through the frozen layers, ``[T, D]``, in full precision."""
-        with torch.autocast(items.offsets.device.type, enabled=False):
-            return self._alone(items, self.embedding(items), 0, self.config.frozen_layers)
+        with torch.autocast(self.device.type, enabled=False):
+            return self._alone(items, None, 0, self.config.frozen_layers)
 
-    def _alone(self, items: TokenBatch, hidden: Tensor, first: int, end: int) -> Tensor:
-        """Items one a sequence, ``[T, D]``, through some of the layers."""
-        if first == end:
+    def _alone(self, items: TokenBatch, hidden: Tensor | None, first: int, end: int) -> Tensor:
+        """Items one a sequence, ``[T, D]``, through some layers; ``None``: from tokens on."""
+        if hidden is not None and first == end:
             return hidden
         layout = AttentionLayout.of(items.lengths, None)
+        passage = sent(Passage(items, layout), self.device)
+        if hidden is None:
+            hidden = self.embedding(passage.batch)
         for layer in [*self.layers][first:end]:
-            hidden = layer(hidden, layout)
+            hidden = layer(hidden, passage.layout)
         return hidden
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embedding.tokens.weight.device
 
 
 class SentenceEmbedding(nn.Module):
@@ -249,7 +304,6 @@ class SentenceEmbedding(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Embed a packed batch, ``[T, D]``."""
-        _check_positions("token", batch.token_positions, self.token_positions)
         total = self.tokens(batch.input_ids) + self.token_positions(batch.token_positions)
         if not self.reads_items_alone:
             total = total + self.positions_of_items(batch)
@@ -259,7 +313,6 @@ class SentenceEmbedding(nn.Module):
 
     def positions_of_items(self, batch: TokenBatch) -> Tensor:
         """D_n of each token's item, ``[T, D]``."""
-        _check_positions("item", batch.item_positions, self.item_positions)
         return self.item_positions(batch.item_positions)
 
 
@@ -284,11 +337,14 @@ class EncoderLayer(nn.Module):
         hidden: Tensor,
         layout: AttentionLayout,
         tokens: Tensor | None = None,
-        only_cls: bool = False,
+        queries: FewQueries | None = None,
     ) -> Tensor:
-        """Packed tokens ``[T, D]`` to ``[T, D]``, or to ``[M, D]`` at ``tokens``."""
-        if only_cls and tokens is not None:
-            attended = self.attention.at_cls(hidden, layout, tokens)
+        """Packed tokens ``[T, D]`` to ``[T, D]``, or to ``[M, D]`` at ``tokens``.
+
+        Where ``queries`` says where these stand, no other token attends.
+        """
+        if queries is not None:
+            attended = self.attention.at_cls(hidden, layout, queries)
         else:
             attended = self.attention(hidden, layout, tokens)
         if tokens is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.allocator import give_back_freed_memory
+from recbole_jepa4rec.base.device import Mirror, sent
 from recbole_jepa4rec.base.keyed_random import derive, uniform
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.text.sentences import ItemSentences
@@ -39,6 +41,8 @@ class ItemTable:
         self.max_sequence_tokens, self.tokens_per_batch = max_sequence_tokens, tokens_per_batch
         self.vectors: Tensor | None = None
         self.is_old = True
+        self._mirror = Mirror()
+        self._directions: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def read(self, encoder: SentenceEncoder, refresh: bool = True) -> Tensor:
@@ -49,7 +53,7 @@ class ItemTable:
             refresh: whether old ones are encoded anew.
         """
         if self.vectors is None or (refresh and self.is_old):
-            self.vectors = None  # its memory is free for the new ones
+            self.vectors = self._directions = None  # their memory is free for the new ones
             if self.sentences.num_sentences * encoder.config.hidden_size > LARGE_TABLE:
                 give_back_freed_memory()
             self.vectors = self.encode(encoder, range(self.sentences.num_sentences))
@@ -58,8 +62,20 @@ class ItemTable:
 
     def hold(self, vectors: Tensor) -> None:
         """Take vectors of earlier weights, ``[S, D]``; they are old."""
-        self.vectors = vectors.to(self.sentences.offsets.device)
+        self.vectors = vectors
         self.is_old = True
+
+    def directions(self, vectors: Tensor) -> Tensor:
+        """Those vectors at length 1, made once, ``[S, D]``; of a large table each time."""
+        if vectors.numel() > LARGE_TABLE:
+            return F.normalize(vectors, dim=1)
+        if self._directions is None or self._directions[0] is not vectors:
+            self._directions = vectors, F.normalize(vectors, dim=1)
+        return self._directions[1]
+
+    def sentence_of_item(self, device: torch.device) -> Tensor:
+        """Sentence of every item, ``[N]`` on the device."""
+        return self._mirror.of("sentence_of_item", self.sentences.sentence_of_item, device)
 
     @torch.no_grad()
     def extend(self, encoder: SentenceEncoder) -> None:
@@ -86,31 +102,34 @@ class ItemTable:
         """
         was_training = encoder.training
         encoder.eval()
-        device = self.sentences.offsets.device
-        ids = torch.arange(sentences.start, sentences.stop, device=device)
+        ids = torch.arange(sentences.start, sentences.stop)
         lengths = self.sentences.sentence_lengths[ids]
-        order = torch.argsort(lengths)
+        order = torch.argsort(lengths, stable=True)
         chunk = (lengths[order] + 1).cumsum(0) // self.tokens_per_batch
         sizes = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
-        vectors = torch.empty(len(order), encoder.config.hidden_size, device=device)
-        chunks = order.split(sizes)
+        rows = sent(order, encoder.device)
+        chunks, there = order.split(sizes), rows.split(sizes)
+        vectors = torch.empty(len(order), encoder.config.hidden_size, device=encoder.device)
         numbers = torch.arange(len(chunks))
-        own = [chunks[number] for number in (processes.shard(numbers) if shared else numbers)]
-        for places in own:
+        own = processes.shard(numbers) if shared else numbers
+        for number in own.tolist():
             batch = self.sentences.single(
-                ids[places], self.max_sequence_tokens, encoder.config.training_targets
+                ids[chunks[number]], self.max_sequence_tokens, encoder.config.training_targets
             )
-            vectors[places] = encoder.cls(batch).float()
+            vectors[there[number]] = encoder.cls(batch).float()
         encoder.train(was_training)
         if shared and processes.world_size() > 1:
-            vectors[order] = processes.all_gather(vectors[torch.cat([order[:0], *own])])
+            processes.barrier()  # one may have had more to read than the exchange waits for
+            for rank, part in enumerate(numbers.tensor_split(processes.world_size())):
+                places = torch.cat([rows[:0], *(there[number] for number in part.tolist())])
+                vectors[places] = processes.broadcast_rows(vectors[places], rank)
         return vectors
 
 
 def draw_candidates(
     wanted: Tensor, among: range, size: int, key: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a batch wants and a uniform sample of the others; a collective.
+    """What a batch wants and a uniform sample of the others; a collective, on the CPU.
 
     Args:
         wanted: sentence, or item, that each [CLS] of this process must predict, ``[Q]``; one a
@@ -125,13 +144,13 @@ def draw_candidates(
         process wants, and for all where ``C = S``.
     """
     wanted = wanted - among.start
-    draw = uniform(derive(key, torch.arange(len(among), device=wanted.device)))
+    draw = uniform(derive(key, torch.arange(len(among))))
     draw[processes.all_gather(wanted)] = -1.0
     needed = int((draw < 0).sum())
     size = min(max(size, needed + 1), len(among))
     candidates = draw.topk(size, largest=False).indices
     place = torch.empty_like(draw, dtype=torch.int64)
-    place[candidates] = torch.arange(size, device=wanted.device)
+    place[candidates] = torch.arange(size)
     stands_for = (len(among) - needed) / max(size - needed, 1)
     log_weights = (draw[candidates] >= 0) * math.log(max(stands_for, 1.0))
     return candidates + among.start, place[wanted], log_weights

@@ -12,11 +12,12 @@ from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.device import Mirror, sent
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import ItemVectorSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN
-from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity
+from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity, cosine_to
 from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead, ranking_head
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
 from recbole_jepa4rec.text.item_vectors import ItemVectors
@@ -102,8 +103,34 @@ class Windows:
         items, lengths = histories.padded(), histories.lengths
         after = torch.cat([items[:, 1:], torch.zeros_like(items[:, :1])], dim=1)
         next_items = after.scatter(1, lengths[:, None] - 1, histories.targets[:, None])
-        inside = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
+        inside = torch.arange(items.shape[1]) < lengths[:, None]
         return cls(items, lengths, next_items, inside)
+
+    @property
+    def places(self) -> Tensor:
+        """Places that hold items among all ``B * L``, ``[Q]``."""
+        return self.inside.flatten().nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class InBatch:
+    """What a step of pre-training compares, where the weights are.
+
+    Attributes:
+        items: vectors of the windows' items, ``[B, L, D]``.
+        places: those that hold items among the ``B * L`` of the windows, ``[Q]``.
+        candidates: vectors of the distinct next items of all processes, ``[C, D]``.
+        positive: which of them follows each of the ``places``, ``[Q]``.
+        lengths: items of each window, ``[B]``.
+        last: row of the item after each window, on the CPU, ``[B]``.
+    """
+
+    items: Tensor
+    places: Tensor
+    candidates: Tensor
+    positive: Tensor
+    lengths: Tensor
+    last: Tensor
 
 
 class ItemVectorModel(SimilarityModel):
@@ -117,7 +144,7 @@ class ItemVectorModel(SimilarityModel):
 
     Where a run has several processes each is given its own windows, maybe none. The losses are its
     part of those of all (``processes.shard_of_mean``); each row's vector is computed by one of
-    them.
+    them. Windows and the rows of items lie on the CPU.
 
     Args:
         config: a RecBole config with the keys of the model's yaml file.
@@ -127,8 +154,8 @@ class ItemVectorModel(SimilarityModel):
 
     training_targets = "all_prefixes"
     pretrain_weights: dict[str, float]
-    _table: Tensor | None
-    _rows: Tensor | None
+    _table: tuple[Tensor, Tensor] | None
+    _rows: tuple[Tensor, Tensor] | None
 
     def __init__(self, config: Any, dataset: Any, settings: ItemVectorSettings) -> None:
         super().__init__(config, dataset)
@@ -146,6 +173,7 @@ class ItemVectorModel(SimilarityModel):
             dataset.item_text,
             settings.hidden_size,
         )
+        self._mirror = Mirror()
         self.forget_table()
         self.register_load_state_dict_post_hook(_forget_table)
 
@@ -161,7 +189,7 @@ class ItemVectorModel(SimilarityModel):
 
     @property
     def row_of_item(self) -> Tensor:
-        """Row of every item, padding included, ``[N]``."""
+        """Row of every item, padding included, ``[N]`` on the CPU."""
         raise NotImplementedError
 
     def encode_rows(self, rows: Tensor) -> Tensor:
@@ -206,26 +234,17 @@ class ItemVectorModel(SimilarityModel):
     @property
     def candidates(self) -> Tensor:
         """Rows that items have, ascending, ``[C]``; a softmax runs over these."""
-        if self._rows is None or self._rows.device != self.row_of_item.device:
-            self._rows = torch.unique(self.row_of_item[1:])
-        return self._rows
+        return self._places()[0]
 
     @property
     def candidate_of_item(self) -> Tensor:
         """Place of every item's row among the candidates, ``[N]``; nothing reads padding's."""
-        place = torch.searchsorted(self.candidates, self.row_of_item)
-        return place.clamp(max=len(self.candidates) - 1)
+        return self._places()[1]
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
         """Vectors of the candidates, ``[C, D]``, kept until the weights move."""
-        if self._table is None or self._table.device != self.row_of_item.device:
-            was_training = self.training
-            self.eval()
-            chunks = self.candidates.split(16384)
-            self._table = torch.cat([self.encode_rows(rows).float() for rows in chunks])
-            self.train(was_training)
-        return self._table
+        return self._vectors_and_directions()[0]
 
     def add_items(self, item_text: pd.DataFrame) -> Tensor:
         """Append items, one row of attributes each; returns their internal ids.
@@ -259,62 +278,85 @@ class ItemVectorModel(SimilarityModel):
 
     def finetune_loss(self, histories: PackedHistories, windows: Windows) -> Tensor:
         """Softmax of cosine / tau over all items, at every position of the windows."""
-        vectors = processes.all_gather(self.encode_rows(processes.shard(self.candidates)))
-        place = self.candidate_of_item
-        hidden = self.encoder(F.embedding(place[windows.items], vectors))
-        next_items, added = windows.next_items[windows.inside], list[Entries]()
-        if self.head is None:
-            positive = place[next_items]
-        else:
-            items = torch.arange(1, self.n_items, device=vectors.device)
-            vectors = self.head.candidate_vectors(F.embedding(place[1:], vectors), items)
+        rows, place = self.there("candidates", self.candidates), self.candidate_of_item
+        vectors = processes.all_gather(self.encode_rows(processes.shard(rows)))
+        positive = windows.next_items[windows.inside]
+        positive = place[positive] if self.head is None else positive - 1
+        read, inside, positive = self._sent((place[windows.items], windows.places, positive))
+        hidden = self.encoder(F.embedding(read, vectors)).flatten(0, 1)[inside]
+        added = list[Entries]()
+        if self.head is not None:
+            items = torch.arange(1, self.n_items)
             of_history, of_neighbours = self.head.entries(Queries.prefixes(histories), items)
-            positive, added = next_items - 1, of_history + of_neighbours
-        loss = contrastive_loss(
-            hidden[windows.inside], vectors, positive, self.temperature, added=added
-        )
+            texts = F.embedding(self.there("place", place)[1:], vectors)
+            numbers = torch.arange(1, self.n_items, device=vectors.device)
+            vectors = self.head.candidate_vectors(texts, numbers)
+            added = of_history + of_neighbours
+        loss = contrastive_loss(hidden, vectors, positive, self.temperature, added=added)
         return processes.shard_of_mean(loss, len(positive))
 
-    def in_batch(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors of all processes' rows, ``[R, D]``, and where windows and targets find them.
-
-        Each row is encoded once.
-        """
-        own_rows = self.row_of_item[torch.stack([windows.items, windows.next_items])]
-        rows = torch.unique(processes.all_gather(own_rows.flatten()))
-        vectors = processes.all_gather(self.encode_rows(processes.shard(rows)))
-        place = torch.searchsorted(rows, own_rows)
-        return vectors, place[0], place[1]
-
-    def in_batch_targets(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Distinct next items of all processes.
-
-        Args:
-            places: of this process's next items among the rows of ``in_batch``, ``[Q]``.
-
-        Returns:
-            Places of the distinct ones, ascending, ``[C]``; and which each of the ``places`` is,
-            ``[Q]``.
-        """
-        distinct = torch.unique(processes.all_gather(places))
-        return distinct, torch.searchsorted(distinct, places)
+    def in_batch(self, windows: Windows) -> InBatch:
+        """What windows hold and what follows, of all processes; each row is encoded once."""
+        own = self.row_of_item[torch.stack([windows.items, windows.next_items])]
+        rows = torch.unique(processes.all_gather(own.flatten()))
+        place, following = torch.searchsorted(rows, own)
+        wanted = following[windows.inside]
+        distinct = torch.unique(processes.all_gather(wanted))
+        last = following.gather(1, windows.lengths[:, None] - 1)[:, 0]
+        positive = torch.searchsorted(distinct, wanted)
+        rows, place, inside, distinct, positive, lengths = self._sent(
+            (processes.shard(rows), place, windows.places, distinct, positive, windows.lengths)
+        )
+        vectors = processes.all_gather(self.encode_rows(rows))
+        items = F.embedding(place, vectors)
+        return InBatch(items, inside, vectors[distinct], positive, lengths, last)
 
     def forward(self, histories: PackedHistories) -> Tensor:
         """Sequence vectors s of whole histories, ``[B, D]``.
 
         An empty history's is zero, to which all items are alike.
         """
-        items = self.item_vectors()[self.candidate_of_item[histories.padded()]]
-        return last_output(self.encoder(items), histories.lengths)
+        table = self.item_vectors()
+        read, lengths = self._sent((self.candidate_of_item[histories.padded()], histories.lengths))
+        return last_output(self.encoder(table[read]), lengths)
 
     def cosines(self, histories: PackedHistories) -> Tensor:
         """Cosine with every item, padding item included, ``[B, N]``; items of one row tie."""
-        sequences, vectors = self.forward(histories), self.item_vectors()
+        sequences, (vectors, directions) = self.forward(histories), self._vectors_and_directions()
+        place = self.there("place", self.candidate_of_item)
         if self.head is None or self.head.item_ids is None:
-            return cosine_similarity(sequences, vectors)[:, self.candidate_of_item]
+            return cosine_to(sequences, directions)[:, place]
         items = torch.arange(self.n_items, device=vectors.device)
-        own = self.head.candidate_vectors(vectors[self.candidate_of_item], items)
-        return cosine_similarity(sequences, own)
+        return cosine_similarity(sequences, self.head.candidate_vectors(vectors[place], items))
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """``candidates`` and ``candidate_of_item``."""
+        if self._rows is None:
+            rows = torch.unique(self.row_of_item[1:])
+            place = torch.searchsorted(rows, self.row_of_item)
+            self._rows = rows, place.clamp(max=len(rows) - 1)
+        return self._rows
+
+    def _vectors_and_directions(self) -> tuple[Tensor, Tensor]:
+        """Vectors of the candidates, and the same at length 1; made anew when weights moved."""
+        device = self.text.table.device
+        if self._table is None or self._table[0].device != device:
+            was_training = self.training
+            self.eval()
+            chunks = self.there("candidates", self.candidates).split(16384)
+            vectors = torch.cat([self.encode_rows(rows).float() for rows in chunks])
+            self.train(was_training)
+            self._table = vectors, F.normalize(vectors, dim=1)
+            self.there("place", self.candidate_of_item)  # before a batch needs it
+        return self._table
+
+    def _sent(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Tensors where the weights are, in one copy."""
+        return sent(tensors, self.text.table.device)
+
+    def there(self, name: str, of_catalogue: Tensor) -> Tensor:
+        """What is known of the catalogue on the CPU, where the weights are; sent once."""
+        return self._mirror.of(name, of_catalogue, self.text.table.device)
 
     def _catalogue_changed(self) -> None:
         self.n_items = self.text.num_items

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tensor_cache import GrowingTensor, TensorCache, content_key
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches, ragged_range
@@ -102,23 +103,22 @@ class FrozenOutputs:
             sizes = self._sizes
             self._begins = sizes.cumsum(0) - sizes
         is_stored = (items.sentences >= 0) & (items.sentences < self._known)
-        sentences = items.sentences[is_stored].cpu()
-        rows = ragged_range(self._begins[sentences], items.lengths[is_stored].cpu())
-        found = self._states[rows].to(items.offsets.device).float()
+        rows = ragged_range(self._begins[items.sentences[is_stored]], items.lengths[is_stored])
+        found, device = self._states[rows], next(iter(weights.values())).device
         if is_stored.all():
-            return found
+            return sent(found, device).float()
         starts, sizes = items.offsets[:-1], items.lengths
-        hidden = found.new_empty(items.num_tokens, found.shape[1])
-        hidden[ragged_range(starts[is_stored], sizes[is_stored])] = found
         others = (~is_stored).nonzero()[:, 0]
+        stored = is_stored.nonzero()[:, 0]
+        places = [ragged_range(starts[which], sizes[which]) for which in (stored, others)]
+        found, place = sent((found, torch.cat(places).argsort()), device)
         read = layers(_items_at(items, others, starts, sizes))
-        hidden[ragged_range(starts[others], sizes[others])] = read.float()
-        return hidden
+        return torch.cat([found.float(), read.float()]).index_select(0, place)
 
     @property
     def _sizes(self) -> Tensor:
-        """Tokens of each sentence with its [CLS], ``[S]`` on the CPU."""
-        return self._sentences.sentence_lengths.cpu().clamp(max=self._max_tokens - 1) + 1
+        """Tokens of each sentence with its [CLS], ``[S]``."""
+        return self._sentences.sentence_lengths.clamp(max=self._max_tokens - 1) + 1
 
     def _stored(self, layers: FrozenLayers, shape: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Outputs for all sentences, from the cache or for it, ``[T, D]``."""
@@ -138,9 +138,8 @@ class FrozenOutputs:
     def _encode(self, layers: FrozenLayers) -> tuple[Tensor, bool]:
         """Outputs for all sentences, and whether they lie in a file."""
         logging.getLogger().info(f"frozen layers read {self._known} sentences")
-        device = self._sentences.offsets.device
         sizes = self._sizes[: self._known]
-        ids = torch.arange(self._known, device=device)
+        ids = torch.arange(self._known)
         parts = ids.split(fill_batches(sizes, TOKENS_AT_ONCE, self._known))
         states, width = None, 0
         for part in parts:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
@@ -20,6 +21,7 @@ from recbole_jepa4rec.model.item_table import ItemTable, draw_candidates
 from recbole_jepa4rec.model.loss import (
     contrastive_loss,
     cosine_similarity,
+    cosine_to,
     mapping_loss,
     mlm_loss,
 )
@@ -109,7 +111,7 @@ class Predictor(nn.Module):
         return self.next_item(torch.cat([sequence, masked_item], dim=1))
 
 
-class JointEmbeddingModel(nn.Module):
+class JointEmbeddingModel(PartlyOnCPU):
     """An encoder of item sentences and histories, and what it learns by.
 
     How histories are read is the encoder's matter (``EncoderConfig.training_targets``): with
@@ -118,6 +120,9 @@ class JointEmbeddingModel(nn.Module):
 
     Where a run has several processes each is given its own histories, maybe none. The losses are
     its part of those of all (``processes.shard_of_mean``), compared with what all of them want.
+
+    Histories lie on the CPU, and all that follows from ids alone is worked out there: what is read,
+    masked, drawn and wanted.
 
     Args:
         sentences: the items' token store.
@@ -132,6 +137,7 @@ class JointEmbeddingModel(nn.Module):
         head: what is added to the similarity; ``None`` for nothing.
     """
 
+    on_cpu = ("items_frozen", "ordinary_ids", "begins_word")
     items_frozen: Tensor
     ordinary_ids: Tensor
     begins_word: Tensor | None
@@ -200,6 +206,8 @@ class JointEmbeddingModel(nn.Module):
         tokens = torch.cat([selected, next_selected]).nonzero()[:, 0]
         vectors, hidden = self._encode_together(passes, tokens)
 
+        labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
+        positive, labels = self._sent((torch.searchsorted(distinct, wanted), labels))
         losses = {}
         if aim.contrastive_weight:
             if aim.positive_encoder == "target":
@@ -207,13 +215,12 @@ class JointEmbeddingModel(nn.Module):
             loss = contrastive_loss(
                 vectors[aim.sequence_pass],
                 processes.all_gather(vectors["positive"]),
-                torch.searchsorted(distinct, wanted),
+                positive,
                 aim.temperature,
                 added=self._added(queries, distinct),
             )
             losses["sequence_item"] = processes.shard_of_mean(loss, len(wanted))
         if aim.mlm_weight:
-            labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
             losses["mlm"] = self._mlm_term(hidden, labels, int(selected.sum()))
         if aim.mapping_weight:
             guessed = self._items_to_guess(clean, selected, derive(keys, Draw.MASKED_ITEM))
@@ -249,16 +256,19 @@ class JointEmbeddingModel(nn.Module):
         aim = self.objective
         newest = histories.lengths.cumsum(0) - 1
         items = histories.items[newest[row] - clean.items_back(row, place)]
-        positions = self.encoder.embedding.item_positions(place)
-        h_cls = vectors["masked"][clean.cls_counts.cumsum(0) - 1]
+        truth = self.sentences.sentence_of_item[torch.cat([items, histories.targets])]
+        distinct = torch.unique(processes.all_gather(truth))
+        last_cls, which = clean.cls_counts.cumsum(0) - 1, torch.searchsorted(distinct, truth)
+        row, place, was_masked, last_cls, which = self._sent(
+            (row, place, was_masked, last_cls, which)
+        )
+        positions, h_cls = self.encoder.embedding.item_positions(place), vectors["masked"][last_cls]
         predicted = (
             self.predictor.predict_history(h_cls[row], positions, was_masked),
             self.predictor.predict_next(h_cls, vectors["next"]),
         )
-        truth = self.sentences.sentence_of_item[torch.cat([items, histories.targets])]
-        distinct = torch.unique(processes.all_gather(truth))
         of_items = self._target_vectors(self._single(processes.shard(distinct)))
-        every = processes.all_gather(of_items)[torch.searchsorted(distinct, truth)]
+        every = processes.all_gather(of_items)[which]
         total = of_items.new_zeros(())
         for guess, target in zip(predicted, every.split([*map(len, predicted)]), strict=True):
             stops = aim.collapse_prevention == "ema"
@@ -266,7 +276,8 @@ class JointEmbeddingModel(nn.Module):
             total = total + processes.shard_of_mean(loss, len(guess))
         if aim.collapse_prevention != "sigreg":
             return {"mapping": total}
-        directions = draw_directions(step, of_items.shape[1], aim.sigreg_directions)
+        drawn = draw_directions(step, of_items.shape[1], aim.sigreg_directions)
+        directions = sent(drawn, self.encoder.device)
         both = sigreg(of_items, directions) + sigreg(vectors["masked"], directions)
         return {"mapping": total, "sigreg": both / 2}
 
@@ -288,20 +299,22 @@ class JointEmbeddingModel(nn.Module):
         wanted = self._wanted(queries)
         among = self.sentences.used if self.head is None else range(1, self.sentences.num_items)
         if self.reads_item_table:
-            candidates = torch.tensor(among, device=wanted.device)
-            texts = self.item_vectors(refresh=False)[self._sentence_of(candidates)]
-            table = self._compared(texts, candidates)
+            candidates = torch.arange(among.start, among.stop)
             added = self._added(queries, candidates)
-            loss = contrastive_loss(
-                sequences, table, wanted - among.start, aim.temperature, added=added
+            sentences, candidates, positive = self._sent(
+                (self._sentence_of(candidates), candidates, wanted - among.start)
             )
+            table = self._compared(self.item_vectors(refresh=False)[sentences], candidates)
+            loss = contrastive_loss(sequences, table, positive, aim.temperature, added=added)
             return processes.shard_of_mean(loss, len(wanted))
         candidates, positive, log_weights = draw_candidates(
             wanted, among, aim.items_per_step, derive(key, Draw.CANDIDATES)
         )
         own = self._sentence_of(processes.shard(candidates))
         texts = processes.all_gather(self._encode(self._single(own)))
-        items, added = self._compared(texts, candidates), self._added(queries, candidates)
+        added = self._added(queries, candidates)
+        candidates, positive, log_weights = self._sent((candidates, positive, log_weights))
+        items = self._compared(texts, candidates)
         loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights, added)
         return processes.shard_of_mean(loss, len(wanted))
 
@@ -311,9 +324,10 @@ class JointEmbeddingModel(nn.Module):
         They are computed once for each sentence, so that items of one text tie exactly.
         """
         sequences, table = self.encode_histories(histories), self.item_vectors()
-        sentence_of_item = self.sentences.sentence_of_item
+        sentence_of_item = self.item_table.sentence_of_item(table.device)
         if self.head is None or self.head.item_ids is None:
-            return cosine_similarity(sequences, table)[:, sentence_of_item]
+            directions = self.item_table.directions(table)
+            return cosine_to(sequences, directions)[:, sentence_of_item]
         items = torch.arange(len(sentence_of_item), device=table.device)
         return cosine_similarity(sequences, self._compared(table[sentence_of_item], items))
 
@@ -383,6 +397,10 @@ class JointEmbeddingModel(nn.Module):
             return self.target_encoder.module
         return self.encoder
 
+    def _sent(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Tensors where the weights are, in one copy."""
+        return sent(tensors, self.encoder.device)
+
     def _read(self, histories: PackedHistories) -> TokenBatch:
         return self.sentences.histories(
             histories.newest_first(),
@@ -437,8 +455,8 @@ class JointEmbeddingModel(nn.Module):
     def _queries(self, histories: PackedHistories, batch: TokenBatch) -> Queries:
         """What each [CLS] has read: a history, or one of its prefixes, ``Q`` of them."""
         counts = batch.cls_counts
-        row = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        nth = torch.arange(len(row), device=counts.device) + 1
+        row = torch.arange(len(counts)).repeat_interleave(counts)
+        nth = torch.arange(len(row)) + 1
         back = counts.cumsum(0)[row] - nth  # items between this [CLS] and the next item
         return Queries(histories, row, histories.lengths[row] - back)
 

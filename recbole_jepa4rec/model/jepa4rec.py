@@ -79,7 +79,7 @@ class JEPA4Rec(SimilarityModel):
     def item_tokens(self) -> Tensor:
         """Tokens that each item takes in a history, ``[N]`` on the CPU."""
         sentences = self.core.sentences
-        tokens = sentences.sentence_lengths[sentences.sentence_of_item].cpu()
+        tokens = sentences.sentence_lengths[sentences.sentence_of_item]
         return tokens + 1 if self.training_targets == ALL_PREFIXES else tokens  # each a [CLS]
 
     @property
@@ -129,7 +129,7 @@ class JEPA4Rec(SimilarityModel):
     def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
         """Weighted terms of L_PT or L_FT, named by :attr:`loss_weights`."""
         if self.phase != PRETRAIN:
-            key = derive(self.seed, self.epoch, self.step).to(histories.items.device)
+            key = derive(self.seed, self.epoch, self.step)
             return (self.core.finetune_loss(histories, key),)
         keys = derive(self.seed, self.epoch, histories.users, histories.targets)
         step = derive(self.seed, self.epoch, self.step)
@@ -168,7 +168,7 @@ class JEPA4Rec(SimilarityModel):
         """Go on from what ``resumable_state`` returned, in the same phase."""
         self.load_state_dict(state["weights"])
         if state["item_table"] is not None:
-            self.core.item_table.hold(state["item_table"])
+            self.core.item_table.hold(state["item_table"].to(self.core.encoder.device))
             self._resumed_epoch = state["epoch"]
 
     def prepare_run_folder(self, folder: Path) -> None:
@@ -205,7 +205,6 @@ def joint_embedding_model(
         encoder.keep_frozen_outputs(outputs)
     if encoder.config.whitening and not settings.checkpoint:
         encoder.to(device)
-        sentences.to(device)
         table = ItemTable(sentences, settings.max_sequence_tokens, settings.tokens_per_batch)
         encoder.whiten(table.encode(encoder, sentences.used, shared=False))
     target_encoder, predictor = FixedCopy(encoder), None

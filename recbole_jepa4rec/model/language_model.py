@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.weight_files import locate
 from recbole_jepa4rec.text.token_batch import fill_batches
 
@@ -93,10 +94,20 @@ class Verbaliser(nn.Module):
     def __init__(self, language_model: Any, letters: Sequence[int]) -> None:
         super().__init__()
         self.language_model = language_model
+        self._letters = [*letters]
         self.register_buffer("letters", torch.tensor(letters), persistent=False)
         self.tokens_seen = 0
         if not isinstance(self._causal.get_output_embeddings(), nn.Linear):
             raise ValueError("lora_target_modules must leave out the language model's output layer")
+
+    def hold_little(self) -> None:
+        """Compute each layer again in the backward pass, instead of holding all that it said."""
+        self._causal.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.letters.device
 
     @property
     def _causal(self) -> Any:
@@ -116,35 +127,36 @@ class Verbaliser(nn.Module):
 
         Args:
             prompts: at least one, ``B``.
-            place: of the right letter among ``letters``, ``[B]``.
+            place: of the right letter among ``letters``, on the CPU, ``[B]``.
             end: the token after an answer.
 
         Returns:
             Mean over both tokens of all prompts.
         """
-        letter = self.letters[place]
-        rows = [[*prompt, token] for prompt, token in zip(prompts, letter.tolist(), strict=True)]
+        answers = [self._letters[one] for one in place.tolist()]
+        rows = [[*prompt, letter] for prompt, letter in zip(prompts, answers, strict=True)]
         head = self._causal.get_output_embeddings()
         logits = head(self._hidden_at_end(rows, 2).to(head.weight.dtype)).float()
-        labels = torch.stack([letter, torch.full_like(letter, end)], dim=1)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        labels = torch.tensor([[letter, end] for letter in answers])
+        return F.cross_entropy(logits.flatten(0, 1), sent(labels.flatten(), self.device))
 
     def _hidden_at_end(self, prompts: Sequence[Sequence[int]], count: int) -> Tensor:
         """Hidden states of the last tokens of each prompt, ``[B, count, D]``.
 
         Prompts are padded on the right, where no token of a causal model ever looks.
         """
-        device = self.letters.device
         rows = [torch.tensor(prompt) for prompt in prompts]
-        lengths = torch.tensor([len(row) for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows])
         self.tokens_seen += sum(map(len, prompts))
-        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        place = torch.arange(input_ids.shape[1], device=device)
+        input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        row = torch.arange(len(rows))[:, None]
+        at_end = lengths[:, None] - count + torch.arange(count)
+        input_ids, mask, row, at_end = sent((input_ids, mask, row, at_end), self.device)
         hidden = self._causal.base_model(
-            input_ids=input_ids, attention_mask=(place < lengths[:, None]).long(), use_cache=False
+            input_ids=input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
-        at_end = lengths[:, None] - count + torch.arange(count, device=device)
-        return hidden[torch.arange(len(rows), device=device)[:, None], at_end]
+        return hidden[row, at_end]
 
     @torch.no_grad()
     def in_batches(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
@@ -152,7 +164,8 @@ class Verbaliser(nn.Module):
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         order = lengths.argsort(stable=True)
         sizes = fill_batches(lengths[order], max_tokens, max(1, len(prompts)))
-        logits = torch.empty(len(prompts), len(self.letters), device=self.letters.device)
-        for part in order.split(sizes):
-            logits[part.to(logits.device)] = self([prompts[row] for row in part.tolist()])
+        logits = torch.empty(len(prompts), len(self.letters), device=self.device)
+        places = sent(order, self.device).split(sizes)
+        for place, part in zip(places, order.split(sizes), strict=True):
+            logits[place] = self([prompts[row] for row in part.tolist()])
         return logits

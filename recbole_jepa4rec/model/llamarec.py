@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import LlamaRecSettings
 from recbole_jepa4rec.data.histories import PackedHistories
@@ -26,7 +27,7 @@ from recbole_jepa4rec.model.reranking import (
 from recbole_jepa4rec.text.ranking_prompt import RankingPrompt
 
 
-class LlamaRec(PhasedModel):
+class LlamaRec(PhasedModel, PartlyOnCPU):
     """A retriever's best items, ordered anew by a language model that reads their titles.
 
     The ranker is a causal language model with LoRA weights, asked for the letter of one candidate;
@@ -52,6 +53,7 @@ class LlamaRec(PhasedModel):
     needs_retriever = True
     training_targets = "random"
     loss_weights = {"letter": 1.0}
+    on_cpu = ("retriever_digest",)
     retriever_digest: Tensor
 
     def __init__(self, config: Any, dataset: Any, retriever: Retriever | None = None) -> None:
@@ -65,14 +67,15 @@ class LlamaRec(PhasedModel):
         self.tokens_per_batch = settings.tokens_per_batch
         self.language_model_name = Path(settings.language_model).name
         self.retriever = retriever
-        self.prompt, self.verbaliser = _ranker(settings, dataset)
+        on_gpu = config["device"].type != "cpu"
+        self.prompt, self.verbaliser = _ranker(settings, dataset, on_gpu)
         # of the retriever that these weights were trained beside; zeros before there is one
         self.register_buffer("retriever_digest", torch.zeros(32, dtype=torch.uint8))
 
     @classmethod
     def refuse_settings(cls, config: Any, dataset: Any) -> None:
         """Make the ranker, in vain, rather than refuse it when its retriever has been trained."""
-        _ranker(LlamaRecSettings.of(config), dataset)
+        _ranker(LlamaRecSettings.of(config), dataset, config["device"].type != "cpu")
 
     @property
     def label(self) -> str:
@@ -125,7 +128,8 @@ class LlamaRec(PhasedModel):
             end = self.prompt.tokenizer.eos_token_id
             loss = self.verbaliser.answer_loss(prompts, place, end)
         else:
-            loss = F.cross_entropy(self.verbaliser(prompts), place)
+            logits = self.verbaliser(prompts)
+            loss = F.cross_entropy(logits, sent(place, logits.device))
         return (processes.shard_of_mean(loss, len(targets)),)
 
     @torch.no_grad()
@@ -138,7 +142,7 @@ class LlamaRec(PhasedModel):
         Raises:
             ValueError: if the weights were trained beside another retriever.
         """
-        digest = self.retriever_digest.cpu()
+        digest = self.retriever_digest
         if digest.any() and not torch.equal(digest, self.retriever.digest):
             raise ValueError(
                 "LlamaRec's weights were trained beside another retriever than "
@@ -147,10 +151,11 @@ class LlamaRec(PhasedModel):
         scores = self.retriever.scores(histories)
         open_to_all = scores
         if self.filters_history:
-            open_to_all = scores.masked_fill(had_before(histories, self.n_items), -torch.inf)
+            had = sent(had_before(histories, self.n_items), scores.device)
+            open_to_all = scores.masked_fill(had, -torch.inf)
         items, retrieved = retrieve(open_to_all, self.num_candidates)
-        counts = retrieved.sum(dim=1).tolist()  # the retrieved ones stand first
-        pools = [row[:count] for row, count in zip(items.tolist(), counts, strict=True)]
+        shown = torch.where(retrieved, items, 0).tolist()  # the retrieved ones stand first
+        pools = [[item for item in row if item] for row in shown]
         prompts = self.prompt.encode(_items_of(histories), pools)
         logits = self.verbaliser.in_batches(prompts, self.tokens_per_batch)
         return rerank(scores, items, retrieved, logits)
@@ -164,7 +169,9 @@ class LlamaRec(PhasedModel):
         return state
 
 
-def _ranker(settings: LlamaRecSettings, dataset: Any) -> tuple[RankingPrompt, Verbaliser]:
+def _ranker(
+    settings: LlamaRecSettings, dataset: Any, on_gpu: bool
+) -> tuple[RankingPrompt, Verbaliser]:
     """What writes the prompts, and what answers them; refuses a setting that does not fit."""
     items = dataset.item_num - 1
     if settings.num_candidates > items:
@@ -173,9 +180,8 @@ def _ranker(settings: LlamaRecSettings, dataset: Any) -> tuple[RankingPrompt, Ve
             "the data set"
         )
     titles = _titles(dataset.item_text, settings.title_field)
-    language_model, tokenizer = load_language_model(
-        settings.language_model, settings.language_model_precision
-    )
+    precision = settings.language_model_precision or ("bf16" if on_gpu else "fp32")
+    language_model, tokenizer = load_language_model(settings.language_model, precision)
     if settings.answer_loss == "vocabulary" and tokenizer.eos_token_id is None:
         raise ValueError(
             f"answer_loss is 'vocabulary', and language_model {settings.language_model!r} has no "
@@ -197,7 +203,11 @@ def _ranker(settings: LlamaRecSettings, dataset: Any) -> tuple[RankingPrompt, Ve
         dropout=settings.lora_dropout,
         target_modules=settings.lora_target_modules,
     )
-    return prompt, Verbaliser(language_model, prompt.letters)
+    verbaliser = Verbaliser(language_model, prompt.letters)
+    checkpoints = settings.gradient_checkpointing
+    if on_gpu if checkpoints is None else checkpoints:
+        verbaliser.hold_little()
+    return prompt, verbaliser
 
 
 def _titles(item_text: Any, field: str | None) -> list[str]:

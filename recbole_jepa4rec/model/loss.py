@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recbole_jepa4rec.base.device import numbers_at_once
 from recbole_jepa4rec.model.ranking_head import Entries
 
 CHUNK_LOGITS = 2**20
@@ -104,7 +106,8 @@ def contrastive_loss(
         sequences = F.normalize(sequences.float(), dim=1) / temperature
         items = F.normalize(items.float(), dim=1)
         parts = [part for one in added for part in (one.query, one.column, one.value)]
-        return _ChunkedSoftmax.apply(sequences, items, positive, log_weights, *parts)
+        ends = [one.ends for one in added]
+        return _ChunkedSoftmax.apply(sequences, items, positive, log_weights, ends, *parts)
 
 
 def softmax_loss(sequences: Tensor, items: Tensor, positive: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ def softmax_loss(sequences: Tensor, items: Tensor, positive: Tensor) -> Tensor:
     with torch.autocast(sequences.device.type, enabled=False):
         sequences = sequences.to(items.dtype)
         if items.numel() > FUSED_ITEMS:
-            return _ChunkedSoftmax.apply(sequences, items, positive, None)
+            return _ChunkedSoftmax.apply(sequences, items, positive, None, [])
         return _FusedSoftmax.apply(sequences, items, positive)
 
 
@@ -135,9 +138,13 @@ def zero_of(*tensors: Tensor) -> Tensor:
 
 def cosine_similarity(sequences: Tensor, items: Tensor) -> Tensor:
     """Cosine of every sequence with every item, ``[B, D] x [C, D] -> [B, C]``, in float32."""
+    return cosine_to(sequences, F.normalize(items.float(), dim=1))
+
+
+def cosine_to(sequences: Tensor, directions: Tensor) -> Tensor:
+    """The same where items have length 1 already, ``[C, D]`` float32."""
     with torch.autocast(device_type=sequences.device.type, enabled=False):
-        normed = F.normalize(sequences.float(), dim=1)
-        return normed @ F.normalize(items.float(), dim=1).T
+        return F.normalize(sequences.float(), dim=1) @ directions.T
 
 
 class _ChunkedSoftmax(torch.autograd.Function):
@@ -155,20 +162,24 @@ class _ChunkedSoftmax(torch.autograd.Function):
         items: Tensor,
         positive: Tensor,
         log_weights: Tensor | None,
+        ends: Sequence[np.ndarray],
         *added: Tensor,
     ) -> Tensor:
         """``[B, D]``, ``[C, D]``, ``[B]``, ``[C]`` to the mean over the batch.
 
-        ``added`` holds query, column (ascending) and value of each of some ``Entries``.
+        ``added`` holds query, column and value of each of some ``Entries``, ``ends`` theirs.
         """
         total = sequences.new_full((len(sequences),), float("-inf"))  # logsumexp of each row
         wanted = torch.full_like(total, float("nan"))  # stays so where positive is no candidate
-        for chunk in _chunks(len(sequences), len(items)):
-            logits = _logits(sequences, items, log_weights, chunk, added)
+        for chunk in _chunks(sequences, items):
+            logits = _logits(sequences, items, log_weights, chunk, ends, added)
             total = torch.logaddexp(total, logits.logsumexp(dim=1))
-            inside = ((positive >= chunk.start) & (positive < chunk.stop)).nonzero()[:, 0]
-            wanted[inside] = logits[inside, positive[inside] - chunk.start]
+            place = positive - chunk.start
+            there = place.clamp(min=0, max=logits.shape[1] - 1)
+            found = logits.gather(1, there[:, None])[:, 0]
+            wanted = torch.where(place == there, found, wanted)
         ctx.save_for_backward(sequences, items, positive, log_weights, total, *added)
+        ctx.ends = ends
         return (total - wanted).mean()
 
     @staticmethod
@@ -183,18 +194,18 @@ class _ChunkedSoftmax(torch.autograd.Function):
         of_added: list[Tensor | None] = [None] * len(added)
         for query, column, k in _triples(added):
             of_added[k] = -scale * (positive[query] == column).to(sequences.dtype)
-        for chunk in _chunks(len(sequences), len(items)):
-            logits = _logits(sequences, items, log_weights, chunk, added)
+        for chunk in _chunks(sequences, items):
+            logits = _logits(sequences, items, log_weights, chunk, ctx.ends, added)
             share = logits.sub_(total[:, None]).exp_().mul_(scale)
             if of_sequences is not None:
                 of_sequences.addmm_(share, items[chunk])
             if of_items is not None:
                 of_items[chunk].addmm_(share.T, sequences)
-            for query, column, k in _triples(added):
-                part, gradient = _inside(column, chunk), of_added[k]
+            for (query, column, k), of_chunk in zip(_triples(added), ctx.ends, strict=True):
+                part, gradient = slice(*of_chunk[[chunk.start, chunk.stop]]), of_added[k]
                 assert gradient is not None
                 gradient[part] += share[query[part], column[part] - chunk.start]
-        return of_sequences, of_items, None, None, *of_added
+        return of_sequences, of_items, None, None, None, *of_added
 
 
 class _FusedSoftmax(torch.autograd.Function):
@@ -209,7 +220,7 @@ class _FusedSoftmax(torch.autograd.Function):
         """``[B, D]``, ``[C, D]``, ``[B]`` to the mean over the batch."""
         of_sequences, of_items = torch.empty_like(sequences), torch.zeros_like(items)
         total = sequences.new_zeros(())
-        size = max(16, FUSED_LOGITS // len(items))
+        size = max(16, numbers_at_once(sequences.device, FUSED_LOGITS) // len(items))
         for first in range(0, len(sequences), size):
             chunk, wanted = sequences[first : first + size], positive[first : first + size, None]
             share = (chunk @ items.T).log_softmax(dim=1)
@@ -228,9 +239,11 @@ class _FusedSoftmax(torch.autograd.Function):
         return of_sequences * scale, of_items * scale, None
 
 
-def _chunks(rows: int, candidates: int) -> Iterator[slice]:
-    size = max(1, CHUNK_LOGITS // max(rows, 1))
-    return (slice(first, first + size) for first in range(0, candidates, size))
+def _chunks(sequences: Tensor, items: Tensor) -> Iterator[slice]:
+    """Candidates whose logits are made at once."""
+    size = max(1, numbers_at_once(sequences.device, CHUNK_LOGITS) // max(len(sequences), 1))
+    firsts = range(0, len(items), size)
+    return (slice(first, min(first + size, len(items))) for first in firsts)
 
 
 def _logits(
@@ -238,13 +251,14 @@ def _logits(
     items: Tensor,
     log_weights: Tensor | None,
     chunk: slice,
+    ends: Sequence[np.ndarray],
     added: Sequence[Tensor],
 ) -> Tensor:
     logits = sequences @ items[chunk].T
     if log_weights is not None:
         logits.add_(log_weights[chunk])
-    for query, column, k in _triples(added):
-        part = _inside(column, chunk)
+    for (query, column, k), of_chunk in zip(_triples(added), ends, strict=True):
+        part = slice(*of_chunk[[chunk.start, chunk.stop]])
         place = query[part], column[part] - chunk.start
         logits.index_put_(place, added[k][part], accumulate=True)
     return logits
@@ -253,9 +267,3 @@ def _logits(
 def _triples(added: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Query and column of each of some entries, and where their values stand among all."""
     return ((added[k - 2], added[k - 1], k) for k in range(2, len(added), 3))
-
-
-def _inside(column: Tensor, chunk: slice) -> slice:
-    """Which of ascending columns lie in a chunk."""
-    ends = torch.searchsorted(column, column.new_tensor([chunk.start, chunk.stop])).tolist()
-    return slice(*ends)

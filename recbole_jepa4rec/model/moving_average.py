@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import PartlyOnCPU
+
 Followed = TypeVar("Followed", bound=nn.Module)
 
 
-class FixedCopy(nn.Module, Generic[Followed]):
+class FixedCopy(PartlyOnCPU, Generic[Followed]):
     """A copy of a module that keeps its weights until told; no gradient, always in eval mode.
 
     Args:
         source: the module to copy.
     """
 
+    on_cpu: ClassVar[tuple[str, ...]] = ()
     module: Followed
 
     def __init__(self, source: Followed) -> None:
@@ -55,6 +58,7 @@ class ExponentialMovingAverage(FixedCopy[Followed]):
         final_momentum: m from update ``steps`` on, in ``[0, 1]``.
     """
 
+    on_cpu = ("step",)
     step: Tensor
 
     def __init__(self, source: Followed, momentum: float, final_momentum: float = 1.0) -> None:

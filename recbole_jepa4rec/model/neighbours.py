@@ -35,7 +35,7 @@ def recency_weights(
     Returns:
         ``[B, N]`` float64; an item that stands there several times has the sum.
     """
-    lengths, newest = histories.lengths.cpu().numpy(), histories.newest_first().cpu().numpy()
+    lengths, newest = histories.lengths.numpy(), histories.newest_first().numpy()
     age = np.arange(len(newest)) - np.repeat(lengths.cumsum() - lengths, lengths)
     read = age < max_items
     ends = np.concatenate([[0], np.minimum(lengths, max_items).cumsum()])

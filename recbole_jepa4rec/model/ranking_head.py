@@ -18,6 +18,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.config.model_settings import HeadSettings
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.model.neighbours import Neighbours
@@ -60,15 +61,15 @@ class Queries:
     @classmethod
     def whole(cls, histories: PackedHistories) -> Queries:
         """One query a history."""
-        rows = torch.arange(len(histories), device=histories.lengths.device)
+        rows = torch.arange(len(histories))
         return cls(histories, rows, histories.lengths)
 
     @classmethod
     def prefixes(cls, histories: PackedHistories) -> Queries:
         """One query behind each item."""
         lengths = histories.lengths
-        row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-        place = torch.arange(len(row), device=lengths.device)
+        row = torch.arange(len(lengths)).repeat_interleave(lengths)
+        place = torch.arange(len(row))
         return cls(histories, row, place - (lengths.cumsum(0) - lengths)[row] + 1)
 
 
@@ -80,11 +81,13 @@ class Entries:
         query: row of each, ``[E]``.
         column: its candidate, ascending, ``[E]``.
         value: what is added, ``[E]``.
+        ends: entries of the candidates before each, on the CPU, ``[C + 1]``.
     """
 
     query: Tensor
     column: Tensor
     value: Tensor
+    ends: np.ndarray
 
 
 class ItemIds(nn.Module):
@@ -116,7 +119,7 @@ class ItemIds(nn.Module):
         self.vectors.mul_(1 - self.decay)
 
 
-class RankingHead(nn.Module):
+class RankingHead(PartlyOnCPU):
     """Learned terms of a ranking beside the similarity.
 
     Candidates are items: those of one text have neighbours of their own. In ranking the neighbours'
@@ -132,6 +135,7 @@ class RankingHead(nn.Module):
         item_ids: vectors of the items' own, ``N`` of them, ``[N, D]``; ``None`` leaves them out.
     """
 
+    on_cpu = ("neighbour_scale",)
     neighbour_scale: Tensor
 
     def __init__(
@@ -170,26 +174,26 @@ class RankingHead(nn.Module):
 
         Args:
             queries: ``Q`` of them.
-            candidates: internal item ids, ``[C]``.
+            candidates: internal item ids, on the CPU, ``[C]``.
 
         Returns:
             Two lists of numbers each to be added to ``[Q, C]`` logits: the history's bias, and the
             neighbours' terms.
         """
-        columns = candidates.cpu().numpy()
+        bias, weights, columns = self.history_bias, self.neighbour_weights, candidates.numpy()
+        terms = [] if bias is None else [self._recency(queries)]
+        terms += [] if weights is None else self._terms(queries)
+        parts = sent([_entries(term, columns) for term in terms], self._device)
         of_history: list[Entries] = []
-        of_neighbours: list[Entries] = []
-        if (bias := self.history_bias) is not None:
-            part = _entries(self._recency(queries), columns, bias.device)
+        if bias is not None:
+            part = parts.pop(0)
             # an embedding, whose gradient is added up in one order with any number of threads
             chosen = nn.functional.embedding(part.value.long() - 1, bias[:, None])[:, 0]
             of_history.append(replace(part, value=STRETCH * chosen))
-        if (weights := self.neighbour_weights) is not None:
-            terms = self._terms(queries)
-            for weight, term in zip(STRETCH * weights.clamp(min=0), terms, strict=True):
-                part = _entries(term, columns, weight.device)
-                of_neighbours.append(replace(part, value=weight * part.value))
-        return of_history, of_neighbours
+        if weights is None:
+            return of_history, []
+        weighed = zip(STRETCH * weights.clamp(min=0), parts, strict=True)
+        return of_history, [replace(part, value=weight * part.value) for weight, part in weighed]
 
     def candidate_vectors(self, texts: Tensor, items: Tensor) -> Tensor:
         """What a sequence is compared with, ``[C, D]``: vectors of texts, and of items' own."""
@@ -207,12 +211,17 @@ class RankingHead(nn.Module):
             logits.index_put_((part.query, part.column), value, accumulate=True)
         return logits
 
+    @property
+    def _device(self) -> torch.device:
+        """Where what is learnt lies."""
+        return next(self.parameters()).device
+
     def _recency(self, queries: Queries) -> sparse.csr_matrix:
         """How long ago each query last met an item: 1 for the newest one .. L, L + 1 for older."""
         assert self.history_bias is not None
         whole = _Whole.of(queries.histories)
-        row = queries.row.cpu().numpy()
-        end = whole.older[row] + queries.prefix.cpu().numpy()
+        row = queries.row.numpy()
+        end = whole.older[row] + queries.prefix.numpy()
         query = np.repeat(np.arange(len(row)), whole.kept[row])
         entry = np.repeat(whole.first[row], whole.kept[row]) + _count_up(whole.kept[row])
         position, following = whole.position[entry], whole.following[entry]
@@ -229,9 +238,9 @@ class RankingHead(nn.Module):
         """
         assert self.neighbours is not None
         assert self.nearest is not None
-        histories, row = queries.histories, queries.row.cpu().numpy()
-        items, prefix = histories.items.cpu().numpy(), queries.prefix.cpu().numpy()
-        lengths = histories.lengths.cpu().numpy()
+        histories, row = queries.histories, queries.row.numpy()
+        items, prefix = histories.items.numpy(), queries.prefix.numpy()
+        lengths = histories.lengths.numpy()
         end = (lengths.cumsum() - lengths)[row] + prefix
         counts = np.minimum(prefix, self.history_items)
         ends = np.concatenate([[0], counts.cumsum()])
@@ -243,7 +252,7 @@ class RankingHead(nn.Module):
             shape=(len(row), self.neighbours.num_items),
         )
         weights.sum_duplicates()
-        users = histories.users.cpu().numpy()[row] if histories.counted else None
+        users = histories.users.numpy()[row] if histories.counted else None
         return [
             (weights @ self.nearest).tocsr(),
             self.neighbours.cooccurrence(weights, users),
@@ -274,15 +283,15 @@ class _Whole:
     @classmethod
     def of(cls, histories: PackedHistories) -> _Whole:
         """Of packed histories."""
-        recent, items = histories.lengths.cpu().numpy(), histories.items
+        recent, items = histories.lengths.numpy(), histories.items
         older = np.zeros_like(recent)
         if histories.older is not None and histories.older_lengths is not None:
-            older = histories.older_lengths.cpu().numpy()
+            older = histories.older_lengths.numpy()
             items = torch.cat([histories.older, items])
         row = np.concatenate([np.repeat(np.arange(len(older)), n) for n in (older, recent)])
         position = np.concatenate([_count_up(older), _count_up(recent)])
         position[older.sum() :] += np.repeat(older, recent)
-        item = items.cpu().numpy()
+        item = items.numpy()
         order = np.lexsort((position, item, row))
         same = (row[order][1:] == row[order][:-1]) & (item[order][1:] == item[order][:-1])
         following = np.full(len(order), np.iinfo(np.int64).max)
@@ -362,7 +371,7 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
-def _entries(matrix: sparse.csr_matrix, columns: np.ndarray, device: torch.device) -> Entries:
+def _entries(matrix: sparse.csr_matrix, columns: np.ndarray) -> Entries:
     """Entries of a matrix, of some columns in their order, ascending by column.
 
     Columns that the matrix lacks, of items that were added later, are empty.
@@ -371,7 +380,8 @@ def _entries(matrix: sparse.csr_matrix, columns: np.ndarray, device: torch.devic
     by_column = matrix.tocsc()[:, columns]
     column = np.repeat(np.arange(by_column.shape[1]), np.diff(by_column.indptr))
     return Entries(
-        torch.from_numpy(by_column.indices.astype(np.int64)).to(device),
-        torch.from_numpy(column).to(device),
-        torch.from_numpy(by_column.data.astype(np.float32)).to(device),
+        torch.from_numpy(by_column.indices.astype(np.int64)),
+        torch.from_numpy(column),
+        torch.from_numpy(by_column.data.astype(np.float32)),
+        by_column.indptr,
     )

@@ -19,6 +19,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.model.loss import softmax_loss
 
 WIDEST = 2.0
@@ -105,11 +106,11 @@ class Scores:
         options = dict(kwargs or {})
         if func is F.cross_entropy:
             scores, targets = args[:2]
-            counted = torch.ones_like(targets, dtype=torch.bool)
-            if options["reduction"] == "none":  # of BERT4Rec, which then leaves the others out
-                counted = targets > 0
+            if options["reduction"] == "mean":
+                return softmax_loss(scores.sequences, scores.items.T, targets)
+            counted = targets > 0  # of BERT4Rec, which leaves the others out afterwards
             mean = softmax_loss(scores.sequences[counted], scores.items.T, targets[counted])
-            return mean if options["reduction"] == "mean" else mean.expand(len(targets))
+            return mean.expand(len(targets))
         made = [arg.sequences @ arg.items if isinstance(arg, cls) else arg for arg in args]
         return func(*made, **options)
 
@@ -140,8 +141,7 @@ class PrefixBatch:
 
     def to(self, device: torch.device | str) -> PrefixBatch:
         """The same on another device."""
-        moved = (({k: v.to(device) for k, v in g.columns.items()}, g.places) for g in self.groups)
-        return PrefixBatch([PrefixGroup(columns, at.to(device)) for columns, at in moved])
+        return sent(self, device)
 
 
 class SharedPass(SequentialRecommender):

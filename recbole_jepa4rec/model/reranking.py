@@ -43,7 +43,7 @@ class Retriever:
             ValueError: if a score is not a finite number.
         """
         scores = self.offer.scores(histories.newest(self.max_items)).float().clone()
-        if not scores[:, 1:].isfinite().all():
+        if not scores[:, 1:].isfinite().all():  # waits for the device, as reading the best does
             raise ValueError(f"retriever {self.folder!r} gives scores that are not finite")
         scores[:, 0] = -torch.inf
         return scores
@@ -67,7 +67,7 @@ def training_candidates(
     Returns:
         Distinct items ``[B, C]``, and the place of the target among them ``[B]``.
     """
-    items = torch.arange(num_items, device=targets.device)
+    items = torch.arange(num_items)
     draw = below(derive(keys[:, None], Draw.CANDIDATES, items), _BOUND)
     draw = draw.scatter(1, item_seq, draw.gather(1, item_seq) + _BOUND)
     draw[:, 0] = 2 * _BOUND
@@ -80,8 +80,8 @@ def training_candidates(
 
 def had_before(histories: PackedHistories, num_items: int) -> Tensor:
     """Which items stand in each history or among its older items, bool ``[B, N]``."""
-    had = torch.zeros(len(histories), num_items, dtype=torch.bool, device=histories.items.device)
-    row = torch.arange(len(histories), device=had.device)
+    had = torch.zeros(len(histories), num_items, dtype=torch.bool)
+    row = torch.arange(len(histories))
     had[row.repeat_interleave(histories.lengths), histories.items] = True
     if histories.older is not None and histories.older_lengths is not None:
         had[row.repeat_interleave(histories.older_lengths), histories.older] = True

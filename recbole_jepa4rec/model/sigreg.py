@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive, normal
 
 KNOTS, LAST_KNOT = 17, 3.0
@@ -34,7 +35,7 @@ def draw_directions(key: Tensor | int, size: int, directions: int) -> Tensor:
     Returns:
         ``[D, M]`` on the CPU.
     """
-    keys = derive(torch.as_tensor(key).cpu(), Draw.DIRECTIONS, torch.arange(size * directions))
+    keys = derive(key, Draw.DIRECTIONS, torch.arange(size * directions))
     drawn = normal(keys).view(size, directions)
     return drawn / drawn.norm(dim=0)
 
@@ -61,13 +62,13 @@ def sigreg(vectors: Tensor, directions: Tensor) -> Tensor:
     return _EppsPulley.apply(projected) / processes.world_size()
 
 
-def quadrature(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def quadrature() -> tuple[Tensor, Tensor]:
     """Knots t_k and weights w_k, ``[K]`` each.
 
     Weights are the trapezoidal rule's on both sides of 0, 2 dt and dt at the ends, times
     ``exp(-t_k^2 / 2)``.
     """
-    knots = torch.linspace(0, LAST_KNOT, KNOTS, device=device)
+    knots = torch.linspace(0, LAST_KNOT, KNOTS)
     weights = torch.full_like(knots, 2 * LAST_KNOT / (KNOTS - 1))
     weights[[0, -1]] /= 2
     return knots, weights * (-knots.square() / 2).exp()
@@ -82,7 +83,7 @@ class _EppsPulley(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor) -> Tensor:
         """``[N, M]`` to the mean over M."""
-        knots, weights = quadrature(projected.device)
+        knots, weights = sent(quadrature(), projected.device)
         normal_one = (-knots.square() / 2).exp()
         gradient, total = torch.empty_like(projected), projected.new_zeros(())
         size = max(1, ANGLES_AT_ONCE // (len(projected) * KNOTS))

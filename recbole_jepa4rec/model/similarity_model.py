@@ -97,7 +97,7 @@ class SimilarityModel(PhasedModel):
         """The head's logits, with the neighbours' weights multiplied by each of the scales."""
         assert self.head is not None
         logits = self.cosines(histories) / self.temperature
-        items = torch.arange(logits.shape[1], device=logits.device)
+        items = torch.arange(logits.shape[1])
         bias, neighbours = self.head.entries(Queries.whole(histories), items)
         logits = self.head.add_to(logits, bias)
         for number, scale in enumerate(scales):

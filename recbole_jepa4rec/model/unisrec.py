@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.checkpoint import refuse_misfits
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.base.weight_files import read_tensors
 from recbole_jepa4rec.config.model_settings import UniSRecSettings
@@ -166,32 +167,29 @@ class UniSRec(ItemVectorModel):
     @property
     def row_of_item(self) -> Tensor:
         """Row of every item, ``[N]``: of its text, or its own where it has an id vector too."""
-        if not self._uses_ids:
-            return self.text.row_of_item
-        return torch.arange(self.n_items, device=self.text.row_of_item.device)
+        return torch.arange(self.n_items) if self._uses_ids else self.text.row_of_item
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Vectors v (Eq. 4), or v + e with an id embedding (Eq. 12), ``[R]`` to ``[R, D]``."""
         if self.id_embedding is None or not self._uses_ids:
             return self.adaptor(self.text.table[rows])
-        text = self.adaptor(self.text.table[self.text.row_of_item[rows]])
-        return text + self.id_embedding(rows)
+        of_text = self.there("texts", self.text.row_of_item)[rows]
+        return self.adaptor(self.text.table[of_text]) + self.id_embedding(rows)
 
     def pretrain_losses(self, windows: Windows, keys: Tensor) -> tuple[Tensor, ...]:
         """L_S-I at every position and L_S-S at the last (Eq. 8, 9)."""
-        vectors, place, target = self.in_batch(windows)
-        items = F.embedding(place, vectors)
-        hidden = self.encoder(items)
-        candidates, positive = self.in_batch_targets(target[windows.inside])
+        batch = self.in_batch(windows)
+        hidden = self.encoder(batch.items)
         sequence_item = contrastive_loss(
-            hidden[windows.inside], vectors[candidates], positive, self.temperature
+            hidden.flatten(0, 1)[batch.places], batch.candidates, batch.positive, self.temperature
         )
-        augmented = self._augmented(items, windows, keys)
-        last = target.gather(1, windows.lengths[:, None] - 1)[:, 0]
-        sequences = last_output(hidden, windows.lengths)
-        sequence_sequence = sequence_sequence_loss(sequences, augmented, last, self.temperature)
+        augmented = self._augmented(batch.items, windows, keys)
+        sequences = last_output(hidden, batch.lengths)
+        sequence_sequence = sequence_sequence_loss(
+            sequences, augmented, batch.last, self.temperature
+        )
         return (
-            processes.shard_of_mean(sequence_item, len(positive)),
+            processes.shard_of_mean(sequence_item, len(batch.positive)),
             processes.shard_of_mean(sequence_sequence, len(sequences)),
         )
 
@@ -204,16 +202,19 @@ class UniSRec(ItemVectorModel):
         drops_items = uniform(derive(keys, Draw.AUGMENTATION)) < self.item_drop_share
         if self.word_dropped is None:
             drops_items = torch.ones_like(drops_items)
-        else:
-            rows, place = torch.unique(self.text.row_of_item[windows.items], return_inverse=True)
-            without_words = F.embedding(place, self.adaptor(self.word_dropped[rows]))
-            positions = torch.arange(items.shape[1], device=items.device)
-            draws = uniform(derive(keys[:, None], Draw.WORD_DROP, positions))
-            worded = ~drops_items[:, None] & (draws < self.word_drop_items)
-            items = torch.where(worded[:, :, None], without_words, items)
         kept = kept_items(windows.inside, self.item_drop_ratio, keys)
         kept |= windows.inside & ~drops_items[:, None]  # word drop leaves all items
-        return last_output(self.encoder(move_together(items, kept)), kept.sum(dim=1))
+        order, lengths = self._sent((kept_first(kept), kept.sum(dim=1)))
+        if self.word_dropped is not None:
+            rows, place = torch.unique(self.text.row_of_item[windows.items], return_inverse=True)
+            positions = torch.arange(items.shape[1])
+            draws = uniform(derive(keys[:, None], Draw.WORD_DROP, positions))
+            worded = ~drops_items[:, None] & (draws < self.word_drop_items)
+            rows, place, worded = self._sent((rows, place, worded))
+            without_words = F.embedding(place, self.adaptor(self.word_dropped[rows]))
+            items = torch.where(worded[:, :, None], without_words, items)
+        items = items.gather(1, order[:, :, None].expand_as(items))
+        return last_output(self.encoder(items), lengths)
 
     def _load_published(self, file: Path) -> None:
         """Start from the authors' state dict; parts that know items by number are left out."""
@@ -244,15 +245,13 @@ def kept_items(inside: Tensor, ratio: float, keys: Tensor) -> Tensor:
     return inside & ((draws >= ratio) | best)
 
 
-def move_together(items: Tensor, kept: Tensor) -> Tensor:
-    """Kept item vectors in their order, without gaps; what follows them is padding.
+def kept_first(kept: Tensor) -> Tensor:
+    """Order of positions in which kept ones come first, in their own order, ``[B, L]``.
 
     Args:
-        items: ``[B, L, D]``.
         kept: bool ``[B, L]``.
     """
-    order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
-    return items.gather(1, order[:, :, None].expand_as(items))
+    return torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
 
 
 def sequence_sequence_loss(
@@ -265,8 +264,8 @@ def sequence_sequence_loss(
     Args:
         sequences: s, ``[B, D]``.
         augmented: s~, ``[B, D]``.
-        next_items: what follows each sequence; those before the same item are no negatives of each
-            other, ``[B]``.
+        next_items: what follows each sequence, on the CPU; those before the same item are no
+            negatives of each other, ``[B]``.
         temperature: tau.
 
     Returns:
@@ -278,7 +277,8 @@ def sequence_sequence_loss(
     if len(sequences) == 0:
         return zero_of(sequences, augmented)
     logits = cosine_similarity(sequences, augmented) / temperature
-    place = torch.arange(len(others), device=logits.device)
+    place = torch.arange(len(others))
     own = place[whose == processes.rank()]
     alike = (next_items[:, None] == others) & (own[:, None] != place)
+    own, alike = sent((own, alike), logits.device)
     return F.cross_entropy(logits.masked_fill(alike, -torch.inf), own)

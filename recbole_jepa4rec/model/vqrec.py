@@ -81,7 +81,7 @@ class VQRec(ItemVectorModel):
 
     @property
     def row_of_item(self) -> Tensor:
-        """Row of every item, ``[N]``; items of one code share it."""
+        """Row of every item, ``[N]`` on the CPU; items of one code share it."""
         return self._coded()[1]
 
     @property
@@ -99,29 +99,24 @@ class VQRec(ItemVectorModel):
         Negatives of a position are the next items of the whole batch, each once, and its own next
         item with a share of the code's digits replaced at random.
         """
-        inside = windows.inside
-        vectors, place, target = self.in_batch(windows)
-        sequences = self.encoder(F.embedding(place, vectors))[inside]
-        candidates, positive = self.in_batch_targets(target[inside])
-        if len(positive) == 0:
-            return (processes.shard_of_mean(zero_of(sequences, vectors), 0),)
-        positions = torch.arange(inside.shape[1], device=keys.device)
-        codes = replaced_digits(
-            self.codes[self.row_of_item[windows.next_items[inside]]],
-            self.values,
-            self.replaced_share,
-            derive(keys[:, None], positions)[inside],
-        )
+        inside, batch = windows.inside, self.in_batch(windows)
+        sequences = self.encoder(batch.items).flatten(0, 1)[batch.places]
+        if len(batch.positive) == 0:
+            return (processes.shard_of_mean(zero_of(sequences, batch.candidates), 0),)
+        positions = torch.arange(inside.shape[1])
+        rows = self.row_of_item[windows.next_items[inside]]
+        rows, own_keys = self._sent((rows, derive(keys[:, None], positions)[inside]))
+        codes = replaced_digits(self.codes[rows], self.values, self.replaced_share, own_keys)
         synthetic = mean_of_codes(self._embeddings(), codes)
         logits = torch.cat(
             [
-                cosine_similarity(sequences, vectors[candidates]),
+                cosine_similarity(sequences, batch.candidates),
                 F.cosine_similarity(sequences.float(), synthetic.float())[:, None],
             ],
             dim=1,
         )
-        loss = F.cross_entropy(logits / self.temperature, positive)
-        return (processes.shard_of_mean(loss, len(positive)),)
+        loss = F.cross_entropy(logits / self.temperature, batch.positive)
+        return (processes.shard_of_mean(loss, len(batch.positive)),)
 
     def kept_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
         """The codebooks stay, if the checkpoint is of other texts; its codes mean other things."""
@@ -182,5 +177,5 @@ class VQRec(ItemVectorModel):
             of_row, code_of_row = torch.unique(
                 self.quantiser.encode(self.text.table), dim=0, return_inverse=True
             )
-            self._codes = of_row, code_of_row[self.text.row_of_item]
+            self._codes = of_row, code_of_row.cpu()[self.text.row_of_item]
         return self._codes

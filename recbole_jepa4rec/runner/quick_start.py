@@ -175,7 +175,8 @@ def _refuse_processes(config: Config) -> None:
     on_gpu = config["device"].type == "cuda"
     most = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
     if config["nproc"] > most:
-        what = "GPUs" if on_gpu else "processor cores"
+        given = f"GPUs, of gpu_id={config['gpu_id']}" if config.given("gpu_id") else "GPUs"
+        what = given if on_gpu else "processor cores"
         raise ValueError(f"nproc is {config['nproc']}; allowed on this machine: {most}, its {what}")
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from recbole_jepa4rec.base.command import did_you_mean
+from recbole_jepa4rec.base.device import autocast
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.model.base import Model, offered_by
 from recbole_jepa4rec.runner.retriever import load_model
@@ -55,6 +56,7 @@ class Recommender:
         self.histories: Histories = dataset.histories
         users = (str(user) for user in dataset.field2id_token[dataset.uid_field])
         self.row_of_user = {user: row for row, user in enumerate(users) if row}
+        self.precision = dataset.config["precision"]
         known_by_text = self.offer.fits_any_catalogue
         self.item_text: Any = dataset.item_text.astype(object) if known_by_text else None
 
@@ -235,7 +237,8 @@ class Recommender:
         """
         text = self._normalised(items).fillna("")
         try:
-            rows = self.offer.add_items(text).tolist()
+            with autocast(self.model.device, self.precision):
+                rows = self.offer.add_items(text).tolist()
         except BaseException:
             self.offer.drop_items(len(self.item_ids))
             raise
@@ -280,4 +283,5 @@ class Recommender:
     def _scores(self, rows: list[list[int]]) -> torch.Tensor:
         """Scores of all items for histories of internal ids, ``[B, N]`` on the CPU."""
         histories = PackedHistories.of_lists(rows, self.max_length)
-        return self.offer.scores(histories.to(self.model.device)).float().cpu()
+        with autocast(self.model.device, self.precision):
+            return self.offer.scores(histories).float().cpu()

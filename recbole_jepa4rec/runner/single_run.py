@@ -16,6 +16,7 @@ from recbole.utils import init_seed
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.allocator import give_back_freed_memory, reuse_freed_memory
 from recbole_jepa4rec.base.checkpoint import weights_file
+from recbole_jepa4rec.base.device import computing, score_memory
 from recbole_jepa4rec.base.stopping import begin_worker
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.protocol import NOBODY_TRAINS
@@ -136,7 +137,9 @@ def _quietly_seeded(config: Config) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
         init_seed(config["seed"], config["reproducibility"])
-        yield
+        computes = config["device"], config["matmul_precision"], config["reproducibility"]
+        with computing(*computes):
+            yield
 
 
 @contextmanager
@@ -163,7 +166,9 @@ def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
         ValueError: if nobody can be tested or, where epochs are asked for, trained on, or no
             negative can be drawn.
     """
-    limit = config["score_memory_mib"] * 2**20 / (SCORE_BYTES * data.item_num)
+    memory = config["score_memory_mib"]
+    memory = score_memory(config["device"]) if memory is None else memory * 2**20
+    limit = memory / (SCORE_BYTES * data.item_num)
     rows = max(1, min(config["eval_batch_size"], int(limit)))
     config = config.with_settings({"eval_batch_size": rows})
     data.refuse_untested()

@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_jepa4rec.base.command import did_you_mean
+from recbole_jepa4rec.base.device import PartlyOnCPU
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.text.text_encoder import TextEncoder
 
 
-class ItemVectors(nn.Module):
+class ItemVectors(PartlyOnCPU):
     """The item texts' vectors, each different one stored once.
 
-    Buffers (none is saved with a model): ``table`` ``[R, W]`` and ``row_of_item`` int64 ``[N]``.
-    Row 0 is zero: it belongs to the padding item (0) and to items without text.
+    Buffers (none is saved with a model): ``table`` ``[R, W]`` and ``row_of_item`` int64 ``[N]``,
+    which stays on the CPU. Row 0 is zero: it belongs to the padding item (0) and to items without
+    text.
 
     Args:
         table: the vectors, row 0 zero, ``[R, W]``.
@@ -34,6 +36,7 @@ class ItemVectors(nn.Module):
         source: what tables call the encoder or the file.
     """
 
+    on_cpu = ("row_of_item",)
     table: Tensor
     row_of_item: Tensor
 
@@ -176,9 +179,8 @@ class ItemVectors(nn.Module):
             self.table = torch.cat([self.table, vectors])
             self.texts += new
         first = self.num_items
-        added = torch.tensor(rows, dtype=torch.int64, device=self.row_of_item.device)
-        self.row_of_item = torch.cat([self.row_of_item, added])
-        return torch.arange(first, self.num_items, device=added.device)
+        self.row_of_item = torch.cat([self.row_of_item, torch.tensor(rows, dtype=torch.int64)])
+        return torch.arange(first, self.num_items)
 
     def reassign(self, item_ids: Tensor, appended: Tensor) -> None:
         """Give items the vectors of as many that were appended last, which are forgotten."""

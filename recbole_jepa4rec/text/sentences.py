@@ -11,9 +11,10 @@ import pandas as pd
 import tokenizers
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_jepa4rec.base.command import did_you_mean
+from recbole_jepa4rec.base.device import PartlyOnCPU
 from recbole_jepa4rec.text import tensor_cache
 from recbole_jepa4rec.text.row_encoder import (
     CLS,
@@ -33,7 +34,7 @@ from recbole_jepa4rec.text.tokenizer import SpecialIds, encode_texts, unlimited
 _FORMAT = "recbole_jepa4rec item sentences 2"
 
 
-class ItemSentences(nn.Module):
+class ItemSentences(PartlyOnCPU):
     """Token sequences of all items, each different one stored once.
 
     An item's sentence is its attributes flattened to name tokens and value tokens. Item 0 is the
@@ -41,7 +42,7 @@ class ItemSentences(nn.Module):
 
     Buffers (none is saved with a model): ``input_ids`` int32 and ``token_types`` uint8 hold one
     ``[CLS]`` and then all sentences end to end, sentence ``s`` at ``offsets[s]:offsets[s + 1]``;
-    ``sentence_of_item`` int64 ``[N]``.
+    ``sentence_of_item`` int64 ``[N]``. All stay on the CPU, where batches are made.
 
     Args:
         attributes: column names of the item text, in the order they appear in a sentence.
@@ -53,6 +54,7 @@ class ItemSentences(nn.Module):
         ValueError: if an attribute's name leaves no room for its value.
     """
 
+    on_cpu = ("input_ids", "token_types", "offsets", "sentence_of_item")
     input_ids: Tensor
     token_types: Tensor
     offsets: Tensor
@@ -189,7 +191,7 @@ class ItemSentences(nn.Module):
             raise ValueError(f"unknown item attribute {column!r}{hint}")
         first = self.num_items
         self._extend([self._encoder(item_text)])
-        return torch.arange(first, self.num_items, device=self.sentence_of_item.device)
+        return torch.arange(first, self.num_items)
 
     def reassign(self, item_ids: Tensor, appended: Tensor) -> None:
         """Give items the sentences of as many that were appended last, which are forgotten."""
@@ -258,11 +260,11 @@ class ItemSentences(nn.Module):
     @cached_property
     def _index(self) -> SentenceIndex:
         """Digests of all sentences, in the order of their ids."""
-        index, offsets = SentenceIndex(), self.offsets.cpu()
+        index = SentenceIndex()
         for first in range(0, self.num_sentences, ROWS_AT_ONCE):
-            bounds = offsets[first : first + ROWS_AT_ONCE + 1]
+            bounds = self.offsets[first : first + ROWS_AT_ONCE + 1]
             stored = slice(int(bounds[0]), int(bounds[-1]))
-            ids, types = (t[stored].cpu().numpy() for t in (self.input_ids, self.token_types))
+            ids, types = (t[stored].numpy() for t in (self.input_ids, self.token_types))
             index.intern(EncodedRows.of(ids, types, bounds.diff().numpy()).digests)
         return index
 

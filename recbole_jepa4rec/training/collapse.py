@@ -8,6 +8,7 @@ from logging import getLogger
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.model.base import Model
 from recbole_jepa4rec.model.sigreg import draw_directions, sigreg
@@ -64,8 +65,9 @@ def alignment(model: Model, rows: HistoryRows) -> float:
         The mean squared distance of unit vectors, from 0 to 4.
     """
     some, total = rows.with_targets(_evenly(rows.target, SAMPLED_HISTORIES)), 0.0
-    for histories in some.in_batches(max(1, COSINES_AT_ONCE // model.n_items), model.device):
-        cosines = model.cosines(histories).gather(1, histories.targets[:, None])
+    for histories in some.in_batches(max(1, COSINES_AT_ONCE // model.n_items)):
+        cosines = model.cosines(histories)
+        cosines = cosines.gather(1, sent(histories.targets[:, None], cosines.device))
         total += float((2 - 2 * cosines.double()).sum())
     return total / len(some)
 

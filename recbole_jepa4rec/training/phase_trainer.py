@@ -21,7 +21,7 @@ from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.evaluation.choice import of_some_users
 from recbole_jepa4rec.model.base import PRETRAIN, PhasedModel
 from recbole_jepa4rec.training.collapse import alignment, spread, warn_if_collapsed
-from recbole_jepa4rec.training.optimisation import Optimisation
+from recbole_jepa4rec.training.optimisation import Optimisation, Terms
 from recbole_jepa4rec.training.phases import (
     Phase,
     PhasePosition,
@@ -57,6 +57,7 @@ class PhaseTrainer(ProtocolTrainer):
             )
         self.tokens_trained, self.seconds_trained = 0, 0.0
         self._position: PhasePosition | None = None
+        self._awaited: list[Terms] = []
 
     def fit(
         self,
@@ -146,6 +147,7 @@ class PhaseTrainer(ProtocolTrainer):
             self.end_if_asked()
             if self._is_spent(phase.deadline):
                 break
+        self._read_losses(position)
         self._count_tokens(self.model.tokens_seen - tokens, time.monotonic() - started)
         losses = {name: total / position.sequences for name, total in position.sums.items()}
         processes.refuse_difference(self.model)
@@ -163,7 +165,8 @@ class PhaseTrainer(ProtocolTrainer):
     def _steps(self, phase: Phase, position: PhasePosition) -> Iterator[int]:
         """Train the rest of an epoch; yields the steps made in it after each."""
         self.model.train()
-        self.model.begin_epoch(phase.epoch_key(position.epoch))
+        with self.autocast():
+            self.model.begin_epoch(phase.epoch_key(position.epoch))
         batches, size = self._plan(phase, position.epoch), self.config["accumulation_steps"]
         with tqdm(
             total=sum(map(len, batches)),
@@ -176,13 +179,23 @@ class PhaseTrainer(ProtocolTrainer):
             for first in range(position.batches, len(batches), size):
                 step = batches[first : first + size]
                 self.model.begin_step(first // size)
-                for batch, terms in zip(step, self.optimisation.step(step), strict=True):
-                    for name, value in terms.items():
-                        position.sums[name] = position.sums.get(name, 0.0) + value * len(batch)
+                self._awaited.append(self.optimisation.step(step))
+                self._read_losses(position, leave=1)
                 position.batches += len(step)
                 position.sequences += sum(map(len, step))
                 progress.update(sum(map(len, step)))
                 yield first // size + 1
+
+    def _read_losses(self, position: PhasePosition, leave: int = 0) -> None:
+        """Add up the losses of steps that were made; the newest ones may still be under way."""
+        while len(self._awaited) > leave:
+            self._awaited.pop(0).add_to(position.sums)
+
+    def write_checkpoint(self) -> None:
+        """As every trainer, once the losses are known that stand in it."""
+        if self._position is not None:
+            self._read_losses(self._position)
+        super().write_checkpoint()
 
     def _plan(self, phase: Phase, epoch: int) -> list[Tensor]:
         """The targets of an epoch in batches; see ``plan_epoch``."""
@@ -289,8 +302,9 @@ class PhaseTrainer(ProtocolTrainer):
         measured: dict[str, float] = {}
         if self.model.has_item_vectors:
             self.model.eval()
-            measured = spread(self.model.item_vectors())
-            measured["alignment"] = alignment(self.model, self.rows)
+            with self.autocast():
+                measured = spread(self.model.item_vectors())
+                measured["alignment"] = alignment(self.model, self.rows)
             warn_if_collapsed(measured, self.model.n_items - 1)
         shown = {**result, **measured}
         for name, value in shown.items():

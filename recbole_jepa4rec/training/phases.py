@@ -21,8 +21,6 @@ from recbole_jepa4rec.model.base import (
 )
 from recbole_jepa4rec.text.token_batch import fill_batches
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 FINETUNING = (
     (PERMUTATION, 3, "permutation_epochs"),
     (FINETUNE, 1, "epochs"),
@@ -258,7 +256,7 @@ def target_positions(
     way = histories.train_end[users] - 1 - histories.offsets[users]
     first = histories.offsets[users] + (way * earliest).long().clamp(min=least_history)
     targets = first + below(derive(keys, Draw.TARGET), histories.train_end[users] - first)
-    return targets[torch.argsort(derive(keys, Draw.SHUFFLE))]
+    return targets[torch.argsort(derive(keys, Draw.SHUFFLE), stable=True)]
 
 
 def window_ends(histories: Histories, users: Tensor, seed: int, epoch: int, window: int) -> Tensor:
@@ -289,7 +287,7 @@ def window_ends(histories: Histories, users: Tensor, seed: int, epoch: int, wind
     nth = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
     back = torch.where(nth > 0, shift[row] + (nth - 1) * window, torch.zeros_like(nth))
     ends = histories.train_end[users][row] - 1 - back
-    return ends[torch.argsort(derive(keys[row], Draw.SHUFFLE, nth))]
+    return ends[torch.argsort(derive(keys[row], Draw.SHUFFLE, nth), stable=True)]
 
 
 def history_tokens(

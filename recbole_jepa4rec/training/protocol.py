@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from recbole_jepa4rec.base.checkpoint import (
     save_weights,
     weights_file,
 )
+from recbole_jepa4rec.base.device import autocast, sent
 from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.stopping import TERMINATED, asked_to_end, holding_sigterm
 from recbole_jepa4rec.config.registry import row_label
@@ -183,14 +185,15 @@ class ProtocolTrainer(Trainer):
             return
         names, topk = self.config["metrics"], self.config["topk"]
         self.model.eval()
-        chosen = choose_on_validation(
-            offer,
-            rows,
-            self.config["MAX_ITEM_LIST_LENGTH"],
-            self.config["filter_history"],
-            scores_in_all,
-            lambda ranks: mean_metrics(ranks, names, topk)[self.valid_metric],
-        )
+        with self.autocast():
+            chosen = choose_on_validation(
+                offer,
+                rows,
+                self.config["MAX_ITEM_LIST_LENGTH"],
+                self.config["filter_history"],
+                scores_in_all,
+                lambda ranks: mean_metrics(ranks, names, topk)[self.valid_metric],
+            )
         self.logger.info(f"validation: {chosen}")
 
     def load_best(self, model_file: str | None = None) -> None:
@@ -259,7 +262,7 @@ class ProtocolTrainer(Trainer):
     ) -> Ranking:
         """As ``rank``, by a model of ours or scores of its, of rows that need no loader."""
         size, whole = self.config["eval_batch_size"], self.model.reads_whole_history
-        batches = rows.in_batches(size, self.device, whole)
+        batches = rows.in_batches(size, whole)
         return self._rank(rows, batches, scores or self.model.scores, show_progress)
 
     def _rank(
@@ -270,22 +273,27 @@ class ProtocolTrainer(Trainer):
         show_progress: bool,
     ) -> Ranking:
         self.model.eval()
-        if self.offer.has_item_vectors:
-            self.offer.item_vectors()  # together, before each process ranks users of its own
         depth = depth_of(self.config["metrics"], self.config["topk"])
         try:
-            return rank_targets(
-                rows,
-                batches,
-                scores,
-                filter_history=self.config["filter_history"],
-                depth=min(depth, self.num_items - 1),
-                before_batch=self.end_if_asked,
-                show_progress=show_progress,
-            )
+            with self.autocast():
+                if self.offer.has_item_vectors:
+                    self.offer.item_vectors()  # together, before each ranks users of its own
+                return rank_targets(
+                    rows,
+                    batches,
+                    scores,
+                    filter_history=self.config["filter_history"],
+                    depth=min(depth, self.num_items - 1),
+                    before_batch=self.end_if_asked,
+                    show_progress=show_progress,
+                )
         except NotNumbersError:
             self.refuse_unless(False, "scores")
             raise
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the model computes at the precision of the run."""
+        return autocast(self.device, self.config["precision"])
 
     def metrics_of(self, ranking: Ranking, rows: HistoryRows) -> dict[str, float]:
         """Every configured metric of a ranking."""
@@ -298,7 +306,8 @@ class ProtocolTrainer(Trainer):
 
     def _scores_of_recbole(self, interaction: Any) -> Tensor:
         """Scores of all items by one of RecBole's models, ``[B, N]``."""
-        return self._full_sort_batch_eval((interaction, None, None, None))[1]
+        columns = Interaction(sent(interaction.interaction, self.device))
+        return self._full_sort_batch_eval((columns, None, None, None))[1]
 
     def record_validation(self, stage: str, valid: float) -> None:
         """Add a point, of the epoch under way, to the learning curve."""
@@ -445,7 +454,8 @@ class ProtocolTrainer(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Keep the weights: the best so far, or the newest where nothing validates them."""
-        self.refuse_unless(all(p.isfinite().all() for p in self.model.parameters()), "weights")
+        finite = [weight.isfinite().all() for weight in self.model.parameters()]
+        self.refuse_unless(not finite or torch.stack(finite).all(), "weights")
         weights, state = kwargs.get("saved_model_file", self.saved_model_file), self.state
         state.pretrain_datasets = list(dict.fromkeys(state.pretrain_datasets))
         sources = json.dumps(state.pretrain_datasets)

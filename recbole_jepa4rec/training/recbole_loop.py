@@ -220,7 +220,8 @@ class EpochTrainer(ProtocolTrainer):
         return {**vars(self._position), "loader_now": self._train_data.generator.get_state()}
 
     def _check_nan(self, loss: Tensor) -> None:
-        self.refuse_unless(torch.isfinite(loss), f"training losses (the last is {loss.item()})")
+        if not torch.isfinite(loss):
+            self.refuse_unless(False, f"training losses (the last is {loss.item()})")
 
     def _add_train_loss_to_tensorboard(
         self, epoch_idx: int, losses: Any, tag: str = "Loss/Train"
