@@ -41,9 +41,14 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
         "ranking batch": (0, 3),
     },
     "JEPA4Rec, frozen layers": {
-        "sequence_item, mlm, mapping step": (0, 10),
-        "finetune step": (0, 8),
-        "ranking batch": (0, 5),
+        "sequence_item, mlm, mapping step": (0, 8),
+        "finetune step": (0, 6),
+        "ranking batch": (0, 4),
+    },
+    "JEPA4Rec, SIGReg": {
+        "mlm, mapping, sigreg step": (0, 7),
+        "finetune step": (0, 4),
+        "ranking batch": (0, 3),
     },
     "RecFormer": {
         "sequence_item, mlm step": (0, 3),
@@ -53,7 +58,7 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
     "UniSRec": {
         "sequence_item, sequence_sequence step": (0, 4),
         "finetune step": (0, 2),
-        "ranking batch": (0, 4),
+        "ranking batch": (0, 3),
     },
     "UniSRec, whole head": {
         "sequence_item, sequence_sequence step": (0, 4),
@@ -67,8 +72,8 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
     },
     "LlamaRec": {
         "step": (3, 1),
-        "letter step": (2, 2),
-        "ranking batch": (4, 4),
+        "letter step": (1, 2),
+        "ranking batch": (3, 4),
     },
     "SASRec": {
         "step": (3, 1),

@@ -38,3 +38,16 @@ def test_layers_that_are_computed_again_give_the_same_gradients(tmp_path):
         gradients.append(trained)
     for held, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, held)
+
+
+def test_padding_needs_no_mask(tmp_path, monkeypatch):
+    pytest.importorskip("peft", reason="the extra llm is not installed")
+    model, tokenizer = load_language_model(save_tiny_llama(tmp_path, TEXTS), "fp32")
+    verbaliser = Verbaliser(add_lora(model, 4, 8, 0.0, ["q_proj"]), [5, 6, 7]).eval()
+    prompts = tokenizer(TEXTS)["input_ids"]
+    assert len({*map(len, prompts)}) > 1
+    masked = verbaliser(prompts)
+    monkeypatch.setattr(Verbaliser, "needs_mask", False)
+    torch.testing.assert_close(verbaliser(prompts), masked, atol=1e-5, rtol=1e-5)
+    alone = torch.cat([verbaliser([prompt]) for prompt in prompts])
+    torch.testing.assert_close(alone, masked, atol=1e-5, rtol=1e-5)

@@ -143,7 +143,8 @@ class Verbaliser(nn.Module):
     def _hidden_at_end(self, prompts: Sequence[Sequence[int]], count: int) -> Tensor:
         """Hidden states of the last tokens of each prompt, ``[B, count, D]``.
 
-        Prompts are padded on the right, where no token of a causal model ever looks.
+        Prompts are padded on the right, where no token of a causal model ever looks; so a GPU is
+        given no mask, of which transformers would read whether it masks anything.
         """
         rows = [torch.tensor(prompt) for prompt in prompts]
         lengths = torch.tensor([len(row) for row in rows])
@@ -152,11 +153,18 @@ class Verbaliser(nn.Module):
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         row = torch.arange(len(rows))[:, None]
         at_end = lengths[:, None] - count + torch.arange(count)
-        input_ids, mask, row, at_end = sent((input_ids, mask, row, at_end), self.device)
+        input_ids, row, at_end = sent((input_ids, row, at_end), self.device)
         hidden = self._causal.base_model(
-            input_ids=input_ids, attention_mask=mask, use_cache=False
+            input_ids=input_ids,
+            attention_mask=mask if self.needs_mask else None,
+            use_cache=False,
         ).last_hidden_state
         return hidden[row, at_end]
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether padding is masked: on a CPU, where results stay those of earlier versions."""
+        return self.device.type == "cpu"
 
     @torch.no_grad()
     def in_batches(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
