@@ -189,6 +189,14 @@ class TestRows:
 
 
 class TestRefusals:
+    def test_two_files_of_one_name(self, shops, capsys):
+        Path("a").mkdir()
+        for file in ("x.yaml", "a/x.yaml"):
+            Path(file).write_text("eval_step: 2\n")
+        words = [*shops, "--experiment=low_resource", "--model_list=STAR:x.yaml,STAR:a/x.yaml"]
+        assert main(words) == 2
+        assert "of which both rows would be 'STAR:x:train_fraction=0.01'" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
@@ -211,9 +219,11 @@ class TestRefusals:
                 ["zero_shot", "--checkpoint=sas", "--pretrain_dataset=other"],
                 "pretrain_dataset and checkpoint are both given; allowed: one of them",
             ),
-            (["ablations", "--checkpoint=no"], "checkpoint 'no' is neither a file nor holds"),
+            (["revealed_words", "--checkpoint=no"], "checkpoint 'no' is neither a file nor holds"),
+            (["ablations", "--checkpoint=sas"], "'sas' is trained already, and experiment 'ablat"),
+            (["mask_ratio", "--checkpoint=sas"], "and experiment 'mask_ratio' is about pre-train"),
             (["low_resource", "--checkpoint=sas", "--model_list=STAR"], "'sas' has no effect"),
-            (["pretraining_sources", "--checkpoint=sas"], "checkpoint 'sas' has no sources"),
+            (["pretraining_sources", "--checkpoint=sas"], "is trained already, and experiment"),
         ],
     )
     def test_one_line_and_nothing_runs(self, words, message, shops, capsys):

@@ -86,6 +86,12 @@ class Experiment(Settings):
     published: dict[str, dict[str, dict[str, float]]] = {}
     """The paper's metrics by its name of a data set, and a row's name."""
 
+    @property
+    def is_about_pretraining(self) -> bool:
+        """Whether rows differ in how they are pre-trained, so that none can start from weights."""
+        changes = any(row.name == SOURCES or (row.pretrained and row.settings) for row in self.rows)
+        return changes or (self.curve is not None and self.curve.stage == "both")
+
     def all_rows(self, sources: Sequence[str]) -> Iterator[tuple[RowSettings, list[str], float]]:
         """Every row with the data sets that it is pre-trained on, and its place on the axis."""
         if self.curve is None:
@@ -186,8 +192,11 @@ def _refuse_sources(
             f"experiment {name!r} starts from pre-trained models (write --pretrain_dataset=A,B or, "
             "of one model, --checkpoint=RUN_DIR)"
         )
-    if any(row.name == SOURCES for row in experiment.rows) and start:
-        raise ValueError(f"checkpoint {start!r} has no sources; write --pretrain_dataset=A,B")
+    if start and experiment.is_about_pretraining:
+        raise ValueError(
+            f"checkpoint {start!r} is trained already, and experiment {name!r} is about "
+            "pre-training (write --pretrain_dataset=A,B)"
+        )
     if target in sources and not experiment.sources_may_be_target:
         raise ValueError(
             f"pretrain_dataset names {target!r}, the data set itself; allowed for experiment "

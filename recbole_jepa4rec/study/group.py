@@ -24,6 +24,7 @@ from recbole_jepa4rec.config.settings import Count, Seed, must
 from recbole_jepa4rec.config.syntax import deciding
 from recbole_jepa4rec.study.experiment import (
     Experiment,
+    experiment_names,
     facts_of,
     read_experiment,
     reference_of,
@@ -76,7 +77,7 @@ def _distinct(values: Any, info: ValidationInfo) -> Any:
 class GroupKeys(StudyKeys):
     """Keys of a comparison itself."""
 
-    experiment: str | None = None
+    experiment: Annotated[str | None, must(f"one of {', '.join(experiment_names())}")] = None
     """An experiment of the paper, by its name; model_list may name its models."""
     pretrain_dataset: Annotated[
         tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)
@@ -138,7 +139,7 @@ def main(command_line: Sequence[str]) -> int:
         SystemExit: as ``run_command``.
     """
     if asks_for_help(command_line):
-        usage = "compare --model_list=A,B,... --dataset=NAME [--key=value ...]"
+        usage = "compare --model_list=A,B or --experiment=NAME --dataset=NAME [--key=value ...]"
         print(help_of(usage, "Train and test models side by side, and compare them.", GroupKeys))
         return 0
     return run_command(
@@ -161,6 +162,7 @@ def read_request(command_line: Sequence[str]) -> Request:
         experiment = read_experiment(keys.experiment)
         start = texts.pop("checkpoint", None)
         rows = variants_of(experiment, keys.model_list, given, keys.pretrain_dataset, start)
+        _refuse_namesakes(rows, [row.series for row in rows])
     else:
         experiment, start, rows = None, None, _listed_rows(keys)
     names = [row.name for row in rows]
@@ -188,12 +190,18 @@ def _listed_rows(keys: GroupKeys) -> list[Variant]:
     if not keys.model_list:
         raise ValueError("no model is named (write --model_list=A,B,C)")
     rows = [*map(Variant.of, keys.model_list)]
-    named: dict[str, str] = {}
-    for entry, row in zip(keys.model_list, rows, strict=True):
-        if (other := named.setdefault(row.folder, entry)) != entry:
-            both = f"model_list names {other!r} and {entry!r}, of which both rows"
-            raise ValueError(f"{both} would be {row.name!r}; give one file another name")
+    _refuse_namesakes(rows, keys.model_list)
     return rows
+
+
+def _refuse_namesakes(rows: Sequence[Variant], entries: Sequence[str]) -> None:
+    """Refuse rows of one name; ``entries`` are what the user has called them."""
+    named: dict[str, str] = {}
+    for entry, row in zip(entries, rows, strict=True):
+        if row.folder in named:
+            both = f"model_list names {named[row.folder]!r} and {entry!r}, of which both rows"
+            raise ValueError(f"{both} would be {row.name!r}; give one file another name")
+        named[row.folder] = entry
 
 
 def _cells(
