@@ -26,7 +26,7 @@ OF_ALL_ROWS = {
 } - {"MAX_ITEM_LIST_LENGTH"}
 """Settings that no preset may have: its row would not answer the question of the others."""
 
-OF_TARGET = ("train_fraction", "reveal_ratio", "benchmark_filename", "checkpoint")
+OF_TARGET = ("train_fraction", "reveal_ratio", "benchmark_filename")
 """Settings that a run of pre-training on other data sets is not given."""
 
 
