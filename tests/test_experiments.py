@@ -105,7 +105,7 @@ class TestEveryFile:
         for kind in ("md", "html", "tex"):
             assert said.split(" ")[0] in (tmp_path / f"comparison.{kind}").read_text()
         if found["experiment"]["axis"]:
-            lines = [each for each in comparison_plots(found) if " by " in each["title"]]
+            lines = [each for each in comparison_plots(found) if "By " in each["caption"]]
             assert [len(each["figure"]["data"]) for each in lines] == [
                 len({each["series"] for each in found["experiment"]["rows"].values()})
             ] * len(found["user_metrics"])
@@ -151,8 +151,8 @@ class TestSentences:
         bars = next(each for each in comparison_plots(found) if each["title"] == "NDCG@10")
         assert bars["figure"]["data"][1]["x"] == [0.0797, 0.0897, 0.0896]
         assert pretraining_lines(found["experiment"]) == [
-            "Pre-trained on other, more in 3 s a seed, which costs here leave out: "
-            "UniSRec zero-shot, RecFormer zero-shot, JEPA4Rec zero-shot."
+            "Pre-trained on other, more, which costs here leave out: UniSRec zero-shot in 3 s a "
+            "seed, RecFormer zero-shot in 3 s a seed, JEPA4Rec zero-shot in 3 s a seed."
         ]
 
 

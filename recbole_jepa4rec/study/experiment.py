@@ -292,16 +292,17 @@ def beside_paper(comparison: Mapping[str, Any]) -> list[tuple[str, dict[str, flo
 
 def pretraining_lines(experiment: Mapping[str, Any]) -> list[str]:
     """What models were pre-trained on, and how long that took beside what their costs say."""
-    named: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for entry, of_row in experiment["rows"].items():
-        if not of_row["pretrained_on"]:
-            continue
-        took, sources = of_row["pretraining_seconds"], ", ".join(of_row["pretrained_on"])
-        seconds = "" if took is None else f" in {took:.0f} s a seed, which costs here leave out"
-        name = of_row["series"] if experiment["axis"] else _spoken(entry)
-        names = named.setdefault(f"Pre-trained on {sources}{seconds}", [])
-        names += [] if name in names else [name]
-    return [f"{line}: {', '.join(names)}." for line, names in named.items()]
+        if of_row["pretrained_on"]:
+            took = of_row["pretraining_seconds"]
+            name = of_row["series"] if experiment["axis"] else _spoken(entry)
+            said = name if took is None else f"{name} in {took:.0f} s a seed"
+            found.setdefault(", ".join(of_row["pretrained_on"]), {})[said] = None
+    return [
+        f"Pre-trained on {sources}, which costs here leave out: {', '.join(names)}."
+        for sources, names in found.items()
+    ]
 
 
 def holds(comparison: Mapping[str, Any]) -> str:

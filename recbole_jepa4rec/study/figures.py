@@ -275,8 +275,8 @@ def _curve(rows: Rows, key: str, axis: Mapping[str, Any]) -> Plot:
         figure.update_xaxes(type="log")
     figure.update_xaxes(tickvals=axis["values"], ticktext=[f"{x:g}" for x in axis["values"]])
     figure.update_yaxes(rangemode="tozero")
-    caption = "Mean on the test split; lines are 95 % intervals over users."
-    return Plot(f"{metric_name(key)} by {axis['title']}", caption, figure)
+    caption = f"By {axis['title']}: mean on the test split, with 95 % intervals over users."
+    return Plot(metric_name(key), caption, figure)
 
 
 def _quality_against_seconds(rows: Rows, key: str) -> Plot:
