@@ -530,7 +530,7 @@ def test_without_a_retriever_it_is_not_made(read):
         ({"retriever_settings": 3}, "retriever_settings 3 must be a mapping"),
         ({"MAX_ITEM_LIST_LENGTH": 5}, "reads 10 items .*allowed: --MAX_ITEM_LIST_LENGTH=10"),
         ({"train_stage": "both"}, "train_stage is 'both'; allowed: finetune"),
-        ({"language_model_precision": "int4"}, "is 'int4'; allowed: fp32, bf16, fp16"),
+        ({"language_model_precision": "int4"}, "'int4' must be null or fp32 or bf16 or fp16"),
         ({"lora_target_modules": ["c_attn"]}, r"lora_target_modules \['c_attn'\] do not fit"),
         ({"lora_target_modules": ["lm_head"]}, "must leave out the .* output layer"),
         ({"title_field": "name"}, "title_field 'name' is none of title, categories, brand"),
