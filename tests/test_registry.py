@@ -253,7 +253,7 @@ ANY = "__main__"
         (SEARCH, ["--model=FDSA", SET], "no search space for model 'FDSA' (there are: "),
         (SEARCH, ["--model=SASRec", SET, "--ema_momentum=0.9"], "ema_momentum 0.9 has no effect: "),
         (ANY, ["report", "runs"], "the following arguments are required: --out (see recbole-j"),
-        (ANY, ["report", "tests", "--out=setup.py"], "--out=setup.py is not a folder"),
+        (ANY, ["report", "tests", "--out=pyproject.toml"], "--out=pyproject.toml is not a folder"),
         (ANY, ["report", "nowhere", "--out=page"], "nowhere is no folder; allowed: run folders"),
         (ANY, ["runs", "--data=toy"], "unrecognized arguments: --data=toy (see recbole-jepa4rec"),
         (ANY, ["runs", "tests"], "tests has no finished run: no result.json stands in or below"),
