@@ -149,7 +149,7 @@ def _with_lists(
     for mask in (rows["file"] == 0, rows["file"] > 0):
         if not mask.any():
             continue
-        part, own = rows[mask], [lists[row] for row in np.flatnonzero(mask)]
+        part, own = rows[mask], [lists[row] for row in np.flatnonzero(mask).tolist()]
         try:
             table, whose = unrolled(part, own, part["file"].to_numpy(), ("user", "item", "time"))
         except UntoldError as error:
@@ -272,7 +272,7 @@ def _check_split(
             yield problem(place, True, f"expected an item that {train} or the .item file holds")
     if not whole.empty:
         pairs = parts[_KEY].merge(whole[_KEY].drop_duplicates(), "left", _KEY, indicator="held")
-        for place in np.flatnonzero(pairs["held"] == "left_only"):
+        for place in np.flatnonzero(pairs["held"] == "left_only").tolist():
             yield problem(place, False, f"{paths[0].name} has no such row")
 
 
