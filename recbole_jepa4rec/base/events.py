@@ -14,6 +14,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import scalar
 
+RECBOLE_SCORE = "Vaild_score"
+"""Of RecBole's own loop; it stands under ``valid/`` with all other metrics."""
+
 
 class EventFile:
     """A file of events, each on its way to the disk when the call returns.
@@ -42,7 +45,8 @@ class EventFile:
         Raises:
             OSError: if it cannot be written; names the file.
         """
-        self._write(Event(step=int(step), summary=scalar(tag, float(value))))
+        if tag != RECBOLE_SCORE:
+            self._write(Event(step=int(step), summary=scalar(tag, float(value))))
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,7 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.base.trackers import refuse_missing
 from recbole_jepa4rec.base.yaml_files import Loader, as_yaml, find_properties, read_yaml
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.recbole_keys import refuse_idle
@@ -54,7 +55,7 @@ class Config(RecBoleConfig):
         return self._layers.given(key)
 
     def refuse_idle(self) -> None:
-        """Refuse what a run would take and not read, and a GPU asked for that is not there.
+        """Refuse what a run would take and not read, and a GPU or library that is not there.
 
         Raises:
             ValueError: for the first such key; says why it has no effect.
@@ -62,6 +63,7 @@ class Config(RecBoleConfig):
         asks_gpu = self["use_gpu"] and self._layers.typed("use_gpu")
         if asks_gpu and self["device"].type == "cpu":
             raise ValueError("use_gpu True must be False: torch finds no GPU here")
+        refuse_missing(self._resolved)
         refuse_idle(self.model, self._resolved, self.internal_config_dict)
 
     def unread_keys(self) -> list[str]:

@@ -144,6 +144,9 @@ class RunSettings(RecBoleSettings):
     """A run writes <runs_path>/<dataset>/<model>/<stamp>-<id>."""
     run_dir: str | None = None
     """Folder to write instead."""
+    log_mlflow: bool = False
+    """Whether MLflow is told settings, curves and test metrics; RecBole's log_wandb does so with
+    Weights & Biases."""
 
     @model_validator(mode="after")
     def _measures_by_the_protocol(self) -> RunSettings:

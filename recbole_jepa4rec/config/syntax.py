@@ -39,6 +39,7 @@ UNLISTED = {"FEARec": {"tau"}, "HRM": {"reg_weight"}}
 WHEREABOUTS = (
     *("show_progress", "state", "runs_path", "cache_dir", "gpu_id", "worker", "data_path"),
     *("checkpoint_steps", "address", "ip", "port", "group_offset"),
+    *("log_wandb", "wandb_project", "log_mlflow"),
 )
 """Keys that say where and how loudly to run, not what; the data's fingerprint tells the data."""
 

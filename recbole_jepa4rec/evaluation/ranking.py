@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import sent
+from recbole_jepa4rec.base.progress import shows_bars
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.evaluation.metrics import numbers_alone, ranks_where_scored
 
@@ -58,7 +58,7 @@ def rank_targets(
     Raises:
         NotNumbersError: if scores hold NaN.
     """
-    quiet = not (show_progress and sys.stderr.isatty() and processes.is_main())
+    quiet = not (show_progress and shows_bars() and processes.is_main())
     own, ranks, best, end = [], list[Tensor](), list[Tensor](), 0
     for number, batch in enumerate(tqdm(batches, desc="Evaluate", ncols=100, disable=quiet)):
         before_batch()

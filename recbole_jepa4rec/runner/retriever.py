@@ -186,6 +186,7 @@ def retriever_config(config: Any) -> Config:
         "MAX_ITEM_LIST_LENGTH": config["MAX_ITEM_LIST_LENGTH"],
         "max_train_seconds": limit and limit * config["retriever_time_ratio"],
         "checkpoint": None,
+        "log_mlflow": False,
         **settings,
     }
     Config(name, dataset, config_dict=given)  # so that what is wrong beyond it is told apart

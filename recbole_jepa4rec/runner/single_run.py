@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
@@ -18,16 +18,19 @@ from recbole_jepa4rec.base.allocator import give_back_freed_memory, reuse_freed_
 from recbole_jepa4rec.base.checkpoint import weights_file
 from recbole_jepa4rec.base.device import computing, score_memory
 from recbole_jepa4rec.base.stopping import begin_worker
+from recbole_jepa4rec.base.trackers import LIBRARIES, Tracker, tracking
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.protocol import NOBODY_TRAINS
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.item_files import refuse_without_text
 from recbole_jepa4rec.model.reranking import Retriever
+from recbole_jepa4rec.runner.doctor import hardware
 from recbole_jepa4rec.runner.result import Clock, Result, describe, per_user
 from recbole_jepa4rec.runner.resume import identity_of, refuse_other_run
 from recbole_jepa4rec.runner.retriever import make_model, retriever_for
 from recbole_jepa4rec.runner.run_folder import RunFolder, without_logging
+from recbole_jepa4rec.runner.run_result import RunResult
 from recbole_jepa4rec.training.pretrained_chain import PretrainedChain, asked_stage, is_chained
 from recbole_jepa4rec.training.state import Listener, Session
 
@@ -64,15 +67,16 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
         identity = identity_of(config, data, command)  # reads the text, which the parts then share
         config, train, valid, test = loaders(config, data)
         give_back_freed_memory()
-        with _open(folder, config):
-            session = _session(config, folder, identity)
+        with _open(folder, config), _told(config, folder) as trackers:
+            session = _session(config, folder, identity, trackers)
             if session.resumed:
                 clock.add(session.resumed["seconds"])
             trained = _train(config, folder, train, valid, session, clock)
             trainer = trained.trainer
             ranking = trainer.rank(test, config["show_progress"])
             test_result = trainer.metrics_of(ranking, test._dataset.inter_feat)
-            getLogger().info(f"test: {test_result}")
+            trainer.draw("test", test_result)
+            trainer.tensorboard.close()
             clock.lap("evaluate")
             result = describe(
                 config,
@@ -89,6 +93,8 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
                 folder.write_per_user(per_user(test._dataset, ranking.ranks))
                 folder.write_result(result)
                 folder.checkpoints.remove()
+            path = str(folder.result_file)
+            getLogger().info(repr(RunResult({**result, "path": path})))
     return result
 
 
@@ -115,6 +121,7 @@ def validate(config: Config, data: Any, on_validation: Listener) -> dict[str, An
         with _open(folder, config):
             session = Session(on_validation=on_validation)
             trained = _train(config, folder, train, valid, session, clock)
+            trained.trainer.tensorboard.close()
             getLogger().info(f"validation: {trained.valid}")
     state = trained.trainer.state
     return {
@@ -152,6 +159,18 @@ def _open(folder: RunFolder, config: Config) -> Iterator[None]:
     folder.create()
     with folder.writing(config["state"], resume=bool(config["resume"])):
         yield
+
+
+@contextmanager
+def _told(config: Config, folder: RunFolder) -> Iterator[list[Tracker]]:
+    """Tell Weights & Biases or MLflow of the run, where that is asked for; the first process does.
+
+    RecBole's ``log_wandb`` alone would tell of its own models, and of these something else.
+    """
+    asked = {key: config[key] and processes.is_main() for key in LIBRARIES}
+    settings = {**config.external(), "wandb_project": config["wandb_project"], **asked}
+    with tracking(settings, f"{config['model']} {folder.path.name}") as trackers:
+        yield trackers
 
 
 def loaders(config: Config, data: Any) -> tuple[Config, Any, Any, Any]:
@@ -199,7 +218,9 @@ def _refuse_no_negatives(sampler: Any, data: Any) -> None:
         )
 
 
-def _session(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> Session:
+def _session(
+    config: Config, folder: RunFolder, identity: Mapping[str, Any], trackers: Sequence[Tracker]
+) -> Session:
     """Where checkpoints go and, with ``resume``, the newest one; without one the run starts over.
 
     Raises:
@@ -210,11 +231,11 @@ def _session(config: Config, folder: RunFolder, identity: Mapping[str, Any]) -> 
     if newest is None:
         if config["resume"]:
             getLogger().info("no checkpoint was written: the run starts over")
-        return Session(checkpoints, identity)
+        return Session(checkpoints, identity, trackers=trackers)
     found = newest["identity"]
     refuse_other_run(config, folder, found, identity)
     counted = {"command": found["command"], "starts": found["starts"] + 1}
-    return Session(checkpoints, {**identity, **counted}, resumed=newest)
+    return Session(checkpoints, {**identity, **counted}, resumed=newest, trackers=trackers)
 
 
 @dataclass(frozen=True)
@@ -234,6 +255,10 @@ def _train(
     data = train._dataset
     if processes.is_main() and not session.resumed:
         config.save(folder.config_file)
+    device = hardware(config["device"])
+    logger.info(f"device: {device['device']} ({device['processor']}, {device['threads']} threads)")
+    if config.given("gpu_id") and config["use_gpu"] and device["device"] == "cpu":
+        logger.warning(f"gpu_id is {config['gpu_id']!r}, but torch finds no GPU: the CPU is used")
     logger.info(f"{config['dataset']}: {data.statistics()}")
     for key in ATTRIBUTE_KEYS:
         if key in config.internal_config_dict:
@@ -258,7 +283,6 @@ def _train(
         clock.lap("load")
         trainer.fit(train, valid, show_progress=show_progress, session=session)
         stage = trainer.state.stage
-    trainer.tensorboard.close()
     clock.lap("train")
     trainer.load_best()
     result = trainer.state.best_valid_result
@@ -275,7 +299,8 @@ def _make_trainer(config: Config, folder: RunFolder, data: Any, retriever: Retri
     give_back_freed_memory()  # what reading and tokenising text needed
     if processes.rank():  # dropout, unlike the weights, differs between processes
         torch.manual_seed(config["seed"] + processes.rank())
-    trainer = find_trainer(config.model_class, config)(config, model)
+    silent = config.with_settings({"log_wandb": False})
+    trainer = find_trainer(config.model_class, config)(silent, model)
     if processes.is_main():
         trainer.offer.prepare_run_folder(folder.path)
     return trainer

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_jepa4rec.base.progress import shows_bars
 from recbole_jepa4rec.base.weight_files import MINILM, locate, needs_extra, read_description
 from recbole_jepa4rec.text.tensor_cache import TensorCache, content_key, default_cache_dir
 
@@ -119,7 +120,7 @@ class TextEncoder:
         vectors = model.encode(
             list(texts),
             batch_size=max(1, TOKENS_PER_BATCH // self.max_tokens),
-            show_progress_bar=self.show_progress and sys.stderr.isatty(),
+            show_progress_bar=self.show_progress and shows_bars(),
         )
         return torch.from_numpy(vectors).float().view(len(texts), width)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.progress import shows_bars
 from recbole_jepa4rec.config.model_settings import PhasedSettings
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.evaluation.choice import of_some_users
@@ -75,7 +76,7 @@ class PhaseTrainer(ProtocolTrainer):
         """
         self.rows: HistoryRows = train_data._dataset.inter_feat
         self.saved, self.callback = saved, callback_fn
-        self.show_progress = show_progress and sys.stderr.isatty() and processes.is_main()
+        self.show_progress = show_progress and shows_bars() and processes.is_main()
         validate = functools.partial(self._choose_and_evaluate, valid_data) if valid_data else None
         with self.training(train_data, session) as goes_on:
             if goes_on:
@@ -184,6 +185,8 @@ class PhaseTrainer(ProtocolTrainer):
                 position.batches += len(step)
                 position.sequences += sum(map(len, step))
                 progress.update(sum(map(len, step)))
+                done = position.sequences, progress.total
+                self.pulse.beat(f"{phase.name} {self.state.epochs_run - 1}", *done, "sequences")
                 yield first // size + 1
 
     def _read_losses(self, position: PhasePosition, leave: int = 0) -> None:
@@ -307,8 +310,7 @@ class PhaseTrainer(ProtocolTrainer):
                 measured["alignment"] = alignment(self.model, self.rows)
             warn_if_collapsed(measured, self.model.n_items - 1)
         shown = {**result, **measured}
-        for name, value in shown.items():
-            self.tensorboard.add_scalar(f"{phase.name}/{name}", value, epoch)
+        self.draw(PRETRAIN if phase.name == PRETRAIN else "valid", shown)
         named = (f"{name} {value:.4f}" for name, value in shown.items())
         self.logger.info(f"{phase.name} {epoch} validation: {', '.join(named)}")
         if self.callback and (phase.name != PRETRAIN or self.state.stage == "pretrain"):
@@ -324,8 +326,9 @@ class PhaseTrainer(ProtocolTrainer):
 
     def _log(self, phase: Phase, losses: dict[str, float]) -> None:
         epoch = self.state.epochs_run - 1
-        for name, value in losses.items():
-            self.tensorboard.add_scalar(f"{phase.name}/loss_{name}", value, epoch)
+        terms = {f"loss_{name}": value for name, value in losses.items()}
+        part = PRETRAIN if phase.name == PRETRAIN else "train"
+        self.draw(part, {"loss": sum(losses.values()), **terms})
         named = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         rate = self.state.tokens_per_second
         speed = "" if rate is None else f"; {rate:,.0f} tokens/s"

@@ -30,6 +30,7 @@ from recbole_jepa4rec.base.checkpoint import (
 )
 from recbole_jepa4rec.base.device import autocast, sent
 from recbole_jepa4rec.base.events import EventWriter
+from recbole_jepa4rec.base.progress import Pulse
 from recbole_jepa4rec.base.stopping import TERMINATED, asked_to_end, holding_sigterm
 from recbole_jepa4rec.config.registry import row_label
 from recbole_jepa4rec.data.histories import HistoryRows, PackedHistories
@@ -80,6 +81,7 @@ class ProtocolTrainer(Trainer):
         offer: what the model offers beside RecBole's methods.
         state: what has been counted and measured so far.
         timer: counts its seconds.
+        pulse: says now and then how far it is.
         session: what the run has handed in.
         state_file: where the state that goes with ``saved_model_file`` lies.
 
@@ -100,7 +102,7 @@ class ProtocolTrainer(Trainer):
         self.state = TrainingState(stage=config["train_stage"] if has_stages else "train")
         self.session = Session()
         super().__init__(config, model)
-        self.timer = Timer(self.state, None)
+        self.timer, self.pulse = Timer(self.state, None), Pulse(self.logger.info)
         self.offer = offered_by(model, row_label(config["model"], config["loss_type"]))
         self.num_items: Any = (
             model.n_items
@@ -225,9 +227,7 @@ class ProtocolTrainer(Trainer):
             self.state.item_ids = self.items_of(eval_data._dataset)
             self.load_best(model_file)
         rows = eval_data._dataset.inter_feat
-        result = self.metrics_of(self.rank(eval_data, show_progress), rows)
-        self.wandblogger.log_eval_metrics(result, head="eval")
-        return result
+        return self.metrics_of(self.rank(eval_data, show_progress), rows)
 
     def rank(self, eval_data: Any, show_progress: bool = False) -> Ranking:
         """Rank of every row's target among all items, by the weights the model has now.
@@ -320,6 +320,23 @@ class ProtocolTrainer(Trainer):
         }
         self.state.learning_curve.append(point)
         self.session.tell(point, self.state.stage)
+
+    def draw(self, part: str, values: Mapping[str, float]) -> None:
+        """Add points, of the epoch under way, to curves in TensorBoard's events and trackers.
+
+        Every model has ``train/loss`` and its terms, ``valid/`` and ``test/`` with each metric, and
+        the same of a pre-training under ``pretrain/``.
+
+        Args:
+            part: that the names of the curves begin with.
+            values: by the rest of the name.
+        """
+        epoch = max(0, self.state.epochs_run - 1)
+        named = {f"{part}/{name}": float(value) for name, value in values.items()}
+        for name, value in named.items():
+            self.tensorboard.add_scalar(name, value, epoch)
+        for tell in self.session.trackers if processes.is_main() else ():
+            tell(named, epoch)
 
     def position(self) -> dict[str, Any] | None:
         """Where the training is, for ``fit`` to go on from; ``None`` before and after it."""
@@ -450,6 +467,7 @@ class ProtocolTrainer(Trainer):
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
         score, result = super()._valid_epoch(valid_data, show_progress)
         self.record_validation(self.state.stage, score)
+        self.draw("valid", result)
         return score, result
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:

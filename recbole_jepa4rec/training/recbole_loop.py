@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.progress import shows_bars
 from recbole_jepa4rec.model.recbole_models import SharedPass
 from recbole_jepa4rec.training.protocol import ProtocolTrainer
 from recbole_jepa4rec.training.shared_pass import PrefixBatches
@@ -131,6 +131,7 @@ class EpochTrainer(ProtocolTrainer):
     eval_step: int
     _position: EpochPosition | None = None
     _resumed_random: Mapping[str, Any] | None = None
+    _batches = 0
 
     def fit(
         self,
@@ -147,7 +148,7 @@ class EpochTrainer(ProtocolTrainer):
         See RecBole's ``Trainer.fit`` for the other arguments and the returned value.
         """
         self._train_data = train_data
-        show_progress = show_progress and sys.stderr.isatty() and processes.is_main()
+        show_progress = show_progress and shows_bars() and processes.is_main()
         with self.training(train_data, session) as goes_on:
             if not goes_on:
                 return self.best_valid_score, self.best_valid_result
@@ -196,6 +197,7 @@ class EpochTrainer(ProtocolTrainer):
                 train_data, loss_func = PrefixBatches(train_data), self.model.loss_of_prefixes
             field = self.config["MASK_INDEX"]  # of RecBole's transform mask_itemseq
             batches = EpochBatches(train_data, position, resumed, field, self._goes_on)
+            self._batches = len(batches)
             counted = position.counting(loss_func)
             super()._train_epoch(batches, epoch_idx, counted, show_progress)
             position.is_trained = True
@@ -211,6 +213,8 @@ class EpochTrainer(ProtocolTrainer):
         if steps and self._position and self._position.batches % steps == 0:
             self.write_checkpoint()
         self.end_if_asked()
+        done = self._position.batches if self._position else 0
+        self.pulse.beat(f"epoch {self.state.epochs_run - 1}", done, self._batches, "batches")
         return not self.timer.is_over()
 
     def position(self) -> dict[str, Any] | None:
@@ -226,9 +230,12 @@ class EpochTrainer(ProtocolTrainer):
     def _add_train_loss_to_tensorboard(
         self, epoch_idx: int, losses: Any, tag: str = "Loss/Train"
     ) -> None:
-        """Give pre-training a curve of its own."""
-        tag = "Loss/Pretrain" if self.state.stage == "pretrain" else tag
-        super()._add_train_loss_to_tensorboard(epoch_idx, losses, tag)
+        """Call the curve what it is called for every model."""
+        terms = losses if isinstance(losses, tuple) else ()
+        named = {f"loss_{number}": value for number, value in enumerate(terms)}
+        total = sum(terms) if terms else losses
+        part = "pretrain" if self.state.stage == "pretrain" else "train"
+        self.draw(part, {"loss": total, **named})
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from recbole_jepa4rec.base import processes
+from recbole_jepa4rec.base.trackers import Tracker
 from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.training.checkpoints import CheckpointFolder
 
@@ -162,6 +163,7 @@ class Session:
         time_share: of ``max_train_seconds`` that may be used until the end of this stage.
         on_validation: told each point of the learning curve as it is measured, those of a
             pre-training that finetuning follows left out. What it raises ends the training.
+        trackers: told every curve that TensorBoard's events hold.
     """
 
     checkpoints: CheckpointFolder | None = None
@@ -170,6 +172,7 @@ class Session:
     before: TrainingState | None = None
     time_share: float = 1.0
     on_validation: Listener | None = None
+    trackers: Sequence[Tracker] = ()
 
     def after(self, seconds: float) -> Session:
         """The same behind the training of a retriever, which took so long."""
