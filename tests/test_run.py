@@ -25,6 +25,7 @@ from recbole_jepa4rec.study.search.driver import main as search
 from tests.conftest import ROOT, TINY
 
 KEYS = {
+    "vectors",
     "starts",
     "label",
     "model",
