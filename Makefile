@@ -14,9 +14,9 @@ VENV = .venv
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 # What breaks first where numpy, pandas or Ray move on.
 SMOKE = $(addprefix tests/test_,floors.py packaging.py registry.py run.py sentences.py)
-PAGES = README.md CHANGELOG.md CONTRIBUTING.md benchmarks dataset docs properties results
+PAGES = README.md CHANGELOG.md CONTRIBUTING.md benchmarks dataset/README.md docs LICENSE
 # To which pages link, and which are lists there.
-FOLDERS = dataset/toy results results/amazon-scientific properties $(addprefix properties/,model preset search)
+FOLDERS = $(shell find dataset/toy properties requirements results -type d ! -name __pycache__)
 
 export TORCH
 
@@ -45,7 +45,7 @@ smoke: install
 docs: install
 	rm -rf build/pages build/site
 	mkdir -p build/pages
-	cp -r $(PAGES) build/pages
+	cp -r --parents $(PAGES) $(FOLDERS) build/pages
 	for folder in $(FOLDERS); do ( cd build/pages/$$folder; { echo "# $$folder"; echo; \
 	    ls -p | grep -v README.md | sed 's/.*/- [&](&)/'; } > README.md ); done
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
