@@ -175,16 +175,20 @@ def computing(device: torch.device, matmul_precision: str, repeats: bool) -> Ite
         yield
         return
     before = torch.get_float32_matmul_precision()
-    strict, warns = (
+    new_tensors: Any = torch.utils.deterministic
+    strict, warns, fills = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        new_tensors.fill_uninitialized_memory,
     )
     torch.set_float32_matmul_precision(matmul_precision)
     if repeats:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins
         torch.use_deterministic_algorithms(True, warn_only=True)
+        new_tensors.fill_uninitialized_memory = False  # a kernel for each
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
         torch.use_deterministic_algorithms(strict, warn_only=warns)
+        new_tensors.fill_uninitialized_memory = fills

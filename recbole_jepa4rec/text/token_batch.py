@@ -128,15 +128,6 @@ class TokenBatch:
         """The same batch with some tensors exchanged, such as masked ``input_ids``."""
         return replace(self, **changes)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
-        """The same batch on ``device``."""
-        tensors: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
-
 
 class TokenStore(Protocol):
     """One ``[CLS]`` and then all sentences end to end, as ``ItemSentences`` holds them."""
