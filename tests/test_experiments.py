@@ -53,7 +53,7 @@ def comparison_of(name, tmp_path, means, dataset="toy", published=None):
         ranks = [1] * hits + [50] * (10 - hits)
         rows.append(row(tmp_path, variant.name, ranks, label=variant.model, dataset=dataset))
     reference = reference_of(variants, experiment.reference)
-    found = compare(rows, reference, dataset, {}, "command")
+    found = compare(rows, reference, dataset, {}, "command", always=True)
     if published:
         same = {"statistics": {}, "relative": {}, "warning": None, "note": None}
         found["data"]["published"] = {"name": published, **same}
@@ -147,6 +147,7 @@ class TestSentences:
         write_report(found, tmp_path)
         text = (tmp_path / "comparison.md").read_text()
         assert "## Beside the paper" in text and "0.0896" in text
+        assert {each["label"] for each in found["rows"]} >= {"SASRec [trained]"}
         assert "in the paper & 0.1305 & 0.0797" in (tmp_path / "comparison.tex").read_text()
         bars = next(each for each in comparison_plots(found) if each["title"] == "NDCG@10")
         assert bars["figure"]["data"][1]["x"] == [0.0797, 0.0897, 0.0896]

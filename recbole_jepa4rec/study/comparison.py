@@ -98,6 +98,7 @@ def compare(
     given: Mapping[str, Any],
     command: str,
     varied: str | None = None,
+    always: bool = False,
 ) -> dict[str, Any]:
     """Compare rows.
 
@@ -108,6 +109,7 @@ def compare(
         given: settings that every run was given.
         command: what asked for the comparison.
         varied: a part of the protocol in which rows may differ, since the comparison is about it.
+        always: whether labels say what entries name behind the model where one row has them, too.
 
     Returns:
         What ``comparison.json`` holds: ``rows`` (means, intervals, marks, groups, cost, curves),
@@ -125,7 +127,7 @@ def compare(
     metrics = list(runs[0].result["test"]) if runs else []
     valid_metric = runs[0].settings["valid_metric"].lower() if runs else None
     shown = {row.entry: row.facts() for row in rows}
-    _tell_apart([*shown.values()])
+    _tell_apart([*shown.values()], always)
     ranked = {row.entry: shown[row.entry] for row in rows if row.counts}
     values = {row.entry: row.user_values() for row in rows if row.runs}
     intervals, tests = intervals_and_tests(values, reference, ranked)
@@ -154,12 +156,12 @@ def compare(
     }
 
 
-def _tell_apart(rows: Sequence[dict[str, Any]]) -> None:
-    """Add to labels that several rows have what their entries name behind the model."""
+def _tell_apart(rows: Sequence[dict[str, Any]], always: bool) -> None:
+    """Add to labels that several rows have, or all, what their entries name behind the model."""
     labels = [row["label"] for row in rows]
     for row, label in zip(rows, labels, strict=True):
         presets = row["entry"].partition(":")[2]
-        if presets and labels.count(label) > 1:
+        if presets and (always or labels.count(label) > 1):
             row["label"] = f"{label} [{presets}]"
 
 

@@ -355,7 +355,7 @@ def _write(request: Request, ended: Mapping[tuple[str, int], Outcome]) -> None:
     dataset = request.cells[0].config["dataset"]
     experiment, asked = request.experiment, (request.given, request.command)
     varied = experiment.curve.key if experiment and experiment.curve else None
-    comparison = compare(rows, request.reference, dataset, *asked, varied=varied)
+    comparison = compare(rows, request.reference, dataset, *asked, varied, always=bool(experiment))
     if experiment:
         seconds = {
             row.name: [
