@@ -29,24 +29,26 @@ RUN = {
     "use_gpu": True,
     "dataset": "toy",
     "state": "error",
-    "train_batch_size": 16,
-    "eval_batch_size": 8,
+    "train_batch_size": 20,  # two steps an epoch
+    "eval_batch_size": 16,
     "epochs": 1,
 }
 SENTENCES = {
     **{"hidden_size": 16, "intermediate_size": 32, "num_layers": 2, "vocab_size": 300},
-    **{"pretrain_batch_size": 16, "pretrain_epochs": 1, "frozen_items_epochs": 1},
+    **{"pretrain_batch_size": 20, "pretrain_epochs": 1, "frozen_items_epochs": 0},
 }
 VECTORS = {
     **{"hidden_size": 16, "inner_size": 16, "n_layers": 2, "text_encoder": "tiny-bert"},
-    **{"pretrain_batch_size": 16, "pretrain_epochs": 1, "max_text_tokens": 32},
+    **{"pretrain_batch_size": 20, "pretrain_epochs": 1, "max_text_tokens": 32},
 }
-RANDOM = {"training_targets": "random"}
-PAPER = {**RANDOM, "attention_window": 8, "history_bias": False, "items_per_step": 0}
+PAPER = {
+    **{"training_targets": "random", "attention_window": 8, "history_bias": False},
+    **{"items_per_step": 0, "frozen_items_epochs": 1},
+}
 HEAD = {"history_bias": True, "neighbour_prior": True, "item_id_residual": True}
 SIGREG = {"collapse_prevention": "sigreg", "contrastive_weight": 0.0, "mask_unit": "item"}
 FROZEN = {"item_local_layers": 1, "frozen_layers": 1, "pooling": "mean", "whitening": True}
-IDS = {"hidden_size": 16, "inner_size": 16, "n_layers": 1, "n_heads": 2, "train_batch_size": 64}
+IDS = {"hidden_size": 16, "inner_size": 16, "n_layers": 1, "n_heads": 2, "train_batch_size": 160}
 LLAMA = {
     **{"language_model": "tiny-llama", "num_candidates": 4, "lora_r": 4},
     **{"retriever": "SASRec", "retriever_settings": {**IDS, "epochs": 1}},
