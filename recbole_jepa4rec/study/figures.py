@@ -196,7 +196,7 @@ def _metric_bars(rows: Rows, key: str) -> Plot:
         [bar, *_published(rows, key, bar.y, upright=False)], height=44 + 34 * len(rows)
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, **TICKS_AS_GAP)
-    figure.update_xaxes(rangemode="tozero", nticks=6)
+    figure.update_xaxes(rangemode="tozero", nticks=5, tickangle=0)
     return Plot(metric_name(key), caption, figure)
 
 
