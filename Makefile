@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 SMOKE = $(addprefix tests/test_,floors.py packaging.py registry.py run.py sentences.py)
 PAGES = README.md CHANGELOG.md CONTRIBUTING.md benchmarks dataset/README.md docs LICENSE
 # To which pages link, and which are lists there.
-FOLDERS = $(shell find dataset/toy properties requirements results -type d ! -name __pycache__)
+FOLDERS = $(shell find dataset/toy examples properties requirements results -type d ! -name __pycache__)
 
 export TORCH
 
