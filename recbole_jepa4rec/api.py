@@ -89,7 +89,8 @@ def compare(
     from recbole_jepa4rec.study.group import compare_models, read_request
     from recbole_jepa4rec.study.study_result import Comparison
 
-    own = {"model_list": models, "seeds": seeds, "jobs": jobs, "reference": reference}
+    own = {"model_list": models, "seeds": seeds, "jobs": jobs}
+    own |= {"reference": reference} if reference else {}
     request = read_request(_words({**own, "dataset": dataset, **settings}, config_files))
     with _progress_alone():
         compare_models(request)
@@ -141,8 +142,7 @@ def _words(settings: Mapping[str, Any], config_files: Sequence[str | Path]) -> l
     for key, value in settings.items():
         if key in ("model_list", "seeds") and not isinstance(value, str):
             value = ",".join(map(str, value))
-        if value is not None:
-            words.append(f"--{key}={value}")
+        words.append(f"--{key}={value}")
     return words
 
 

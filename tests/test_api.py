@@ -71,6 +71,7 @@ def test_a_comparison_takes_its_keywords(toy, workplace, monkeypatch):
         )
 
     monkeypatch.setattr("recbole_jepa4rec.study.group.compare_models", stand_in)
+    (limits := workplace / "limits.yaml").write_text("max_train_seconds: 9\n")
     found = recbole_jepa4rec.compare(
         ["Popularity", "Markov"],
         seeds=[1, 2],
@@ -78,11 +79,14 @@ def test_a_comparison_takes_its_keywords(toy, workplace, monkeypatch):
         run_dir="here",
         topk=[10, 20],
         use_gpu=False,
+        max_train_seconds=None,
+        config_files=[limits],
         **toy,
     )
     (request,) = asked
     assert request.keys.seeds == (1, 2) and request.reference == "Markov"
     assert [cell.config["topk"] for cell in request.cells] == [[10, 20]] * 4
+    assert [cell.config["max_train_seconds"] for cell in request.cells] == [None] * 4
     assert found.folder == Path("here") and found.to_frame().index.tolist() == ["Model", "Model"]
 
 
