@@ -127,7 +127,7 @@ class RawSequentialDataset(SequentialDataset):
     def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
         """Refuse columns that are not loaded; the lists, which are read as items, need no alias."""
         super()._set_alias(alias_name, default_value)
-        names = [name for name in self.alias[alias_name] if name != self.lists_field]
+        names = [str(name) for name in self.alias[alias_name] if name != self.lists_field]
         for name in names:
             if name not in self.field2type:
                 raise ValueError(f"alias_of_{alias_name} {name!r}: no such column is loaded")
