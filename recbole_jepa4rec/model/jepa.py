@@ -201,7 +201,7 @@ class JointEmbeddingModel(PartlyOnCPU):
         passes = {"masked": masked, "next": next_masked}
         if aim.contrastive_weight and aim.positive_encoder == "context":
             passes["positive"] = positives
-        if aim.sequence_pass == "clean":
+        if aim.contrastive_weight and aim.sequence_pass == "clean":
             passes["clean"] = clean
         tokens = torch.cat([selected, next_selected]).nonzero()[:, 0]
         vectors, hidden = self._encode_together(passes, tokens)

@@ -104,9 +104,8 @@ class ProtocolTrainer(Trainer):
         super().__init__(config, model)
         self.timer, self.pulse = Timer(self.state, None), Pulse(self.logger.info)
         self.offer = offered_by(model, row_label(config["model"], config["loss_type"]))
-        self.num_items: Any = (
-            model.n_items
-        )  # revealed words are items for a while, but never ranked
+        # Words that are revealed are items for a while, but never ranked.
+        self.num_items: Any = model.n_items
         if config["reveal_ratio"] and not self.offer.fits_any_catalogue:
             raise ValueError(
                 f"reveal_ratio is {config['reveal_ratio']}; allowed for {self.offer.label}, which "
