@@ -54,9 +54,9 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.jepa import Predictor
 from recbole_jepa4rec.model.loss import contrastive_loss, mapping_loss
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
+from recbole_jepa4rec.model.objective import Predictor
 from recbole_jepa4rec.text.masking import draw_masked_item, mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, TokenBatch, fill_batches
@@ -251,7 +251,7 @@ def build_procedures(
     model = joint_model(corpus.sentences, minilm_encoder(WINDOW)).to(device)
     procedures = {OURS: Procedure.of(model, ours, len(examples))}
     for name, everywhere in ((RECFORMER, True), (RECFORMER_MASKED, False)):
-        recformer = RecFormerProcedure(corpus.sentences, model.ordinary_ids, everywhere)
+        recformer = RecFormerProcedure(corpus.sentences, model.masking.ordinary_ids, everywhere)
         procedures[name] = Procedure.of(recformer.to(device), padded, len(examples))
     encoder = minilm_encoder(None, training_targets=ALL_PREFIXES)
     model = joint_model(corpus.sentences, encoder).to(device)

@@ -91,8 +91,8 @@ def test_a_model_masks_whole_words_where_it_is_told_to(histories):
     tokenizer.model = WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]")
     store = ItemSentences.build(text, tokenizer)
     for unit in ("token", "word"):
-        model = tiny_jepa(store, mask_unit=unit)
-        _, selected = model._mask(model._read(histories), 0.5, KEYS)
+        model = tiny_jepa(store, mask_unit=unit, history_mask_ratio=0.5)
+        _, selected = model.masking.of_histories(model._read(histories), KEYS)
         pairs = torch.stack([selected[model._read(histories).input_ids == n] for n in (6, 7)])
         assert bool((pairs[0] == pairs[1]).all()) == (unit == "word")
 
@@ -335,7 +335,7 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
         return model.target_encoder.module(one)[0]
 
     def masked(batch, rate, key, purpose):
-        ids = model.ordinary_ids
+        ids = model.masking.ordinary_ids
         return mask_tokens(batch, rate, derive(key, purpose), sentences.special.mask, ids)
 
     history_terms, next_terms, mlm_terms = [], [], ([], [])

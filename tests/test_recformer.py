@@ -10,8 +10,9 @@ from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.moving_average import FixedCopy
+from recbole_jepa4rec.model.objective import Objective
 from recbole_jepa4rec.model.recformer import RecFormer
 from recbole_jepa4rec.text.masking import mask_tokens
 from recbole_jepa4rec.text.tokenizer import save_tokenizer, train_wordpiece
@@ -99,9 +100,8 @@ def test_pretraining_losses_equal_slow_loops_over_users(model, sentences, histor
             (clean, Draw.HISTORY_MASK),
             (alone(next_items[user].item()), Draw.NEXT_ITEM_MASK),
         ):
-            seen, chosen = mask_tokens(
-                batch, 0.15, derive(key, purpose), sentences.special.mask, model.ordinary_ids
-            )
+            ordinary, mask = model.masking.ordinary_ids, sentences.special.mask
+            seen, chosen = mask_tokens(batch, 0.15, derive(key, purpose), mask, ordinary)
             states = model.encoder(seen)
             for token in chosen.nonzero()[:, 0].tolist():
                 logits_of_tokens = model.mlm_head(

@@ -12,8 +12,9 @@ from recbole_jepa4rec.model.encoder import (
     MLMHead,
     SentenceEncoder,
 )
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
+from recbole_jepa4rec.model.objective import Objective, Predictor
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tokenizer import train_wordpiece
 

@@ -6,11 +6,9 @@ out; three losses compare it with other items, with the masked tokens and with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import PartlyOnCPU, sent
@@ -26,89 +24,12 @@ from recbole_jepa4rec.model.loss import (
     mlm_loss,
 )
 from recbole_jepa4rec.model.moving_average import FixedCopy
+from recbole_jepa4rec.model.objective import Objective, Predictor
 from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
 from recbole_jepa4rec.model.sigreg import draw_directions, sigreg
-from recbole_jepa4rec.text.masking import (
-    draw_masked_item,
-    hide_items,
-    items_of_tokens,
-    mask_tokens,
-)
+from recbole_jepa4rec.text.masking import Masking
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
-from recbole_jepa4rec.text.tokenizer import word_beginnings
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is masked and compared, and with which weight (paper 3.3, 3.4).
-
-    The fields are keys of ``JEPA4RecSettings``, which says what each means and allows; those with a
-    default leave out what RecFormer has not.
-    """
-
-    history_mask_ratio: float
-    next_item_mask_ratio: float
-    temperature: float
-    mlm_weight: float
-    sequence_pass: str
-    items_per_step: int
-    mask_unit: str = "token"
-    mlm_reduction: str = "pooled"
-    mapping_weight: float = 0.0
-    mapping_reduction: str = "sum"
-    unmasked_target: str = "uniform"
-    positive_encoder: str = "context"
-    item_encoder: str = "context"
-    contrastive_weight: float = 1.0
-    collapse_prevention: str | None = "ema"
-    sigreg_weight: float = 0.05
-    sigreg_directions: int = 256
-
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """The terms of L_PT and their weights, without those of weight zero."""
-        share = self.sigreg_weight if self.collapse_prevention == "sigreg" else 0.0
-        weights = {
-            "sequence_item": self.contrastive_weight,
-            "mlm": self.mlm_weight,
-            "mapping": self.mapping_weight * (1 - share),
-            "sigreg": self.mapping_weight * share,
-        }
-        return {name: weight for name, weight in weights.items() if weight}
-
-
-class Predictor(nn.Module):
-    """FFN1 guesses a masked history item, FFN2 the half-hidden next item (paper 3.3.2).
-
-    Args:
-        hidden_size: D.
-    """
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.history = _feed_forward(hidden_size)
-        self.next_item = _feed_forward(hidden_size)
-        self.unmasked = nn.Parameter(torch.zeros(hidden_size))
-
-    def predict_history(self, sequence: Tensor, position: Tensor, was_masked: Tensor) -> Tensor:
-        """FFN1(h_CLS + D_n), ``+`` for concatenation.
-
-        Args:
-            sequence: h_CLS, ``[B, D]``.
-            position: item position embedding D_n of the item to guess, ``[B, D]``.
-            was_masked: whether a token of that item was masked, bool ``[B]``; where none was,
-                the learnable vector that starts at zero stands in for D_n.
-
-        Returns:
-            ``[B, D]``.
-        """
-        place = torch.where(was_masked[:, None], position, self.unmasked.to(position.dtype))
-        return self.history(torch.cat([sequence, place], dim=1))
-
-    def predict_next(self, sequence: Tensor, masked_item: Tensor) -> Tensor:
-        """FFN2(h_CLS + h_{n+1,M}), both ``[B, D]``; returns ``[B, D]``."""
-        return self.next_item(torch.cat([sequence, masked_item], dim=1))
 
 
 class JointEmbeddingModel(PartlyOnCPU):
@@ -137,10 +58,8 @@ class JointEmbeddingModel(PartlyOnCPU):
         head: what is added to the similarity; ``None`` for nothing.
     """
 
-    on_cpu = ("items_frozen", "ordinary_ids", "begins_word")
+    on_cpu = ("items_frozen",)
     items_frozen: Tensor
-    ordinary_ids: Tensor
-    begins_word: Tensor | None
 
     def __init__(
         self,
@@ -161,12 +80,13 @@ class JointEmbeddingModel(PartlyOnCPU):
         self.predictor = predictor
         self.max_sequence_tokens, self.tokens_per_batch = max_sequence_tokens, tokens_per_batch
         self.item_table = ItemTable(sentences, max_sequence_tokens, tokens_per_batch)
-        special = sentences.special
-        ordinary = [i for i in range(sentences.vocab_size) if i not in special.all]
-        self.register_buffer("ordinary_ids", torch.tensor(ordinary), persistent=False)
-        words = torch.tensor(word_beginnings(sentences.tokenizer))
-        whole_words = words if objective.mask_unit == "word" else None
-        self.register_buffer("begins_word", whole_words, persistent=False)
+        self.masking = Masking.of(
+            sentences,
+            objective.mask_unit,
+            objective.history_mask_ratio,
+            objective.next_item_mask_ratio,
+            objective.unmasked_target,
+        )
         self.register_buffer("items_frozen", torch.zeros((), dtype=torch.bool))
         self.tokens_seen = 0
         self.register_load_state_dict_post_hook(_age_item_table)
@@ -186,12 +106,12 @@ class JointEmbeddingModel(PartlyOnCPU):
             keys: one random key for each, ``[B]``.
             step: random key of the step, the same in all processes.
         """
-        aim = self.objective
+        aim, masking = self.objective, self.masking
         clean = self._read(histories)
         next_clean = self._single(self.sentences.sentence_of_item[histories.targets])
-        masked, selected = self._mask_history(clean, derive(keys, Draw.HISTORY_MASK))
-        next_masked, next_selected = self._mask(
-            next_clean, aim.next_item_mask_ratio, derive(keys, Draw.NEXT_ITEM_MASK)
+        masked, selected = masking.of_histories(clean, derive(keys, Draw.HISTORY_MASK))
+        next_masked, next_selected = masking.of_next_items(
+            next_clean, derive(keys, Draw.NEXT_ITEM_MASK)
         )
         queries = self._queries(histories, clean)
         wanted = self._wanted(queries)
@@ -223,7 +143,7 @@ class JointEmbeddingModel(PartlyOnCPU):
         if aim.mlm_weight:
             losses["mlm"] = self._mlm_term(hidden, labels, int(selected.sum()))
         if aim.mapping_weight:
-            guessed = self._items_to_guess(clean, selected, derive(keys, Draw.MASKED_ITEM))
+            guessed = masking.items_to_guess(clean, selected, derive(keys, Draw.MASKED_ITEM))
             losses |= self.mapping_terms(histories, clean, *guessed, vectors, step)
         return losses
 
@@ -414,31 +334,6 @@ class JointEmbeddingModel(PartlyOnCPU):
             sentence_ids, self.max_sequence_tokens, self.encoder.config.training_targets
         )
 
-    def _mask(self, batch: TokenBatch, rate: float, keys: Tensor) -> tuple[TokenBatch, Tensor]:
-        mask = self.sentences.special.mask
-        return mask_tokens(batch, rate, keys, mask, self.ordinary_ids, self.begins_word)
-
-    def _mask_history(self, clean: TokenBatch, keys: Tensor) -> tuple[TokenBatch, Tensor]:
-        """Tokens, words or whole items of histories hidden, and which tokens, bool ``[T]``."""
-        rate = self.objective.history_mask_ratio
-        if self.objective.mask_unit == "item":
-            return hide_items(clean, rate, keys, self.sentences.special.mask)
-        return self._mask(clean, rate, keys)
-
-    def _items_to_guess(
-        self, clean: TokenBatch, selected: Tensor, keys: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, item position and whether it was masked, ``[P]`` each: of one item a history.
-
-        Where whole items are hidden, of all of these.
-        """
-        if self.objective.mask_unit == "item":
-            row, place = items_of_tokens(clean, selected)
-            return row, place, torch.ones_like(row, dtype=torch.bool)
-        place, was_masked = draw_masked_item(clean, selected, keys, self.objective.unmasked_target)
-        row = place.nonzero()[:, 0]
-        return row, place[row], was_masked[row]
-
     def _mlm_term(self, hidden: Tensor, labels: Tensor, of_history: int) -> Tensor:
         """L_MLM of hidden states at masked tokens, those of histories first."""
         asked, offered = self.mlm_head.factors(hidden, self.encoder.embedding.tokens.weight)
@@ -502,12 +397,6 @@ class JointEmbeddingModel(PartlyOnCPU):
             return self._encode(batch)
         with torch.no_grad():
             return self.target_encoder.module.cls(batch)
-
-
-def _feed_forward(hidden_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(2 * hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
-    )
 
 
 def _age_item_table(model: JointEmbeddingModel, _: object) -> None:

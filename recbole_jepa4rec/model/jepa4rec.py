@@ -20,8 +20,9 @@ from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAI
 from recbole_jepa4rec.model.encoder import depth_below
 from recbole_jepa4rec.model.item_table import ItemTable
 from recbole_jepa4rec.model.items_alone import FrozenOutputs
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel, Objective, Predictor
+from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage, FixedCopy
+from recbole_jepa4rec.model.objective import Objective, Predictor
 from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point

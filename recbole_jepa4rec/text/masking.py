@@ -1,15 +1,89 @@
-"""Token masking of histories and next items, and the draw of one masked item (paper 3.3.1)."""
+"""What is hidden of histories and next items, and the draw of one masked item (paper 3.3.1)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base.keyed_random import Draw, below, derive, uniform
+from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch
+from recbole_jepa4rec.text.tokenizer import word_beginnings
 
 MASKED_SHARE = 0.8  # of the selected tokens: replaced with [MASK]
 RANDOM_SHARE = 0.1  # replaced with a random token; the rest keeps its token
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How pre-training hides its input, all on the CPU.
+
+    Attributes:
+        unit: what is selected at once: ``"token"``, ``"word"``, or ``"item"`` for whole items of
+            histories and tokens of next items.
+        history_ratio: share of histories that is selected.
+        next_item_ratio: share of the next items' tokens.
+        unmasked_target: as in ``draw_masked_item``.
+        mask_id: id of [MASK].
+        ordinary_ids: token ids to draw replacements from (the special ones left out), ``[V']``.
+        begins_word: which token ids begin a word, bool ``[V]``; ``None`` unless words are selected.
+    """
+
+    unit: str
+    history_ratio: float
+    next_item_ratio: float
+    unmasked_target: str
+    mask_id: int
+    ordinary_ids: Tensor
+    begins_word: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        sentences: ItemSentences,
+        unit: str,
+        history_ratio: float,
+        next_item_ratio: float,
+        unmasked_target: str,
+    ) -> Masking:
+        """Of tokens of the sentences' vocabulary."""
+        special = sentences.special
+        ordinary = [i for i in range(sentences.vocab_size) if i not in special.all]
+        begins_word = None
+        if unit == "word":
+            begins_word = torch.tensor(word_beginnings(sentences.tokenizer))
+        shares = history_ratio, next_item_ratio
+        drawn = special.mask, torch.tensor(ordinary)
+        return cls(unit, *shares, unmasked_target, *drawn, begins_word)
+
+    def of_histories(self, clean: TokenBatch, keys: Tensor) -> tuple[TokenBatch, Tensor]:
+        """Tokens, words or whole items of histories hidden, and which tokens, bool ``[T]``."""
+        if self.unit == "item":
+            return hide_items(clean, self.history_ratio, keys, self.mask_id)
+        return self._tokens(clean, self.history_ratio, keys)
+
+    def of_next_items(self, clean: TokenBatch, keys: Tensor) -> tuple[TokenBatch, Tensor]:
+        """Tokens or words of next items hidden, and which tokens, bool ``[T]``."""
+        return self._tokens(clean, self.next_item_ratio, keys)
+
+    def items_to_guess(
+        self, clean: TokenBatch, selected: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, item position and whether it was masked, ``[P]`` each: of one item a history.
+
+        Where whole items are hidden, of all of these.
+        """
+        if self.unit == "item":
+            row, place = items_of_tokens(clean, selected)
+            return row, place, torch.ones_like(row, dtype=torch.bool)
+        place, was_masked = draw_masked_item(clean, selected, keys, self.unmasked_target)
+        row = place.nonzero()[:, 0]
+        return row, place[row], was_masked[row]
+
+    def _tokens(self, clean: TokenBatch, rate: float, keys: Tensor) -> tuple[TokenBatch, Tensor]:
+        return mask_tokens(clean, rate, keys, self.mask_id, self.ordinary_ids, self.begins_word)
 
 
 def mask_tokens(

@@ -1,0 +1,86 @@
+"""What JEPA4Rec learns by: the weights of its losses, and the predictor that L_map asks (3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is masked and compared, and with which weight (paper 3.3, 3.4).
+
+    The fields are keys of ``JEPA4RecSettings``, which says what each means and allows; those with a
+    default leave out what RecFormer has not.
+    """
+
+    history_mask_ratio: float
+    next_item_mask_ratio: float
+    temperature: float
+    mlm_weight: float
+    sequence_pass: str
+    items_per_step: int
+    mask_unit: str = "token"
+    mlm_reduction: str = "pooled"
+    mapping_weight: float = 0.0
+    mapping_reduction: str = "sum"
+    unmasked_target: str = "uniform"
+    positive_encoder: str = "context"
+    item_encoder: str = "context"
+    contrastive_weight: float = 1.0
+    collapse_prevention: str | None = "ema"
+    sigreg_weight: float = 0.05
+    sigreg_directions: int = 256
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The terms of L_PT and their weights, without those of weight zero."""
+        share = self.sigreg_weight if self.collapse_prevention == "sigreg" else 0.0
+        weights = {
+            "sequence_item": self.contrastive_weight,
+            "mlm": self.mlm_weight,
+            "mapping": self.mapping_weight * (1 - share),
+            "sigreg": self.mapping_weight * share,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+
+class Predictor(nn.Module):
+    """FFN1 guesses a masked history item, FFN2 the half-hidden next item (paper 3.3.2).
+
+    Args:
+        hidden_size: D.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.history = _feed_forward(hidden_size)
+        self.next_item = _feed_forward(hidden_size)
+        self.unmasked = nn.Parameter(torch.zeros(hidden_size))
+
+    def predict_history(self, sequence: Tensor, position: Tensor, was_masked: Tensor) -> Tensor:
+        """FFN1(h_CLS + D_n), ``+`` for concatenation.
+
+        Args:
+            sequence: h_CLS, ``[B, D]``.
+            position: item position embedding D_n of the item to guess, ``[B, D]``.
+            was_masked: whether a token of that item was masked, bool ``[B]``; where none was,
+                the learnable vector that starts at zero stands in for D_n.
+
+        Returns:
+            ``[B, D]``.
+        """
+        place = torch.where(was_masked[:, None], position, self.unmasked.to(position.dtype))
+        return self.history(torch.cat([sequence, place], dim=1))
+
+    def predict_next(self, sequence: Tensor, masked_item: Tensor) -> Tensor:
+        """FFN2(h_CLS + h_{n+1,M}), both ``[B, D]``; returns ``[B, D]``."""
+        return self.next_item(torch.cat([sequence, masked_item], dim=1))
+
+
+def _feed_forward(hidden_size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(2 * hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+    )
