@@ -19,6 +19,7 @@ from recbole_jepa4rec.convert.download import FOLDER, download, name_of, public_
 from recbole_jepa4rec.convert.settings import (
     EXPLANATION,
     PRESETS,
+    READ_BY,
     Preset,
     Reading,
     Rule,
@@ -157,13 +158,13 @@ def _split(given: Mapping[str, Any]) -> Split | None:
     """The split that the words ask for.
 
     Raises:
-        ValueError: for shares that no split reads, or that leave nothing to train on.
+        ValueError: for an option that the split does not read, or that leaves nothing to train on.
     """
     kind = given.get("split")
-    shares = [name for name in ("test_share", "valid_share") if name in given]
-    if shares and kind in (None, "loo"):
-        option = f"--{shares[0].replace('_', '-')}"
-        raise ValueError(f"{option} needs --split temporal or --split cold_items")
+    for name, kinds in READ_BY.items():
+        if name in given and kind not in kinds:
+            needed = " or ".join(f"--split {one}" for one in kinds)
+            raise ValueError(f"--{name.replace('_', '-')} needs {needed}")
     return _changed(Split(), given) if kind else None
 
 

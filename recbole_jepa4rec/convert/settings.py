@@ -156,6 +156,9 @@ class Rule:
 EXPLANATION = """splits (--split), written as NAME.train.inter, NAME.valid.inter, NAME.test.inter:
   loo: of each user with three interactions or more the last is tested and the one before it
     validated; everything else trains. What a run does without these files.
+  last_n: of each user the last 5 (--last) are held back for test and the one before them is
+    validated; everything else trains, and all of a user with fewer than N + 2. For rollouts, which
+    predict them all from what came before the first.
   temporal: everybody is cut at the same two moments. Interactions are sorted by time; test holds
     the last tenth (--test-share), validation the tenth before (--valid-share). All of one moment go
     into the later part.
@@ -172,7 +175,8 @@ target is left out of that file. Run with --benchmark_filename=train,valid,test.
 class Split:
     """A split to be written as files; ``EXPLANATION`` defines each kind."""
 
-    split: str | None = option(None, "which", choices=("loo", "temporal", "cold_items"))
+    split: str | None = option(None, "which", choices=("loo", "last_n", "temporal", "cold_items"))
+    last: int = option(5, "interactions that last_n holds back (default 5)", "N", whole)
     valid_share: float = option(
         0.1, "validated share of the interactions or items (default 0.1)", "S", _share
     )
@@ -184,6 +188,16 @@ class Split:
         if self.valid_share + self.test_share >= 1:
             total = f"{self.valid_share} and test_share {self.test_share}"
             raise ValueError(f"valid_share {total} must leave something to train on")
+        if not self.last:
+            raise ValueError("--last 0 must be at least 1")
+
+
+READ_BY = {
+    "last": ("last_n",),
+    "valid_share": ("temporal", "cold_items"),
+    "test_share": ("temporal", "cold_items"),
+}
+"""The splits that read each of the others' options."""
 
 
 @dataclass(frozen=True)

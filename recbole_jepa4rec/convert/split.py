@@ -9,7 +9,7 @@ import pandas as pd
 
 from recbole_jepa4rec.config.protocol import PARTS
 from recbole_jepa4rec.convert.filters import codes, counts, draw
-from recbole_jepa4rec.convert.settings import Split
+from recbole_jepa4rec.convert.settings import READ_BY, Split
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.split_files import (
     last_of_part,
@@ -33,12 +33,15 @@ def split_rows(split: Split, seed: int, rows: pd.DataFrame) -> pd.DataFrame:
         The rows that stay, sorted by user, time and part; ``part`` is the place in ``NAMES``.
 
     Raises:
-        ValueError: if a part is empty, or the files could not tell two of them apart.
+        ValueError: if a part is empty, nobody is long enough, or the files could not tell two parts
+            apart.
     """
     if split.split == "cold_items":
         part = _cold_items(split, seed, rows)
+    elif split.split == "temporal":
+        part = _temporal(split, rows)
     else:
-        part = _loo(rows) if split.split == "loo" else _temporal(split, rows)
+        part = _last(1 if split.split == "loo" else split.last, rows)
     rows = rows.assign(part=part)
     rows = rows.iloc[np.lexsort((part, rows["time"], codes(rows["user"])))]
     part, users = rows["part"].to_numpy(), codes(rows["user"])
@@ -80,8 +83,9 @@ def split_summary(
         whole: what it was given.
     """
     settings: dict[str, Any] = {"kind": split.split}
-    if split.split != "loo":
-        settings |= {"valid_share": split.valid_share, "test_share": split.test_share}
+    for option, kinds in READ_BY.items():
+        if split.split in kinds:
+            settings[option] = vars(split)[option]
     if split.split == "cold_items":
         settings["seed"] = seed
     users, part = codes(rows["user"]), rows["part"].to_numpy()
@@ -109,12 +113,18 @@ def fingerprint_of(rows: pd.DataFrame, part: np.ndarray | None = None) -> str:
     return fingerprint(user_ids, item_ids, codes(rows["user"]), codes(rows["item"]), part)
 
 
-def _loo(rows: pd.DataFrame) -> np.ndarray:
+def _last(held_back: int, rows: pd.DataFrame) -> np.ndarray:
+    """The last so many of each user are tested, the one before them is validated."""
     lengths = np.bincount(codes(rows["user"]))
-    last = lengths.cumsum()[lengths >= 3] - 1
-    part = np.zeros(len(rows), dtype=np.int8)
-    part[last], part[last - 1] = 2, 1
-    return part
+    least = held_back + 2
+    if held_back > 1 and lengths.max() < least:
+        raise ValueError(
+            f"--last {held_back}: no user has {least} interactions, one to train on and one to "
+            f"validate before them (the longest has {lengths.max()})"
+        )
+    to_end = np.repeat(lengths.cumsum(), lengths) - np.arange(len(rows))
+    part = np.where(to_end <= held_back, 2, np.where(to_end == held_back + 1, 1, 0))
+    return np.where(np.repeat(lengths, lengths) >= least, part, 0).astype(np.int8)
 
 
 def _temporal(split: Split, rows: pd.DataFrame) -> np.ndarray:
