@@ -41,12 +41,12 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
         "ranking batch": (0, 3),
     },
     "JEPA4Rec, frozen layers": {
-        "sequence_item, mlm, mapping step": (0, 8),
-        "finetune step": (0, 6),
-        "ranking batch": (0, 4),
+        "sequence_item, mlm, mapping step": (0, 5),
+        "finetune step": (0, 4),
+        "ranking batch": (0, 3),
     },
     "JEPA4Rec, SIGReg": {
-        "mlm, mapping, sigreg step": (0, 7),
+        "mlm, mapping, sigreg step": (0, 5),
         "finetune step": (0, 4),
         "ranking batch": (0, 3),
     },
@@ -73,14 +73,14 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
     "LlamaRec": {
         "step": (3, 1),
         "letter step": (1, 2),
-        "ranking batch": (3, 4),
+        "ranking batch": (3, 3),
     },
     "SASRec": {
         "step": (3, 1),
         "ranking batch": (0, 2),
     },
     "STAR": {
-        "ranking batch": (1, 4),
+        "ranking batch": (1, 3),
     },
     "Popularity": {
         "ranking batch": (0, 1),

@@ -20,7 +20,12 @@ from recbole_jepa4rec.model.attention_layout import (
     AttentionLayout,
     FewQueries,
 )
-from recbole_jepa4rec.model.items_alone import FrozenOutputs, distinct_items, with_mean_at_cls
+from recbole_jepa4rec.model.items_alone import (
+    FrozenOutputs,
+    Stored,
+    distinct_items,
+    with_mean_at_cls,
+)
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch
 
 TOKEN_TYPES = 3
@@ -89,14 +94,18 @@ class Passage:
         queries: where these alone attend in the last layer, ``M`` of them.
         items: the batch's distinct items, where these are read by themselves.
         place: of each token among theirs, ``[T]``.
+        stored: what the frozen layers are known to say of these items.
+        unknown: those of them of which nothing is known.
     """
 
     batch: TokenBatch
     layout: AttentionLayout | None
     tokens: Tensor | None = None
     queries: FewQueries | None = None
-    items: TokenBatch | None = None
+    items: Passage | None = None
     place: Tensor | None = None
+    stored: Stored | None = None
+    unknown: Passage | None = None
 
 
 class SentenceEncoder(nn.Module):
@@ -207,12 +216,9 @@ class SentenceEncoder(nn.Module):
                 f"training_targets={self.config.training_targets!r}"
             )
         first = self.config.item_local_layers
-        passage, items = self._laid_out(batch, tokens, only_cls), None
-        if first and batch.sequences:
-            items, place = distinct_items(batch)
-            passage = replace(passage, items=items, place=place)
-        passage = sent(passage, self.device)
-        hidden = self.embedding(passage.batch) if items is None else self._items(items, passage)
+        passage = sent(self._laid_out(batch, tokens, only_cls), self.device)
+        alone = passage.items is not None
+        hidden = self._items(passage) if alone else self.embedding(passage.batch)
         if batch.sequences == 0:
             return hidden
         if (layout := passage.layout) is None:
@@ -231,8 +237,9 @@ class SentenceEncoder(nn.Module):
         _check_positions("token", batch.token_positions, self.embedding.token_positions)
         _check_positions("item", batch.item_positions, self.embedding.item_positions)
         layers = self.config.num_layers - self.config.item_local_layers
+        passage = self._with_items(Passage(batch, None, tokens))
         if not layers or not batch.sequences:
-            return Passage(batch, None, tokens)
+            return passage
         layout = AttentionLayout.of(
             batch.lengths,
             self.config.attention_window,
@@ -240,43 +247,57 @@ class SentenceEncoder(nn.Module):
             MIN_FILL_FOR_CLS if only_cls and layers == 1 else MIN_FILL,
         )
         few = layout.queries_at(tokens) if only_cls and tokens is not None else None
-        return Passage(batch, layout, tokens, few)
+        return replace(passage, layout=layout, queries=few)
 
-    def _items(self, items: TokenBatch, passage: Passage) -> Tensor:
-        """Each item by itself through the lower layers, then in its places, ``[T, D]``."""
+    def _with_items(self, passage: Passage) -> Passage:
+        """The same, with what the layers that read each item by itself need to know."""
         frozen, local = self.config.frozen_layers, self.config.item_local_layers
-        if not frozen:
-            hidden = self._alone(items, None, 0, local)
-        else:
-            if self.frozen_outputs is None:
-                hidden = self._frozen(items)
-            else:
-                shape = self.config.model_dump_json(include=BESIDE_WEIGHTS)
-                hidden = self.frozen_outputs.of(items, self._frozen, shape, self.frozen_weights)
-            hidden = self._alone(items, hidden, frozen, local)
+        if not local or not passage.batch.sequences:
+            return passage
+        items, place = distinct_items(passage.batch)
+        stored = unknown = None
+        if frozen and self.frozen_outputs is not None:
+            shape = self.config.model_dump_json(include=BESIDE_WEIGHTS)
+            stored = self.frozen_outputs.of(items, self._frozen, shape, self.frozen_weights)
+            unknown = None if stored.others is None else _alone(stored.others)
+        is_read = stored is None or local > frozen
+        alone = _alone(items) if is_read else Passage(items, None)
+        return replace(passage, items=alone, place=place, stored=stored, unknown=unknown)
+
+    def _items(self, passage: Passage) -> Tensor:
+        """Each item by itself through the lower layers, then in its places, ``[T, D]``."""
         assert passage.items is not None
         assert passage.place is not None
+        frozen, items, hidden = self.config.frozen_layers, passage.items, None
+        if (stored := passage.stored) is not None:
+            hidden = stored.states.float()
+            if passage.unknown is not None and stored.place is not None:
+                read = self._read_frozen(passage.unknown).float()
+                hidden = torch.cat([hidden, read]).index_select(0, stored.place)
+        elif frozen:
+            hidden = self._read_frozen(items)
+        hidden = self._through(items, hidden, frozen, self.config.item_local_layers)
         if self.config.pooling == "mean":
-            hidden = with_mean_at_cls(hidden, passage.items)
+            hidden = with_mean_at_cls(hidden, items.batch)
         hidden = hidden.index_select(0, passage.place)
         return hidden + self.embedding.positions_of_items(passage.batch)
 
-    @torch.no_grad()
     def _frozen(self, items: TokenBatch) -> Tensor:
+        """Items one a sequence, of the CPU, through the frozen layers, ``[T, D]``."""
+        return self._read_frozen(sent(_alone(items), self.device))
+
+    @torch.no_grad()
+    def _read_frozen(self, items: Passage) -> Tensor:
         """Items one a sequence through the frozen layers, ``[T, D]``, in full precision."""
         with torch.autocast(self.device.type, enabled=False):
-            return self._alone(items, None, 0, self.config.frozen_layers)
+            return self._through(items, None, 0, self.config.frozen_layers)
 
-    def _alone(self, items: TokenBatch, hidden: Tensor | None, first: int, end: int) -> Tensor:
+    def _through(self, items: Passage, hidden: Tensor | None, first: int, end: int) -> Tensor:
         """Items one a sequence, ``[T, D]``, through some layers; ``None``: from tokens on."""
-        if hidden is not None and first == end:
-            return hidden
-        layout = AttentionLayout.of(items.lengths, None)
-        passage = sent(Passage(items, layout), self.device)
         if hidden is None:
-            hidden = self.embedding(passage.batch)
+            hidden = self.embedding(items.batch)
         for layer in [*self.layers][first:end]:
-            hidden = layer(hidden, passage.layout)
+            hidden = layer(hidden, items.layout)
         return hidden
 
     @property
@@ -421,6 +442,11 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, SentenceEmbedding):
         nn.init.zeros_(module.item_positions.weight)
+
+
+def _alone(items: TokenBatch) -> Passage:
+    """Items one a sequence, laid out by themselves."""
+    return Passage(items, AttentionLayout.of(items.lengths, None))
 
 
 def _forget_outputs(encoder: SentenceEncoder, _: object) -> None:

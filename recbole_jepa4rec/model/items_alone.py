@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tensor_cache import GrowingTensor, TensorCache, content_key
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches, ragged_range
@@ -56,6 +56,21 @@ def with_mean_at_cls(hidden: Tensor, items: TokenBatch) -> Tensor:
     return hidden.index_copy(0, items.cls_index, mean.to(hidden.dtype))
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What frozen layers are known to say of some items, and the items that they must read.
+
+    Attributes:
+        states: of the known ones' tokens, half precision ``[K, D]``.
+        others: the items that are not stored; ``None``: all are.
+        place: of each token when the others' follow the known ones', ``[T]``.
+    """
+
+    states: Tensor
+    others: TokenBatch | None = None
+    place: Tensor | None = None
+
+
 class FrozenOutputs:
     """What frozen layers say of a catalogue's sentences, made once and mapped from the disk.
 
@@ -88,12 +103,12 @@ class FrozenOutputs:
 
     def of(
         self, items: TokenBatch, layers: FrozenLayers, shape: str, weights: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Outputs for items one a sequence, ``[T, D]`` float32.
+    ) -> Stored:
+        """What is known of items one a sequence, on the CPU.
 
         Args:
             items: some of them stored.
-            layers: what reads the others, and makes the store.
+            layers: what makes the store.
             shape: of the layers, as far as their weights do not say it.
             weights: of the layers, by name.
         """
@@ -104,16 +119,15 @@ class FrozenOutputs:
             self._begins = sizes.cumsum(0) - sizes
         is_stored = (items.sentences >= 0) & (items.sentences < self._known)
         rows = ragged_range(self._begins[items.sentences[is_stored]], items.lengths[is_stored])
-        found, device = self._states[rows], next(iter(weights.values())).device
+        found = self._states[rows]
         if is_stored.all():
-            return sent(found, device).float()
+            return Stored(found)
         starts, sizes = items.offsets[:-1], items.lengths
         others = (~is_stored).nonzero()[:, 0]
         stored = is_stored.nonzero()[:, 0]
         places = [ragged_range(starts[which], sizes[which]) for which in (stored, others)]
-        found, place = sent((found, torch.cat(places).argsort()), device)
-        read = layers(_items_at(items, others, starts, sizes))
-        return torch.cat([found.float(), read.float()]).index_select(0, place)
+        place = torch.cat(places).argsort()
+        return Stored(found, _items_at(items, others, starts, sizes), place)
 
     @property
     def _sizes(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,6 +75,24 @@ def add_lora(
         raise ValueError(f"lora_target_modules {target_modules!r} do not fit: {error}") from error
 
 
+@dataclass(frozen=True)
+class PaddedPrompts:
+    """Prompts padded on the right, where no token of a causal model ever looks.
+
+    Attributes:
+        input_ids: ``[B, L]``.
+        mask: 1 at a prompt's own tokens, ``[B, L]``; a GPU is given none, of which transformers
+            would read whether it masks anything.
+        row: ``[B, 1]``.
+        at_end: place of the tokens wanted in their row, ``[B, count]``.
+    """
+
+    input_ids: Tensor
+    mask: Tensor | None
+    row: Tensor
+    at_end: Tensor
+
+
 class Verbaliser(nn.Module):
     """A language model that answers each prompt with one of some letters (LlamaRec, section 3.3).
 
@@ -116,7 +135,10 @@ class Verbaliser(nn.Module):
 
     def forward(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Logits of the letters after each prompt, float32 ``[B, C]``."""
-        last = self._hidden_at_end(prompts, 1)[:, 0]
+        return self._of_letters(sent(self._padded(prompts, 1), self.device))
+
+    def _of_letters(self, prompts: PaddedPrompts) -> Tensor:
+        last = self._hidden_at_end(prompts)[:, 0]
         head = self._causal.get_output_embeddings()
         bias = None if head.bias is None else head.bias[self.letters].float()
         with torch.autocast(self.letters.device.type, enabled=False):
@@ -136,16 +158,13 @@ class Verbaliser(nn.Module):
         answers = [self._letters[one] for one in place.tolist()]
         rows = [[*prompt, letter] for prompt, letter in zip(prompts, answers, strict=True)]
         head = self._causal.get_output_embeddings()
-        logits = head(self._hidden_at_end(rows, 2).to(head.weight.dtype)).float()
         labels = torch.tensor([[letter, end] for letter in answers])
-        return F.cross_entropy(logits.flatten(0, 1), sent(labels.flatten(), self.device))
+        padded, labels = sent((self._padded(rows, 2), labels), self.device)
+        logits = head(self._hidden_at_end(padded).to(head.weight.dtype)).float()
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
-    def _hidden_at_end(self, prompts: Sequence[Sequence[int]], count: int) -> Tensor:
-        """Hidden states of the last tokens of each prompt, ``[B, count, D]``.
-
-        Prompts are padded on the right, where no token of a causal model ever looks; so a GPU is
-        given no mask, of which transformers would read whether it masks anything.
-        """
+    def _padded(self, prompts: Sequence[Sequence[int]], count: int) -> PaddedPrompts:
+        """Prompts padded on the right, on the CPU; the last ``count`` tokens of each are wanted."""
         rows = [torch.tensor(prompt) for prompt in prompts]
         lengths = torch.tensor([len(row) for row in rows])
         self.tokens_seen += sum(map(len, prompts))
@@ -153,13 +172,14 @@ class Verbaliser(nn.Module):
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         row = torch.arange(len(rows))[:, None]
         at_end = lengths[:, None] - count + torch.arange(count)
-        input_ids, row, at_end = sent((input_ids, row, at_end), self.device)
+        return PaddedPrompts(input_ids, mask if self.needs_mask else None, row, at_end)
+
+    def _hidden_at_end(self, prompts: PaddedPrompts) -> Tensor:
+        """Hidden states of the tokens wanted of each prompt, ``[B, count, D]``."""
         hidden = self._causal.base_model(
-            input_ids=input_ids,
-            attention_mask=mask if self.needs_mask else None,
-            use_cache=False,
+            input_ids=prompts.input_ids, attention_mask=prompts.mask, use_cache=False
         ).last_hidden_state
-        return hidden[row, at_end]
+        return hidden[prompts.row, prompts.at_end]
 
     @property
     def needs_mask(self) -> bool:
@@ -172,8 +192,10 @@ class Verbaliser(nn.Module):
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         order = lengths.argsort(stable=True)
         sizes = fill_batches(lengths[order], max_tokens, max(1, len(prompts)))
+        places = order.split(sizes)
+        parts = [self._padded([prompts[row] for row in place.tolist()], 1) for place in places]
+        parts, places = sent((parts, places), self.device)
         logits = torch.empty(len(prompts), len(self.letters), device=self.device)
-        places = sent(order, self.device).split(sizes)
-        for place, part in zip(places, order.split(sizes), strict=True):
-            logits[place] = self([prompts[row] for row in part.tolist()])
+        for place, part in zip(places, parts, strict=True):
+            logits[place] = self._of_letters(part)
         return logits

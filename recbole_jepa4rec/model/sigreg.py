@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base import processes
-from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive, normal
 
 KNOTS, LAST_KNOT = 17, 3.0
@@ -62,15 +61,15 @@ def sigreg(vectors: Tensor, directions: Tensor) -> Tensor:
     return _EppsPulley.apply(projected) / processes.world_size()
 
 
-def quadrature() -> tuple[Tensor, Tensor]:
-    """Knots t_k and weights w_k, ``[K]`` each.
+def quadrature(device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Knots t_k and weights w_k, ``[K]`` each, on the device.
 
     Weights are the trapezoidal rule's on both sides of 0, 2 dt and dt at the ends, times
     ``exp(-t_k^2 / 2)``.
     """
-    knots = torch.linspace(0, LAST_KNOT, KNOTS)
+    knots = torch.linspace(0, LAST_KNOT, KNOTS, device=device)
     weights = torch.full_like(knots, 2 * LAST_KNOT / (KNOTS - 1))
-    weights[[0, -1]] /= 2
+    weights[:: KNOTS - 1] /= 2
     return knots, weights * (-knots.square() / 2).exp()
 
 
@@ -83,7 +82,7 @@ class _EppsPulley(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor) -> Tensor:
         """``[N, M]`` to the mean over M."""
-        knots, weights = sent(quadrature(), projected.device)
+        knots, weights = quadrature(projected.device)
         normal_one = (-knots.square() / 2).exp()
         gradient, total = torch.empty_like(projected), projected.new_zeros(())
         size = max(1, ANGLES_AT_ONCE // (len(projected) * KNOTS))

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.config.model_settings import STARSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import Model
@@ -105,9 +106,9 @@ class STAR(Model):
         mixture = self._chosen
         weights = recency_weights(histories, *mixture[3:], self.n_items)
         scores = torch.zeros(weights.shape, device=self.mixture.device)
-        for number, weight in enumerate(mixture[:3]):
-            if weight:
-                scores.add_(self._term(number, weights), alpha=weight)
+        terms = self._terms([n for n in range(3) if mixture[n]], weights)
+        for number, term in terms.items():
+            scores.add_(term, alpha=mixture[number])
         return scores
 
     def scores_of_choices(self, histories: PackedHistories) -> Iterator[Tensor]:
@@ -115,7 +116,7 @@ class STAR(Model):
         used = [n for n in range(3) if any(mixture[n] for mixture in self._mixtures)]
         for (decay, items), group in groupby(self._mixtures, key=lambda mixture: mixture[3:]):
             weights = recency_weights(histories, decay, items, self.n_items)
-            terms = {number: self._term(number, weights) for number in used}
+            terms = self._terms(used, weights)
             for mixture in group:
                 yield torch.stack([mixture[n] * term for n, term in terms.items()]).sum(0)
 
@@ -146,12 +147,16 @@ class STAR(Model):
         text, cooccurrence, transition, decay, items = self.mixture.tolist()
         return Mixture(text, cooccurrence, transition, decay, int(items))
 
-    def _term(self, number: int, weights: sparse.csr_matrix) -> Tensor:
-        """Text similarity, co-occurrence or transitions, ``[B, N]`` float32."""
-        if self.text is not None and number == 0:
-            return self.text.of(weights).to(self.mixture.device)
-        counted = weights[:, : self.neighbours.num_items]
-        count = self.neighbours.cooccurrence if number == 1 else self.neighbours.transitions
-        found = count(counted).astype("float32")
-        found.resize(weights.shape)  # items that were added later have no counts
-        return torch.from_numpy(found.toarray()).to(self.mixture.device)
+    def _terms(self, numbers: Sequence[int], weights: sparse.csr_matrix) -> dict[int, Tensor]:
+        """Of text similarity, co-occurrence and transitions those numbered, ``[B, N]`` float32."""
+        device, counted, terms = self.mixture.device, weights[:, : self.neighbours.num_items], {}
+        if self.text is not None and 0 in numbers:
+            terms[0] = self.text.of(weights).to(device)
+        counts = {1: self.neighbours.cooccurrence, 2: self.neighbours.transitions}
+        found = {}
+        for number, count in counts.items():
+            if number in numbers:
+                matrix = count(counted).astype("float32")
+                matrix.resize(weights.shape)  # items that were added later have no counts
+                found[number] = torch.from_numpy(matrix.toarray())
+        return terms | sent(found, device)

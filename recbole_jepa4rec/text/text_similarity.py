@@ -12,6 +12,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
+from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.text.item_vectors import ItemVectors, in_columns, joined
 
 TFIDF = "tfidf"
@@ -153,10 +154,8 @@ class VectorSimilarity(TextSimilarity):
     def _of(self, weights: sparse.csr_matrix) -> Tensor:
         table, row_of_item = self.items.table, self.items.row_of_item
         norms = table.norm(dim=1).clamp(min=1e-12)
-        indices, first, data = (
-            torch.from_numpy(part).to(table.device)
-            for part in (weights.indices, weights.indptr[:-1], weights.data)
-        )
+        parts = (weights.indices, weights.indptr[:-1], weights.data)
+        indices, first, data = sent([torch.from_numpy(part) for part in parts], table.device)
         rows = row_of_item[indices.long()]
         scale = data.to(table.dtype) / norms[rows]
         profiles = F.embedding_bag(rows, table, first.long(), mode="sum", per_sample_weights=scale)
