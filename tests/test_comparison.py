@@ -237,6 +237,19 @@ def test_cost(tmp_path):
     }
 
 
+def test_item_vectors(tmp_path):
+    def facts(*measured):
+        done = row(tmp_path / str(len(measured)), "A", *([1, 2] for _ in measured))
+        for run, each in zip(done.runs.values(), measured, strict=True):
+            run.result["vectors"] = each
+        return comparison(done)["rows"][0]["vectors"]
+
+    spread = {"mean": 2.0, "std": pytest.approx(2**0.5)}
+    assert facts({"effective_rank": 1.0}, {"effective_rank": 3.0}) == {"effective_rank": spread}
+    assert facts(None) is None
+    assert facts({"effective_rank": 1.0}, None, {"effective_rank": 3.0}) is None
+
+
 class TestFailures:
     def test_a_failed_row_is_shown_but_takes_no_part(self, tmp_path):
         found = comparison(

@@ -13,7 +13,7 @@ from recbole_jepa4rec.study import report
 from recbole_jepa4rec.study.comparison import compare
 from recbole_jepa4rec.study.figures import COLORS, SYMBOLS, styles
 from recbole_jepa4rec.study.report import escape_latex, escape_markdown, write_report
-from recbole_jepa4rec.study.wording import amount, headline, out_of_time, p_value
+from recbole_jepa4rec.study.wording import VECTORS, amount, headline, out_of_time, p_value
 from tests.handmade_runs import row
 
 LABELS = {
@@ -39,6 +39,7 @@ def comparison(tmp_path_factory):
             "metrics": ["Recall", "NDCG", "average_popularity"],
         }
         options["lists"] = {"average_popularity@10": 12.3456 + i}
+        options["vectors"] = dict.fromkeys(VECTORS, 0.6543 + i) if i else None
         options["text_fingerprint"] = "0a" * 8 if i in (0, 3) else None
         rows.append(row(folder, entry, *ranks, **options))
     rows.append(row(folder, "Gone", errors=["out of <i>memory</i> & 50 % of time_limit", "again"]))
@@ -105,6 +106,12 @@ class TestHtml:
         assert "Average popularity@10" not in text.split('id="significance"')[1].split("<tbody>")[0]
         assert "failed, 0 of 2 seeds" in table
 
+    def test_item_vectors_are_there_where_a_model_has_them(self, folder):
+        table = (folder / "comparison.html").read_text().split('id="vectors"')[1]
+        table = table.split("</section>")[0]
+        assert table.count(">1.6543<") == len(VECTORS) == table.count("</button>") - 1
+        assert "JEPA4Rec" not in table and "SASRec-CE" in table
+
     def test_one_colour_a_model(self, folder, comparison):
         text = (folder / "comparison.html").read_text()
         plots = json.loads(text.split('id="figures">')[1].split("</script>")[0])
@@ -128,7 +135,7 @@ class TestMarkdown:
         lines = (folder / "comparison.md").read_text().splitlines()
         tables = "\n".join(lines).split("\n\n")
         tables = [each.splitlines() for each in tables if each.startswith("|")]
-        assert len(tables) == 7
+        assert len(tables) == 8
         for table in tables:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table
 

@@ -84,6 +84,7 @@ class Row:
             "groups": _groups(runs),
             "ranking": _ranking(runs),
             "cost": _cost(runs),
+            "vectors": _vectors(runs),
             "learning_curves": [
                 {"seed": seed, "points": run.result["learning_curve"]}
                 for seed, run in self.runs.items()
@@ -256,6 +257,13 @@ def _cost(runs: Sequence[FinishedRun]) -> dict[str, float | None]:
         "peak_memory_gib": _mean([result["peak_memory_gib"] for result in results]),
         "parameters": _mean([result["parameters"] for result in results]),
     }
+
+
+def _vectors(runs: Sequence[FinishedRun]) -> dict[str, dict[str, Any]] | None:
+    """What ``training/collapse.py`` measured of the item vectors, over seeds; ``None``: of none."""
+    measured = [run.result.get("vectors") for run in runs]
+    found = [each for each in measured if each]
+    return _spread(found) if len(found) == len(runs) else None
 
 
 def _time_limit(runs: Sequence[FinishedRun]) -> float | None:

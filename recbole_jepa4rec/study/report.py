@@ -127,5 +127,7 @@ def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "out_of_time": wording.out_of_time(comparison),
         "machines": wording.unequal_machines(comparison),
         "cost_columns": wording.COST,
+        "with_vectors": [row for row in rows if row.get("vectors")],
+        "vector_columns": wording.VECTORS,
         "alpha": wording.ALPHA,
     }

@@ -20,6 +20,15 @@ COST = {
     "parameters": "parameters",
 }
 
+VECTORS = {
+    "std": "deviation",
+    "effective_rank": "effective rank",
+    "uniformity": "uniformity",
+    "sigreg": "SIGReg",
+    "alignment": "alignment",
+}
+"""What ``training/collapse.py`` measures, and its title."""
+
 
 def metric_name(key: str) -> str:
     """``NDCG@10`` for ``ndcg@10``."""
