@@ -182,7 +182,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     words = [*BASE, "--model_list=Popularity,Markov", "--seeds=1", "--run_dir=out"]
     process = script(*words, "--jobs=2", cwd=folder)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
     return folder, words, out, error
 
@@ -639,7 +639,7 @@ class TestEnds:
             assert len(runs_in(tmp_path)) == 1
             assert stamps(tmp_path) == before
             again.terminate()
-            _, error = again.communicate(timeout=30)
+            _, error = again.communicate(timeout=300)
             assert again.returncode == 143
             assert "2 runs in" in error and "1 of them finished before" in error
         finally:
@@ -648,7 +648,7 @@ class TestEnds:
 
     def test_ctrl_c_ends_the_runs(self, in_the_second, tmp_path):
         in_the_second.send_signal(signal.SIGINT)
-        _, error = in_the_second.communicate(timeout=30)
+        _, error = in_the_second.communicate(timeout=300)
         assert in_the_second.returncode == 130
         assert error.splitlines()[-1].startswith("interrupted; the same command goes on")
         assert runs_in(tmp_path) == []
