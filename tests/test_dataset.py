@@ -458,6 +458,8 @@ class TestItemText:
             ValueError, match=r"no column 'titel' in .*toy\.item \(there are: title"
         ):
             _ = load(item_text_fields=["titel"]).item_text
+        with pytest.raises(ValueError, match="item_text_fields: 'title' is there twice"):
+            _ = load(item_text_fields=["title", "title"]).item_text
         with pytest.raises(ValueError, match=r"made\.item: No such file"):
             _ = write(steps("u", "ab")).item_text
         with pytest.raises(ValueError, match=r"made\.item: no text column beside 'item_id'"):

@@ -262,7 +262,7 @@ def test_recformer_s_item_positions_are_of_the_other_order(tmp_path):
 def test_config_may_stand_in_another_folder(tmp_path):
     config = tmp_path / "longformer"
     torch.save({"state_dict": recformer(config)}, tmp_path / "recformer.ckpt")
-    with pytest.raises(ValueError, match=r"config\.json does not exist"):
+    with pytest.raises(ValueError, match=r"no config\.json in"):
         load_pretrained(tmp_path / "recformer.ckpt", attention_window=8)
     pretrained = load_pretrained(
         tmp_path / "recformer.ckpt", attention_window=8, encoder_config=config
@@ -334,6 +334,15 @@ def test_other_architectures_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match=r"model_type is 'gpt2'.*bert, longformer, roberta"):
         load_pretrained(tmp_path, attention_window=None)
+
+
+def test_weights_without_a_description_are_refused(tmp_path):
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^encoder_checkpoint: no config\.json in .*encoder_co"):
+        load_pretrained(file)
+    with pytest.raises(ValueError, match=r"^encoder_config: no config\.json in "):
+        load_pretrained(file, tmp_path)
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "a/b/c"])

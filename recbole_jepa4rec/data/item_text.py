@@ -124,4 +124,6 @@ def _attributes(
             raise AtomicFileError(
                 f"item_text_fields: no column {name!r} in {files} (there are: {', '.join(there)})"
             )
-    return list(dict.fromkeys(fields))
+    if twice := next((name for name in fields if list(fields).count(name) > 1), None):
+        raise AtomicFileError(f"item_text_fields: {twice!r} is there twice (allowed: once)")
+    return list(fields)

@@ -136,6 +136,12 @@ def load_pretrained(
     """
     path = locate(source)
     folder = locate(encoder_config) if encoder_config else path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file():
+        key = "encoder_config" if encoder_config else "encoder_checkpoint"
+        raise ValueError(
+            f"{key}: no config.json in {folder}, which must describe the weights; encoder_config "
+            "names a folder that has one"
+        )
     described = read_description(folder / "config.json")
     try:
         published = PublishedConfig.of(described)
