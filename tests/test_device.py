@@ -50,6 +50,16 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
         "finetune step": (0, 4),
         "ranking batch": (0, 3),
     },
+    "JEPA4Rec, one attention call": {
+        "sequence_item, mlm, mapping step": (0, 5),
+        "finetune step": (0, 4),
+        "ranking batch": (0, 3),
+    },
+    "JEPA4Rec, as in the paper, one attention call": {
+        "sequence_item, mlm, mapping step": (0, 4),
+        "finetune step": (0, 2),
+        "ranking batch": (0, 2),
+    },
     "RecFormer": {
         "sequence_item, mlm step": (0, 3),
         "finetune step": (0, 4),
@@ -138,12 +148,16 @@ def test_numbers_come_back_later():
 def test_a_gpu_computes_as_asked_and_torch_is_as_it_was(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    asked = torch.get_float32_matmul_precision, torch.are_deterministic_algorithms_enabled
+    asked = (
+        torch.get_float32_matmul_precision,
+        torch.are_deterministic_algorithms_enabled,
+        torch.backends.cuda.cudnn_sdp_enabled,
+    )
     before = [ask() for ask in asked]
     with computing(torch.device("cpu"), "high", True):
         assert [ask() for ask in asked] == before
     with computing(torch.device("cuda"), "high", True):
-        assert [ask() for ask in asked] == ["high", True]
+        assert [ask() for ask in asked] == ["high", True, False]
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert [ask() for ask in asked] == before
 

@@ -181,6 +181,8 @@ def computing(device: torch.device, matmul_precision: str, repeats: bool) -> Ite
         torch.is_deterministic_algorithms_warn_only_enabled(),
         new_tensors.fill_uninitialized_memory,
     )
+    fused_by_cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every shape, which few repeat
     torch.set_float32_matmul_precision(matmul_precision)
     if repeats:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins
@@ -189,6 +191,7 @@ def computing(device: torch.device, matmul_precision: str, repeats: bool) -> Ite
     try:
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(fused_by_cudnn)
         torch.set_float32_matmul_precision(before)
         torch.use_deterministic_algorithms(strict, warn_only=warns)
         new_tensors.fill_uninitialized_memory = fills

@@ -159,6 +159,11 @@ class EncoderSettings(Settings):
     """Of embeddings, attention and feed-forward outputs."""
     attention_dropout: ShareBelowOne = 0.0
     """Of attention probabilities; costs up to a third of a step on a CPU."""
+    attention: Literal["buckets", "flex"] | None = None
+    """buckets: a call for sequences of like length; flex: one a layer, by FlexAttention on a GPU;
+    None: flex on a GPU, unless heads have less than 16 dimensions or attention dropout."""
+    compile_layers: bool = False
+    """Whether torch.compile fuses what a layer does, where its attention is one call."""
     training_targets: TrainingTargets = "all_prefixes"
     """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
     item."""
@@ -172,6 +177,15 @@ class EncoderSettings(Settings):
     all its tokens."""
     whitening: bool = False
     """Whether vectors pass a linear map that starts as the whitening of the items' vectors."""
+
+    @model_validator(mode="after")
+    def _has_no_dropout_at_once(self) -> EncoderSettings:
+        if self.attention == "flex" and self.attention_dropout:
+            raise ValueError(
+                f"attention is 'flex'; allowed with attention_dropout={self.attention_dropout}: "
+                "buckets"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_dense_where_items_are_causal(self) -> EncoderSettings:

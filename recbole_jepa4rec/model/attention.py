@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_jepa4rec.model.attention_layout import AttentionLayout, FewQueries, SlotGroup
+from recbole_jepa4rec.model.packed_attention import PackedMask, attend_packed
 
 
 class SelfAttention(nn.Module):
@@ -36,18 +37,24 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden: Tensor, layout: AttentionLayout, tokens: Tensor | None = None
+        self,
+        hidden: Tensor,
+        layout: AttentionLayout | PackedMask,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         """Attend within each sequence.
 
         Args:
-            hidden: packed tokens, ``[T, D]``.
-            layout: the batch's layout, for the same window.
+            hidden: packed tokens, ``[T, D]``; padded where a mask says who sees whom.
+            layout: the batch's layout, for the same window, or the mask of ``tokens``.
             tokens: the tokens wanted, ``[M]``; None: all.
 
         Returns:
             ``[T, D]``, or ``[M, D]``.
         """
+        if isinstance(layout, PackedMask):
+            asking = hidden if tokens is None else hidden.index_select(0, tokens)
+            return self.output(self._at_once(asking, hidden, layout))
         padded = hidden.index_select(0, layout.token_of_slot)
         projected = self.qkv(padded).split(layout.sizes)
         attended = [self._local(*pair) for pair in zip(projected, layout.groups, strict=True)]
@@ -71,6 +78,21 @@ class SelfAttention(nn.Module):
         padded = hidden.index_select(0, layout.token_of_slot)
         attended = self._of_few(padded, layout, queries.tables, self.global_qkv or self.qkv)
         return self.output(torch.cat(attended).index_select(0, queries.place))
+
+    def _at_once(self, asking: Tensor, seen: Tensor, mask: PackedMask) -> Tensor:
+        """Attention of all tokens that ask in one call, ``[Q, D]`` and ``[T, D]`` -> ``[Q, D]``."""
+        every, for_cls = self.qkv, self.global_qkv
+        if mask.only_cls and for_cls is not None:
+            every, for_cls = for_cls, None
+        query, key_value = _query(every, asking), _key_value(every, seen)
+        if for_cls is not None:
+            assert mask.cls is not None
+            of_cls = _query(for_cls, asking.index_select(0, mask.cls))
+            query = query.index_copy(0, mask.cls, of_cls)
+            key_value = torch.cat([key_value, _key_value(for_cls, seen)])
+        key, value = key_value.view(len(key_value), 2, self.num_heads, -1).unbind(1)
+        query = query.view(len(query), self.num_heads, -1)
+        return attend_packed(query, key, value, mask).flatten(1)
 
     def _local(self, qkv: Tensor, group: SlotGroup) -> Tensor:
         """Attention of every slot to its row's keys, ``[R * C, 3 D]`` -> ``[R * C, D]``."""
@@ -116,6 +138,18 @@ class SelfAttention(nn.Module):
         value = torch.einsum("snhD,hdD->snhd", context, weights[2])
         value = value + group.total(attention.sum(-1)).view(*shape, 1) * biases[2]
         return value.flatten(2).flatten(0, 1).to(torch.promote_types(probe.dtype, slots.dtype))
+
+
+def _query(qkv: nn.Linear, hidden: Tensor) -> Tensor:
+    """The first third of what a projection gives, ``[Q, D]``."""
+    size = qkv.in_features
+    return F.linear(hidden, qkv.weight[:size], qkv.bias[:size])
+
+
+def _key_value(qkv: nn.Linear, hidden: Tensor) -> Tensor:
+    """The rest of it, ``[T, 2 D]``."""
+    size = qkv.in_features
+    return F.linear(hidden, qkv.weight[size:], qkv.bias[size:])
 
 
 def attend(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from recbole_jepa4rec.model.items_alone import (
     distinct_items,
     with_mean_at_cls,
 )
+from recbole_jepa4rec.model.packed_attention import NARROWEST_HEAD, PackedMask
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch
 
 TOKEN_TYPES = 3
@@ -80,7 +82,23 @@ class EncoderConfig(EncoderSettings):
                 f"item_local_layers is {self.item_local_layers}; allowed in an encoder of "
                 f"{self.num_layers} layers: 0 to {self.num_layers}"
             )
+        if self.attention == "flex" and self.hidden_size < NARROWEST_HEAD * self.num_heads:
+            raise ValueError(
+                f"attention is 'flex'; allowed with hidden_size={self.hidden_size} and num_heads="
+                f"{self.num_heads}, heads of less than {NARROWEST_HEAD} dimensions: buckets"
+            )
         return self
+
+    def attends_at_once(self, device: torch.device) -> bool:
+        """Whether attention is one call a layer there; see the key ``attention``."""
+        if self.attention is not None:
+            return self.attention == "flex"
+        is_wide = self.hidden_size >= NARROWEST_HEAD * self.num_heads
+        return device.type == "cuda" and is_wide and not self.attention_dropout
+
+
+Layout = AttentionLayout | PackedMask
+"""Who sees whom in a packed batch, for a call a bucket or for one call."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +107,10 @@ class Passage:
 
     Attributes:
         batch: packed sequences.
-        layout: of them; ``None`` where no layer mixes them.
-        tokens: the tokens wanted, ``[M]``; ``None``: all.
+        layout: of them, or who sees whom; ``None`` where no layer mixes them.
+        tokens: the tokens wanted, ``[M]``, or padded; ``None``: all.
         queries: where these alone attend in the last layer, ``M`` of them.
+        last: who of these sees whom there, where that is not the layout's matter.
         items: the batch's distinct items, where these are read by themselves.
         place: of each token among theirs, ``[T]``.
         stored: what the frozen layers are known to say of these items.
@@ -99,9 +118,10 @@ class Passage:
     """
 
     batch: TokenBatch
-    layout: AttentionLayout | None
+    layout: Layout | None
     tokens: Tensor | None = None
     queries: FewQueries | None = None
+    last: PackedMask | None = None
     items: Passage | None = None
     place: Tensor | None = None
     stored: Stored | None = None
@@ -223,10 +243,15 @@ class SentenceEncoder(nn.Module):
             return hidden
         if (layout := passage.layout) is None:
             return hidden if passage.tokens is None else hidden.index_select(0, passage.tokens)
+        if isinstance(layout, PackedMask):
+            hidden = layout.padded(hidden)
         layers = [*self.layers][first:]
         for layer in layers[:-1]:
-            hidden = layer(hidden, layout)
-        return layers[-1](hidden, layout, passage.tokens, passage.queries)
+            hidden = self._run(layer, hidden, layout)
+        last = passage.last or layout
+        hidden = self._run(layers[-1], hidden, last, passage.tokens, passage.queries)
+        wanted = batch.num_tokens if tokens is None else len(tokens)
+        return hidden[:wanted] if len(hidden) > wanted else hidden
 
     def _laid_out(self, batch: TokenBatch, tokens: Tensor | None, only_cls: bool) -> Passage:
         """What the layers that mix items need to know of a batch, on the CPU.
@@ -240,12 +265,16 @@ class SentenceEncoder(nn.Module):
         passage = self._with_items(Passage(batch, None, tokens))
         if not layers or not batch.sequences:
             return passage
-        layout = AttentionLayout.of(
-            batch.lengths,
-            self.config.attention_window,
-            batch.item_positions if batch.all_prefixes else None,
-            MIN_FILL_FOR_CLS if only_cls and layers == 1 else MIN_FILL,
-        )
+        window = self.config.attention_window
+        items = batch.item_positions if batch.all_prefixes else None
+        if self.config.attends_at_once(self.device):
+            every = PackedMask.of(batch.lengths, window, items)
+            if tokens is None:
+                return replace(passage, layout=every)
+            last = PackedMask.of(batch.lengths, window, items, tokens, only_cls)
+            return replace(passage, layout=every, tokens=last.tokens, last=last)
+        fill = MIN_FILL_FOR_CLS if only_cls and layers == 1 else MIN_FILL
+        layout = AttentionLayout.of(batch.lengths, window, items, fill)
         few = layout.queries_at(tokens) if only_cls and tokens is not None else None
         return replace(passage, layout=layout, queries=few)
 
@@ -259,10 +288,16 @@ class SentenceEncoder(nn.Module):
         if frozen and self.frozen_outputs is not None:
             shape = self.config.model_dump_json(include=BESIDE_WEIGHTS)
             stored = self.frozen_outputs.of(items, self._frozen, shape, self.frozen_weights)
-            unknown = None if stored.others is None else _alone(stored.others)
+            unknown = None if stored.others is None else self._alone(stored.others)
         is_read = stored is None or local > frozen
-        alone = _alone(items) if is_read else Passage(items, None)
+        alone = self._alone(items) if is_read else Passage(items, None)
         return replace(passage, items=alone, place=place, stored=stored, unknown=unknown)
+
+    def _alone(self, items: TokenBatch) -> Passage:
+        """Items one a sequence, laid out by themselves."""
+        if self.config.attends_at_once(self.device):
+            return Passage(items, PackedMask.of(items.lengths, None))
+        return Passage(items, AttentionLayout.of(items.lengths, None))
 
     def _items(self, passage: Passage) -> Tensor:
         """Each item by itself through the lower layers, then in its places, ``[T, D]``."""
@@ -284,7 +319,7 @@ class SentenceEncoder(nn.Module):
 
     def _frozen(self, items: TokenBatch) -> Tensor:
         """Items one a sequence, of the CPU, through the frozen layers, ``[T, D]``."""
-        return self._read_frozen(sent(_alone(items), self.device))
+        return self._read_frozen(sent(self._alone(items), self.device))
 
     @torch.no_grad()
     def _read_frozen(self, items: Passage) -> Tensor:
@@ -296,9 +331,19 @@ class SentenceEncoder(nn.Module):
         """Items one a sequence, ``[T, D]``, through some layers; ``None``: from tokens on."""
         if hidden is None:
             hidden = self.embedding(items.batch)
+        tokens, layout = len(hidden), items.layout
+        if isinstance(layout, PackedMask) and first < end:
+            hidden = layout.padded(hidden)
         for layer in [*self.layers][first:end]:
-            hidden = layer(hidden, items.layout)
-        return hidden
+            hidden = self._run(layer, hidden, layout)
+        return hidden[:tokens] if len(hidden) > tokens else hidden
+
+    def _run(self, layer: nn.Module, hidden: Tensor, layout: Layout | None, *at: Any) -> Tensor:
+        """A layer's outputs, compiled where that is asked for."""
+        if not self.config.compile_layers or not isinstance(layout, PackedMask):
+            return layer(hidden, layout, *at)
+        assert layout.block_mask is not None  # made before the compiler sees it
+        return _compiled_layer()(layer, hidden, layout, *at)
 
     @property
     def device(self) -> torch.device:
@@ -356,7 +401,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        layout: AttentionLayout,
+        layout: Layout,
         tokens: Tensor | None = None,
         queries: FewQueries | None = None,
     ) -> Tensor:
@@ -364,7 +409,7 @@ class EncoderLayer(nn.Module):
 
         Where ``queries`` says where these stand, no other token attends.
         """
-        if queries is not None:
+        if queries is not None and isinstance(layout, AttentionLayout):
             attended = self.attention.at_cls(hidden, layout, queries)
         else:
             attended = self.attention(hidden, layout, tokens)
@@ -373,6 +418,12 @@ class EncoderLayer(nn.Module):
         hidden = self.attention_norm(hidden + self.dropout(attended))
         expanded = self.activation(self.expand(hidden))
         return self.output_norm(hidden + self.dropout(self.contract(expanded)))
+
+
+@cache
+def _compiled_layer() -> Any:
+    """A layer's pass, compiled once for all layers of a shape."""
+    return torch.compile(EncoderLayer.forward)
 
 
 class MLMHead(nn.Module):
@@ -442,11 +493,6 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, SentenceEmbedding):
         nn.init.zeros_(module.item_positions.weight)
-
-
-def _alone(items: TokenBatch) -> Passage:
-    """Items one a sequence, laid out by themselves."""
-    return Passage(items, AttentionLayout.of(items.lengths, None))
 
 
 def _forget_outputs(encoder: SentenceEncoder, _: object) -> None:

@@ -23,6 +23,7 @@ from recbole_jepa4rec.model.items_alone import FrozenOutputs
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage, FixedCopy
 from recbole_jepa4rec.model.objective import Objective, Predictor
+from recbole_jepa4rec.model.packed_attention import refuse_where_not_possible
 from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
@@ -189,10 +190,12 @@ def joint_embedding_model(
         settings: JEPA4Rec's; others have a fixed copy for a target encoder, and no predictor.
         item_text: one row an item, see ``ItemSentences.build``.
         head: makes what is added to the similarity, for item vectors of a width; ``None``: nothing.
-        device: where a start is whitened, which reads the whole catalogue.
+        device: of the run.
     """
     cache_dir = Path(settings.cache_dir or default_cache_dir())
     tokenizer, encoder, mlm_head = starting_point(settings, item_text)
+    at_once = encoder.config.attends_at_once(torch.device(device))
+    refuse_where_not_possible(settings, at_once, torch.device(device))
     sentences = ItemSentences.build(
         item_text,
         tokenizer,

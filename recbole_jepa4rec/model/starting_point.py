@@ -19,7 +19,7 @@ from recbole_jepa4rec.text.tokenizer import load_tokenizer, save_tokenizer, trai
 
 TOKENIZER_FILE, ENCODER_FILE = "tokenizer.json", "encoder.json"
 
-FREE = ("dropout", "attention_dropout", "frozen_layers")
+FREE = ("dropout", "attention_dropout", "attention", "compile_layers", "frozen_layers")
 """Settings of the encoder that a checkpoint does not decide."""
 
 READING = ("item_local_layers", "pooling", "whitening", "training_targets")
