@@ -138,7 +138,8 @@ def make_table(model: JointEmbeddingModel) -> None:
 def finetuning_step(model: JointEmbeddingModel, histories: PackedHistories) -> None:
     """L_FT against the table as it is, and its gradient."""
     model.zero_grad()
-    model.finetune_loss(histories, derive(SEED, 0)).backward()
+    losses = model.finetune_losses(histories, histories.users, derive(SEED, 0))
+    losses["finetune"].backward()
 
 
 def user_runs(corpus: Corpus, counts: Sequence[int], folder: Path, device: str) -> Runs:

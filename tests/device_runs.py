@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.model import packed_attention
+from recbole_jepa4rec.model.rollout import PROJECTIONS
 from recbole_jepa4rec.runner.quick_start import run
 from recbole_jepa4rec.runner.recommender import load
 from recbole_jepa4rec.training.checkpoints import CheckpointFolder
@@ -66,6 +67,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "JEPA4Rec, SIGReg": {**SENTENCES, **SIGREG},
     "JEPA4Rec, one attention call": {**SENTENCES, **ONE_CALL},
     "JEPA4Rec, as in the paper, one attention call": {**SENTENCES, **PAPER, **ONE_CALL},
+    "JEPA4Rec, rollouts": {**SENTENCES, "rollout_steps": 3},
     "RecFormer": SENTENCES,
     "UniSRec": VECTORS,
     "UniSRec, whole head": {**VECTORS, **HEAD},
@@ -148,6 +150,9 @@ def look_at(name: str) -> dict[str, Any]:
         whole = run(config_dict={**given, "run_dir": folder})
     recommender = load(folder)
     recommended = recommender.recommend([recommender.item_ids[1:3]], k=3)
+    if recommender.offer.rolls_out:
+        for projection in PROJECTIONS:
+            recommender.rollout([recommender.item_ids[1:3]], 3, projection)
     resumed = whole
     if RUNS[name] and "," not in name:
         write, written = CheckpointFolder.write, []

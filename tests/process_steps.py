@@ -27,6 +27,7 @@ RANDOM = {"training_targets": "random"}
 HEAD = {"history_bias": True, "neighbour_prior": True}
 FROZEN = {"num_layers": 2, "item_local_layers": 1, "frozen_layers": 1, "whitening": True}
 SIGREG = {"collapse_prevention": "sigreg", "mapping_weight": 1.0, "mask_unit": "item"}
+ROLLOUTS = {"rollout_steps": 3}
 TARGET = {"positive_encoder": "target", "sequence_pass": "clean"}
 
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -49,6 +50,12 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "JEPA4Rec",
         "finetune",
         {**SENTENCES, **HEAD, "items_per_step": 20},
+    ),
+    "jepa4rec, rollouts": ("JEPA4Rec", "pretrain", {**SENTENCES, **ROLLOUTS}),
+    "jepa4rec, random, rollouts": (
+        "JEPA4Rec",
+        "finetune",
+        {**SENTENCES, **RANDOM, **ROLLOUTS, "items_per_step": 20},
     ),
     "jepa4rec, frozen layers": ("JEPA4Rec", "pretrain", {**SENTENCES, **FROZEN}),
     "recformer": ("RecFormer", "pretrain", SENTENCES),

@@ -162,7 +162,7 @@ def test_finetuning_is_a_softmax_for_every_prefix(sentences, histories):
         one = model.encode_histories(alone(items))
         logits = torch.cosine_similarity(one, table) / 0.05
         total -= logits.log_softmax(0)[sentences.sentence_of_item[target] - 1].item()
-    loss = model.finetune_loss(histories, STEP)
+    loss = model.finetune_losses(histories, KEYS, STEP)["finetune"]
     assert loss.item() == pytest.approx(total / len(rows), rel=1e-4)
 
 
@@ -286,7 +286,7 @@ def test_long_batches_are_encoded_in_parts_of_bounded_tokens(sentences, historie
     model.tokens_per_batch = 40
     encode = model.encoder.whole
     monkeypatch.setattr(
-        model.encoder, "whole", lambda part: seen.append(part.num_tokens) or encode(part)
+        model.encoder, "whole", lambda part, _: seen.append(part.num_tokens) or encode(part)
     )
     torch.testing.assert_close(model.encode_histories(histories), expected)
     longest = int(model._read(histories).lengths.max())

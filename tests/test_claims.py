@@ -261,7 +261,7 @@ def finetune_by_hand(model, sentences, histories):
 def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_per_step):
     model = tiny_jepa(sentences, items_per_step=items_per_step)
     model.item_vectors()
-    loss = model.finetune_loss(histories, STEP)
+    loss = model.finetune_losses(histories, KEYS, STEP)["finetune"]
     assert loss.item() == pytest.approx(finetune_by_hand(model, sentences, histories), rel=1e-4)
     loss.backward()
     positions = model.encoder.embedding.item_positions.weight.grad
@@ -269,11 +269,12 @@ def test_finetuning_is_a_softmax_over_all_sentences(sentences, histories, items_
 
 
 def test_a_sample_of_the_items_estimates_the_softmax_over_all(sentences, histories):
-    exact = tiny_jepa(sentences, items_per_step=1000).finetune_loss(histories, STEP).item()
-    sampled = tiny_jepa(sentences, items_per_step=20)
-    estimates = torch.tensor(
-        [sampled.finetune_loss(histories, derive(STEP, n)).item() for n in range(200)]
-    )
+    def loss(items, step):
+        model = tiny_jepa(sentences, items_per_step=items)
+        return model.finetune_losses(histories, KEYS, step)["finetune"].item()
+
+    exact = loss(1000, STEP)
+    estimates = torch.tensor([loss(20, derive(STEP, n)) for n in range(200)])
     assert estimates.std() > 0
     assert estimates.mean().item() == pytest.approx(exact, rel=0.02)
 
@@ -301,7 +302,7 @@ def test_frozen_items_keep_their_vectors_while_the_sequence_side_learns(sentence
     model.begin_phase(10, items_frozen=True)
     before = model.item_vectors().clone()
     optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.5)
-    model.finetune_loss(histories, STEP).backward()
+    model.finetune_losses(histories, KEYS, STEP)["finetune"].backward()
     optimizer.step()
     model.weights_moved()
     assert torch.equal(model.item_vectors(), before)

@@ -60,6 +60,11 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
         "finetune step": (0, 2),
         "ranking batch": (0, 2),
     },
+    "JEPA4Rec, rollouts": {
+        "sequence_item, mlm, mapping, rollout step": (0, 9),
+        "finetune, rollout step": (0, 8),
+        "ranking batch": (0, 3),
+    },
     "RecFormer": {
         "sequence_item, mlm step": (0, 3),
         "finetune step": (0, 4),

@@ -120,7 +120,7 @@ def test_frozen_items_are_those_of_the_first_finetuning_stage(model, histories):
     before = model.item_vectors().clone()
     model.begin_phase(10, items_frozen=True)
     optimizer = torch.optim.SGD(model.encoder.parameters(), lr=0.5)
-    model.finetune_loss(histories, STEP).backward()
+    model.finetune_losses(histories, KEYS, STEP)["finetune"].backward()
     optimizer.step()
     model.weights_moved()
     assert torch.equal(model.item_vectors(), before)

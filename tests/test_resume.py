@@ -53,6 +53,7 @@ MODELS = {
         **{**TEXT, "num_layers": 2, "item_local_layers": 1, "frozen_layers": 1},
         **{"pooling": "mean", "whitening": True, "layer_decay": 0.5},
     },
+    "JEPA4Rec, rollouts": {**TEXT, "rollout_steps": 3},
     "JEPA4Rec, added gradients": {**TEXT, "accumulation_steps": 2, "learner": "sgd"},
     "SASRec": ID,
     "SASRec-BPR": ID,

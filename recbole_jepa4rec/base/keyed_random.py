@@ -39,6 +39,7 @@ class Draw(IntEnum):
     TRAIN_FRACTION = 16
     REVEALED_WORD = 17
     DIRECTIONS = 18
+    ROLLOUT = 19
 
 
 def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:

@@ -327,6 +327,14 @@ class JEPA4RecSettings(SentenceSettings):
     """M, drawn anew in each step."""
     item_encoder: Encoders = "context"
     """Encoder that makes the item table: context, target."""
+    rollout_steps: Whole = 1
+    """Items that training predicts one after the other from a prefix of each history, each from its
+    predictions of those before; 0 and 1: the next item alone."""
+    rollout_projection: Literal["nearest", "top_k"] | None = None
+    """What re-enters in a recommender's rollout: None, the prediction itself; nearest, the vector
+    of the item that it ranks first; top_k, a weighted mean of its best ten."""
+    drift_steps: Whole = 0
+    """Steps of rollouts whose drift is measured on the test, of a split last_n; 0: none."""
     training_targets: TrainingTargets = "all_prefixes"
     """random: the paper's, one next item a history; all_prefixes: item-causal, the item after each
     item."""
@@ -361,6 +369,22 @@ class JEPA4RecSettings(SentenceSettings):
             raise ValueError(
                 "contrastive_weight, mlm_weight and mapping_weight are 0; allowed with "
                 "pretrain_epochs: one above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_room_for_latents(self) -> JEPA4RecSettings:
+        most = min(self.MAX_ITEM_LIST_LENGTH, self.max_sequence_tokens // 2)
+        for key in ("rollout_steps", "drift_steps"):
+            if vars(self)[key] > max(most, 1):
+                raise ValueError(
+                    f"{key} is {vars(self)[key]}; allowed with MAX_ITEM_LIST_LENGTH="
+                    f"{self.MAX_ITEM_LIST_LENGTH} and max_sequence_tokens="
+                    f"{self.max_sequence_tokens}: 0 to {most}"
+                )
+        if self.drift_steps and self.filter_history:
+            raise ValueError(
+                f"drift_steps is {self.drift_steps}; allowed with filter_history=True: 0"
             )
         return self
 

@@ -14,6 +14,7 @@ checkpoints           ``resumable_state`` between two steps, ``load_resumable_st
                       same phase
 ranking               ``item_vectors`` first, in all processes together, where
                       ``has_item_vectors``; then ``scores``
+rollouts              ``rollout``, of at most ``most_steps``, where ``rolls_out``
 a catalogue that      ``add_items``, ``replace_items``, ``drop_items``, where
 grows                 ``fits_any_catalogue``
 ====================  =====================================================================
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 import torch
@@ -42,6 +43,20 @@ from recbole_jepa4rec.data.histories import PackedHistories
 PRETRAIN, FINETUNE, FINETUNE_FROZEN_ITEMS = "pretrain", "finetune", "finetune_frozen_items"
 PERMUTATION = "permutation"
 """Names of phases."""
+
+
+class RolloutStep(NamedTuple):
+    """What a step of a rollout says of ``B`` histories.
+
+    Attributes:
+        cosines: with every item, padding item included, ``[B, N]``.
+        scores: of every item, by which it ranks, ``[B, N]``.
+        best: the item that stands first, on the CPU, ``[B]``.
+    """
+
+    cosines: Tensor
+    scores: Tensor
+    best: Tensor
 
 
 class Offer:
@@ -91,6 +106,22 @@ class Offer:
     def scores(self, histories: PackedHistories) -> Tensor:
         """Scores of all items, padding item included, ``[B, N]``."""
         raise NotImplementedError
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether ``rollout`` predicts the items after the next one."""
+        return False
+
+    @property
+    def most_steps(self) -> int:
+        """Steps of a rollout, at most."""
+        return 0
+
+    def rollout(
+        self, histories: PackedHistories, steps: int, projection: str, items: int | None = None
+    ) -> Iterator[RolloutStep]:
+        """What each of so many steps predicts."""
+        raise NotImplementedError(f"{self.label} has no predictor to roll out with")
 
     def prepare_run_folder(self, folder: Path) -> None:
         """Write beside the weights what is needed to load them again; the first process calls."""

@@ -115,6 +115,7 @@ class Passage:
         place: of each token among theirs, ``[T]``.
         stored: what the frozen layers are known to say of these items.
         unknown: those of them of which nothing is known.
+        latent_places: where latents stand for tokens, ``[P]``.
     """
 
     batch: TokenBatch
@@ -126,6 +127,7 @@ class Passage:
     place: Tensor | None = None
     stored: Stored | None = None
     unknown: Passage | None = None
+    latent_places: Tensor | None = None
 
 
 class SentenceEncoder(nn.Module):
@@ -220,15 +222,26 @@ class SentenceEncoder(nn.Module):
         """Vectors at every [CLS], ``[Q, D]``; the last layer is computed there alone."""
         return self.vectors(self._encode(batch, batch.cls_index, only_cls=True))
 
-    def whole(self, batch: TokenBatch) -> Tensor:
-        """Vectors at the [CLS] that have seen their whole sequence, ``[B, D]``."""
-        return self.vectors(self._encode(batch, batch.whole_cls_index, only_cls=True))
+    def whole(self, batch: TokenBatch, latents: Tensor | None = None) -> Tensor:
+        """Vectors at the [CLS] that have seen their whole sequence, ``[B, D]``.
+
+        Args:
+            batch: ``B`` sequences.
+            latents: in place of the embeddings of the tokens at ``latent_places``, ``[B, s, D]``.
+        """
+        return self.vectors(self._encode(batch, batch.whole_cls_index, True, latents))
 
     def vectors(self, hidden: Tensor) -> Tensor:
         """What is compared, of hidden states at [CLS]: these, or mapped, ``[Q, D]``."""
         return hidden if self.map is None else self.map(hidden)
 
-    def _encode(self, batch: TokenBatch, tokens: Tensor | None, only_cls: bool = False) -> Tensor:
+    def _encode(
+        self,
+        batch: TokenBatch,
+        tokens: Tensor | None,
+        only_cls: bool = False,
+        latents: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states at ``tokens``; ``only_cls`` says that these are [CLS] alone."""
         if batch.training_targets != self.config.training_targets:
             raise ValueError(
@@ -236,9 +249,12 @@ class SentenceEncoder(nn.Module):
                 f"training_targets={self.config.training_targets!r}"
             )
         first = self.config.item_local_layers
-        passage = sent(self._laid_out(batch, tokens, only_cls), self.device)
-        alone = passage.items is not None
-        hidden = self._items(passage) if alone else self.embedding(passage.batch)
+        passage = self._laid_out(batch, tokens, only_cls)
+        if latents is not None:
+            places = batch.latent_places(latents.shape[1]).flatten()
+            passage, latents = replace(passage, latent_places=places), latents.flatten(0, 1)
+        passage = sent(passage, self.device)
+        hidden = self._embedded(passage, latents)
         if batch.sequences == 0:
             return hidden
         if (layout := passage.layout) is None:
@@ -299,6 +315,13 @@ class SentenceEncoder(nn.Module):
             return Passage(items, PackedMask.of(items.lengths, None))
         return Passage(items, AttentionLayout.of(items.lengths, None))
 
+    def _embedded(self, passage: Passage, latents: Tensor | None) -> Tensor:
+        """What the layers that mix items read, ``[T, D]``: latents ``[P, D]`` in their places."""
+        if passage.items is None:
+            return self.embedding(passage.batch, passage.latent_places, latents)
+        hidden = _with_rows(self._items(passage), passage.latent_places, latents)
+        return hidden + self.embedding.positions_of_items(passage.batch)
+
     def _items(self, passage: Passage) -> Tensor:
         """Each item by itself through the lower layers, then in its places, ``[T, D]``."""
         assert passage.items is not None
@@ -314,8 +337,7 @@ class SentenceEncoder(nn.Module):
         hidden = self._through(items, hidden, frozen, self.config.item_local_layers)
         if self.config.pooling == "mean":
             hidden = with_mean_at_cls(hidden, items.batch)
-        hidden = hidden.index_select(0, passage.place)
-        return hidden + self.embedding.positions_of_items(passage.batch)
+        return hidden.index_select(0, passage.place)
 
     def _frozen(self, items: TokenBatch) -> Tensor:
         """Items one a sequence, of the CPU, through the frozen layers, ``[T, D]``."""
@@ -368,9 +390,12 @@ class SentenceEmbedding(nn.Module):
         self.norm = nn.LayerNorm(size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Embed a packed batch, ``[T, D]``."""
-        total = self.tokens(batch.input_ids) + self.token_positions(batch.token_positions)
+    def forward(
+        self, batch: TokenBatch, places: Tensor | None = None, latents: Tensor | None = None
+    ) -> Tensor:
+        """Embed a packed batch, ``[T, D]``; latents ``[P, D]`` stand for the tokens at places."""
+        total = _with_rows(self.tokens(batch.input_ids), places, latents)
+        total = total + self.token_positions(batch.token_positions)
         if not self.reads_items_alone:
             total = total + self.positions_of_items(batch)
         if self.token_types is not None:
@@ -499,6 +524,13 @@ def _forget_outputs(encoder: SentenceEncoder, _: object) -> None:
     """Other weights were loaded, maybe of the frozen layers too."""
     if encoder.frozen_outputs is not None:
         encoder.frozen_outputs.forget()
+
+
+def _with_rows(hidden: Tensor, places: Tensor | None, rows: Tensor | None) -> Tensor:
+    """``[T, D]`` with other rows ``[P, D]`` in places ``[P]``."""
+    if places is None or rows is None:
+        return hidden
+    return hidden.index_copy(0, places, rows.to(hidden.dtype))
 
 
 def _check_positions(kind: str, positions: Tensor, table: nn.Embedding) -> None:

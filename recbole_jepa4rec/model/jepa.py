@@ -6,6 +6,8 @@ out; three losses compare it with other items, with the masked tokens and with t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder, identity
 from recbole_jepa4rec.model.item_table import ItemTable, draw_candidates
 from recbole_jepa4rec.model.loss import (
     contrastive_loss,
@@ -26,10 +28,16 @@ from recbole_jepa4rec.model.loss import (
 from recbole_jepa4rec.model.moving_average import FixedCopy
 from recbole_jepa4rec.model.objective import Objective, Predictor
 from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
+from recbole_jepa4rec.model.rollout import as_inputs, roll_out
 from recbole_jepa4rec.model.sigreg import draw_directions, sigreg
 from recbole_jepa4rec.text.masking import Masking
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches
+from recbole_jepa4rec.text.token_batch import (
+    ALL_PREFIXES,
+    TokenBatch,
+    fill_batches,
+    with_latents,
+)
 
 
 class JointEmbeddingModel(PartlyOnCPU):
@@ -87,6 +95,8 @@ class JointEmbeddingModel(PartlyOnCPU):
             objective.next_item_mask_ratio,
             objective.unmasked_target,
         )
+        width = encoder.config.hidden_size
+        self.reentry = identity(width) if objective.rolls_out else None
         self.register_buffer("items_frozen", torch.zeros((), dtype=torch.bool))
         self.tokens_seen = 0
         self.register_load_state_dict_post_hook(_age_item_table)
@@ -113,8 +123,9 @@ class JointEmbeddingModel(PartlyOnCPU):
         next_masked, next_selected = masking.of_next_items(
             next_clean, derive(keys, Draw.NEXT_ITEM_MASK)
         )
-        queries = self._queries(histories, clean)
-        wanted = self._wanted(queries)
+        later, rolled = self._later_steps(histories, keys) if aim.contrastive_weight else ([], [])
+        asked = [self._queries(histories, clean), *later]
+        wanted = self._wanted(asked)
         distinct = torch.unique(processes.all_gather(wanted))
         positives = self._single(self._sentence_of(processes.shard(distinct)))
 
@@ -128,18 +139,14 @@ class JointEmbeddingModel(PartlyOnCPU):
 
         labels = torch.cat([clean.input_ids, next_clean.input_ids])[tokens]
         positive, labels = self._sent((torch.searchsorted(distinct, wanted), labels))
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if aim.contrastive_weight:
             if aim.positive_encoder == "target":
                 vectors["positive"] = self._target_vectors(positives)
-            loss = contrastive_loss(
-                vectors[aim.sequence_pass],
-                processes.all_gather(vectors["positive"]),
-                positive,
-                aim.temperature,
-                added=self._added(queries, distinct),
-            )
-            losses["sequence_item"] = processes.shard_of_mean(loss, len(wanted))
+            items = processes.all_gather(vectors["positive"])
+            compared = [vectors[aim.sequence_pass], *rolled], items, positive
+            names = "sequence_item", "rollout"
+            losses |= zip(names, self._softmaxes(asked, *compared, distinct), strict=False)
         if aim.mlm_weight:
             losses["mlm"] = self._mlm_term(hidden, labels, int(selected.sum()))
         if aim.mapping_weight:
@@ -201,8 +208,10 @@ class JointEmbeddingModel(PartlyOnCPU):
         both = sigreg(of_items, directions) + sigreg(vectors["masked"], directions)
         return {"mapping": total, "sigreg": both / 2}
 
-    def finetune_loss(self, histories: PackedHistories, key: Tensor) -> Tensor:
-        """L_FT: softmax over all item sentences (paper 3.4).
+    def finetune_losses(
+        self, histories: PackedHistories, keys: Tensor, step: Tensor | int
+    ) -> dict[str, Tensor]:
+        """L_FT, a softmax over all item sentences (paper 3.4), and that of a rollout.
 
         The candidates are the distinct sentences: items with the same text are one item to a text
         model. With a head they are the items, which have neighbours of their own. See the key
@@ -210,54 +219,110 @@ class JointEmbeddingModel(PartlyOnCPU):
 
         Args:
             histories: each with its next item as target.
-            key: random key of the step, scalar.
+            keys: one random key for each, ``[B]``.
+            step: random key of the step, scalar.
         """
         aim = self.objective
         batch = self._read(histories)
-        sequences = self._encode(batch)
-        queries = self._queries(histories, batch)
-        wanted = self._wanted(queries)
+        vectors = self._encode(batch)
+        later, rolled = self._later_steps(histories, keys)
+        asked = [self._queries(histories, batch), *later]
+        wanted = self._wanted(asked)
         among = self.sentences.used if self.head is None else range(1, self.sentences.num_items)
         if self.reads_item_table:
-            candidates = torch.arange(among.start, among.stop)
-            added = self._added(queries, candidates)
-            sentences, candidates, positive = self._sent(
+            candidates, log_weights = torch.arange(among.start, among.stop), None
+            sentences, numbers, positive = self._sent(
                 (self._sentence_of(candidates), candidates, wanted - among.start)
             )
-            table = self._compared(self.item_vectors(refresh=False)[sentences], candidates)
-            loss = contrastive_loss(sequences, table, positive, aim.temperature, added=added)
-            return processes.shard_of_mean(loss, len(wanted))
-        candidates, positive, log_weights = draw_candidates(
-            wanted, among, aim.items_per_step, derive(key, Draw.CANDIDATES)
-        )
-        own = self._sentence_of(processes.shard(candidates))
-        texts = processes.all_gather(self._encode(self._single(own)))
-        added = self._added(queries, candidates)
-        candidates, positive, log_weights = self._sent((candidates, positive, log_weights))
-        items = self._compared(texts, candidates)
-        loss = contrastive_loss(sequences, items, positive, aim.temperature, log_weights, added)
-        return processes.shard_of_mean(loss, len(wanted))
+            texts = self.item_vectors(refresh=False)[sentences]
+        else:
+            candidates, positive, weights = draw_candidates(
+                wanted, among, aim.items_per_step, derive(step, Draw.CANDIDATES)
+            )
+            own = self._sentence_of(processes.shard(candidates))
+            texts = processes.all_gather(self._encode(self._single(own)))
+            numbers, positive, log_weights = self._sent((candidates, positive, weights))
+        items = self._compared(texts, numbers)
+        compared = [vectors, *rolled], items, positive
+        losses = self._softmaxes(asked, *compared, candidates, log_weights)
+        return dict(zip(aim.finetune_weights, losses, strict=True))
+
+    def _later_steps(
+        self, histories: PackedHistories, keys: Tensor
+    ) -> tuple[list[Queries], list[Tensor]]:
+        """What a rollout asks for after its first step, and the vectors; nothing without one."""
+        if not self.objective.rolls_out:
+            return [], []
+        steps = self.objective.rollout_steps
+        queries, vectors = roll_out(histories, steps, keys, self.encode_histories)
+        return [queries], [vectors]
+
+    def _softmaxes(
+        self,
+        asked: Sequence[Queries],
+        vectors: Sequence[Tensor],
+        items: Tensor,
+        positive: Tensor,
+        candidates: Tensor,
+        log_weights: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """This process's part of a softmax over the same candidates for each kind of queries.
+
+        Args:
+            asked: kinds of queries.
+            vectors: of each kind, ``[Q, D]``.
+            items: vectors of the candidates, ``[C, D]``.
+            positive: which of these each query wants, those of one kind after the other.
+            candidates: sentences or, with a head, items, on the CPU, ``[C]``.
+            log_weights: see ``contrastive_loss``.
+        """
+        wanted = positive.split([len(queries.row) for queries in asked])
+        for queries, hidden, right in zip(asked, vectors, wanted, strict=True):
+            added, tau = self._added(queries, candidates), self.objective.temperature
+            loss = contrastive_loss(hidden, items, right, tau, log_weights, added)
+            yield processes.shard_of_mean(loss, len(right))
 
     def cosines(self, histories: PackedHistories) -> Tensor:
-        """Cosine of every history with every item, padding item included, ``[B, N]``.
+        """Cosine of every history with every item, padding item included, ``[B, N]``."""
+        return self.cosines_of(self.encode_histories(histories))
+
+    def cosines_of(self, sequences: Tensor) -> Tensor:
+        """Cosine of vectors ``[B, D]`` with every item, padding item included, ``[B, N]``.
 
         They are computed once for each sentence, so that items of one text tie exactly.
         """
-        sequences, table = self.encode_histories(histories), self.item_vectors()
+        table = self.item_vectors()
         sentence_of_item = self.item_table.sentence_of_item(table.device)
         if self.head is None or self.head.item_ids is None:
             directions = self.item_table.directions(table)
             return cosine_to(sequences, directions)[:, sentence_of_item]
-        items = torch.arange(len(sentence_of_item), device=table.device)
-        return cosine_similarity(sequences, self._compared(table[sentence_of_item], items))
+        return cosine_similarity(sequences, self.candidate_vectors())
 
-    def encode_histories(self, histories: PackedHistories) -> Tensor:
-        """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once."""
-        batch = self._read(histories)
+    def candidate_vectors(self) -> Tensor:
+        """What ranking compares a history with: a vector of each item, ``[N, D]``."""
+        table = self.item_vectors()
+        sentence_of_item = self.item_table.sentence_of_item(table.device)
+        items = torch.arange(len(sentence_of_item), device=table.device)
+        return self._compared(table[sentence_of_item], items)
+
+    def encode_histories(
+        self, histories: PackedHistories, latents: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """h_CLS of unmasked histories, whole, ``[B, D]``; ``tokens_per_batch`` tokens at once.
+
+        Args:
+            histories: ``B`` of them.
+            latents: what re-enters behind them, oldest first, ``[B, D]`` each.
+        """
+        batch = self._read(histories, len(latents))
         self.tokens_seen += batch.num_tokens
         sizes = fill_batches(batch.lengths, self.tokens_per_batch, max(1, len(histories)))
-        parts = [self.encoder.whole(part) for part in batch.split(sizes)]
-        return torch.cat(parts) if parts else self.encoder.whole(batch)
+        sizes = sizes or [0]
+        inputs: Sequence[Tensor | None] = [None] * len(sizes)
+        if latents:
+            inputs = as_inputs(latents, self.reentry).split(sizes)
+        parts = zip(batch.split(sizes), inputs, strict=True)
+        return torch.cat([self.encoder.whole(*part) for part in parts])
 
     def item_vectors(self, refresh: bool = True) -> Tensor:
         """The item table ``[S, D]``; see ``ItemTable.read``."""
@@ -321,13 +386,19 @@ class JointEmbeddingModel(PartlyOnCPU):
         """Tensors where the weights are, in one copy."""
         return sent(tensors, self.encoder.device)
 
-    def _read(self, histories: PackedHistories) -> TokenBatch:
-        return self.sentences.histories(
-            histories.newest_first(),
-            histories.lengths,
-            self.max_sequence_tokens,
-            self.encoder.config.training_targets,
-        )
+    @property
+    def most_steps(self) -> int:
+        """Of a rollout whose latents leave room for an item of the history."""
+        return min(self.encoder.config.max_item_positions - 1, self.max_sequence_tokens // 2)
+
+    def _read(self, histories: PackedHistories, latents: int = 0) -> TokenBatch:
+        """Tokens of histories, without the oldest items where so many latents need their room."""
+        if latents:
+            histories = histories.newest(self.encoder.config.max_item_positions - 1 - latents)
+        targets, special = self.encoder.config.training_targets, self.sentences.special
+        room = self.max_sequence_tokens - latents * (2 if targets == ALL_PREFIXES else 1)
+        batch = self.sentences.histories(histories.newest_first(), histories.lengths, room, targets)
+        return with_latents(batch, latents, special.mask, special.cls)
 
     def _single(self, sentence_ids: Tensor) -> TokenBatch:
         return self.sentences.single(
@@ -355,9 +426,9 @@ class JointEmbeddingModel(PartlyOnCPU):
         back = counts.cumsum(0)[row] - nth  # items between this [CLS] and the next item
         return Queries(histories, row, histories.lengths[row] - back)
 
-    def _wanted(self, queries: Queries) -> Tensor:
-        """Candidate that each [CLS] must predict, ``[Q]``: of the next item or the one after."""
-        items = queries.next_items
+    def _wanted(self, asked: Sequence[Queries]) -> Tensor:
+        """Candidates that queries must predict, ``[Q]``, of one kind after the other."""
+        items = torch.cat([queries.next_items for queries in asked])
         return self.sentences.sentence_of_item[items] if self.head is None else items
 
     def _sentence_of(self, candidates: Tensor) -> Tensor:

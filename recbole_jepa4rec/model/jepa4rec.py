@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import JEPA4RecSettings, SentenceSettings
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.base import FINETUNE, FINETUNE_FROZEN_ITEMS, PRETRAIN
+from recbole_jepa4rec.model.base import (
+    FINETUNE,
+    FINETUNE_FROZEN_ITEMS,
+    PRETRAIN,
+    RolloutStep,
+)
 from recbole_jepa4rec.model.encoder import depth_below
 from recbole_jepa4rec.model.item_table import ItemTable
 from recbole_jepa4rec.model.items_alone import FrozenOutputs
@@ -25,6 +30,7 @@ from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage, Fixe
 from recbole_jepa4rec.model.objective import Objective, Predictor
 from recbole_jepa4rec.model.packed_attention import refuse_where_not_possible
 from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
+from recbole_jepa4rec.model.rollout import pulled_back
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
@@ -101,8 +107,8 @@ class JEPA4Rec(SimilarityModel):
     @property
     def loss_weights(self) -> Mapping[str, float]:
         """The loss terms of the current phase, in the order of :meth:`losses`."""
-        pretrains = self.phase == PRETRAIN
-        return self.core.objective.loss_weights if pretrains else {"finetune": 1.0}
+        aims = self.core.objective
+        return aims.loss_weights if self.phase == PRETRAIN else aims.finetune_weights
 
     def begin_phase(self, phase: str, steps: int) -> None:
         """Enter the phase of that name, of so many steps."""
@@ -130,21 +136,71 @@ class JEPA4Rec(SimilarityModel):
 
     def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
         """Weighted terms of L_PT or L_FT, named by :attr:`loss_weights`."""
-        if self.phase != PRETRAIN:
-            key = derive(self.seed, self.epoch, self.step)
-            return (self.core.finetune_loss(histories, key),)
         keys = derive(self.seed, self.epoch, histories.users, histories.targets)
         step = derive(self.seed, self.epoch, self.step)
-        losses = self.core.pretrain_losses(histories, keys, step)
+        pretrains = self.phase == PRETRAIN
+        learn = self.core.pretrain_losses if pretrains else self.core.finetune_losses
+        losses = learn(histories, keys, step)
         return tuple(weight * losses[name] for name, weight in self.loss_weights.items())
 
     def cosines(self, histories: PackedHistories) -> Tensor:
         """Cosine with every item, padding item included, ``[B, N]``."""
         return self.core.cosines(histories)
 
+    @property
+    def rolls_out(self) -> bool:
+        """A latent can re-enter where there is a predictor: RecFormer has none."""
+        return self.core.predictor is not None
+
+    @property
+    def most_steps(self) -> int:
+        """Of a rollout."""
+        return self.core.most_steps
+
+    def rollout(
+        self, histories: PackedHistories, steps: int, projection: str, items: int | None = None
+    ) -> Iterator[RolloutStep]:
+        """Predict the next item, let it re-enter, predict the one after it.
+
+        A head is told of the items that earlier steps ranked first as if they had been met.
+
+        Args:
+            histories: ``B`` of them, with ``older`` items if a head is to know of these.
+            steps: 1 to ``most_steps``.
+            projection: of what re-enters, see ``rollout.PROJECTIONS``.
+            items: ids below this one may be chosen; ``None``: all.
+        """
+        latents, met, end = list[Tensor](), histories, items or self.n_items
+        table = self.core.candidate_vectors()[1:end]
+        for step in range(steps):
+            vectors = self.core.encode_histories(histories, latents)
+            cosines = self.core.cosines_of(vectors)
+            scores = self.with_head(cosines, met)
+            best = 1 + scores[:, 1:end].topk(1, dim=1).indices[:, 0].cpu()
+            made = RolloutStep(cosines, scores, best)
+            yield made
+            if step + 1 < steps:
+                logits = scores[:, 1:end] / (1 if self.head else self.temperature)
+                latents.append(pulled_back(vectors, logits, table, projection))
+                met = met.followed_by(made.best, self.max_seq_length)
+
     def item_vectors(self) -> Tensor:
         """Vectors of all distinct item sentences, ``[S, D]``."""
         return self.core.item_vectors()[self.core.sentences.used.start :]
+
+    def kept_from_start(self, weights: Mapping[str, Tensor], same_items: bool) -> tuple[str, ...]:
+        """As of a head; and the map of latents that re-enter, if the checkpoint has none.
+
+        Raises:
+            ValueError: for a part that the checkpoint has and this model has not.
+        """
+        kept, ours = super().kept_from_start(weights, same_items), self.core.reentry is not None
+        theirs = any(name.startswith("core.reentry.") for name in weights)
+        if theirs and not ours:
+            steps = self.core.objective.rollout_steps
+            allowed = "allowed with this checkpoint, which was trained to roll out: 2 or more"
+            raise ValueError(f"rollout_steps is {steps}; {allowed}")
+        return (*kept, "core.reentry.*") if ours and not theirs else kept
 
     def add_items(self, item_text: pd.DataFrame) -> Tensor:
         """Append items, one row of attributes each; returns their internal ids."""

@@ -33,6 +33,17 @@ class Objective:
     collapse_prevention: str | None = "ema"
     sigreg_weight: float = 0.05
     sigreg_directions: int = 256
+    rollout_steps: int = 1
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether training rolls out further than the one next item."""
+        return self.rollout_steps > 1
+
+    @property
+    def finetune_weights(self) -> dict[str, float]:
+        """The terms of finetuning: L_FT, and the same of a rollout's later steps."""
+        return {"finetune": 1.0, **({"rollout": 1.0} if self.rolls_out else {})}
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -43,6 +54,7 @@ class Objective:
             "mlm": self.mlm_weight,
             "mapping": self.mapping_weight * (1 - share),
             "sigreg": self.mapping_weight * share,
+            "rollout": self.contrastive_weight * self.rolls_out,
         }
         return {name: weight for name, weight in weights.items() if weight}
 

@@ -85,18 +85,24 @@ class SimilarityModel(PhasedModel):
 
     def scores(self, histories: PackedHistories) -> Tensor:
         """``cosines``, or the logits that a head makes of them, ``[B, N]``."""
+        return self.with_head(self.cosines(histories), histories)
+
+    def with_head(self, cosines: Tensor, histories: PackedHistories) -> Tensor:
+        """Cosines ``[B, N]``, or the logits that a head makes of them for these histories."""
         if self.head is None:
-            return self.cosines(histories)
-        return next(self._logits(histories, [float(self.head.neighbour_scale)]))
+            return cosines
+        return next(self._logits(cosines, histories, [float(self.head.neighbour_scale)]))
 
     def scores_of_choices(self, histories: PackedHistories) -> Iterator[Tensor]:
         """As ``scores``, under each of the choices, in their order."""
-        return self._logits(histories, self.choices)
+        return self._logits(self.cosines(histories), histories, self.choices)
 
-    def _logits(self, histories: PackedHistories, scales: Sequence[float]) -> Iterator[Tensor]:
+    def _logits(
+        self, cosines: Tensor, histories: PackedHistories, scales: Sequence[float]
+    ) -> Iterator[Tensor]:
         """The head's logits, with the neighbours' weights multiplied by each of the scales."""
         assert self.head is not None
-        logits = self.cosines(histories) / self.temperature
+        logits = cosines / self.temperature
         items = torch.arange(logits.shape[1])
         bias, neighbours = self.head.entries(Queries.whole(histories), items)
         logits = self.head.add_to(logits, bias)

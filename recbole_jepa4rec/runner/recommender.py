@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.device import autocast
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.model.base import Model, offered_by
+from recbole_jepa4rec.model.rollout import PROJECTIONS
 from recbole_jepa4rec.runner.retriever import load_model
 
 Item = str | Mapping[str, str]
@@ -57,6 +59,7 @@ class Recommender:
         users = (str(user) for user in dataset.field2id_token[dataset.uid_field])
         self.row_of_user = {user: row for row, user in enumerate(users) if row}
         self.precision = dataset.config["precision"]
+        self.projection = dataset.config["rollout_projection"] or "none"
         known_by_text = self.offer.fits_any_catalogue
         self.item_text: Any = dataset.item_text.astype(object) if known_by_text else None
 
@@ -100,14 +103,8 @@ class Recommender:
             histories = [self.history_of(user) for user in users]
         shown = self._shown(attributes)
         known = len(self.item_ids)
-        rows, texts = self._rows(histories or ())
-        try:
-            if texts:
-                self._recognise(rows, self._append(texts)[0])
+        with self._read(histories or ()) as rows:
             scores = self._scores(rows)[:, :known] if rows else torch.empty(0, known)
-        finally:
-            if texts and self.item_text is not None:
-                self.offer.drop_items(known)
         scores[:, 0] = -torch.inf
         if filter_history:
             for row, history in enumerate(rows):
@@ -127,6 +124,49 @@ class Recommender:
                 "score": best[number, place].numpy(),
             }
         )
+
+    def rollout(
+        self,
+        histories: Sequence[Sequence[Item]],
+        steps: int,
+        projection: str | None = None,
+    ) -> list[list[str]]:
+        """What each history goes on with, by the model's own predictions.
+
+        Args:
+            histories: as in :meth:`recommend`.
+            steps: items to predict for each, one after the other.
+            projection: of what re-enters: ``"none"``, ``"nearest"`` or ``"top_k"``; ``None`` is the
+                run's ``rollout_projection``, whose values these are.
+
+        Returns:
+            Ids of the items that stand first at each step, for each history.
+
+        Raises:
+            ValueError: as :meth:`recommend`; for a model without a predictor, for more steps than
+                it has room for, or for another projection.
+        """
+        if not self.offer.rolls_out:
+            name = type(self.model).__name__
+            raise ValueError(f"{name} has no predictor to roll out with (JEPA4Rec has)")
+        most = self.offer.most_steps
+        if not isinstance(steps, Integral) or not 1 <= steps <= most:
+            raise ValueError(f"steps is {steps!r}; allowed: a whole number from 1 to {most}")
+        projection = self.projection if projection is None else projection
+        if projection not in PROJECTIONS:
+            allowed = (
+                f"{did_you_mean(str(projection), PROJECTIONS)}; allowed: {', '.join(PROJECTIONS)}"
+            )
+            raise ValueError(f"projection is {projection!r}{allowed}")
+        known = len(self.item_ids)
+        with self._read(histories) as rows, torch.no_grad():
+            if not rows:
+                return []
+            packed = PackedHistories.of_lists(rows, self.max_length)
+            with autocast(self.model.device, self.precision):
+                made = self.offer.rollout(packed, int(steps), projection, known)
+                best = torch.stack([step.best for step in made], dim=1)
+        return [[self.item_ids[row] for row in path] for path in best.tolist()]
 
     def history_of(self, user: str) -> list[str]:
         """Ids of a user's items, oldest first; of a split in files, those of the training part.
@@ -194,6 +234,19 @@ class Recommender:
             self.offer.drop_items(len(self.item_ids))
             raise
         self.item_text.iloc[rows] = text[self.item_text.columns].to_numpy()
+
+    @contextmanager
+    def _read(self, histories: Sequence[Sequence[Item]]) -> Iterator[list[list[int]]]:
+        """Histories of internal ids; items given by their text are known meanwhile, after all."""
+        known = len(self.item_ids)
+        rows, texts = self._rows(histories)
+        try:
+            if texts:
+                self._recognise(rows, self._append(texts)[0])
+            yield rows
+        finally:
+            if texts and self.item_text is not None:
+                self.offer.drop_items(known)
 
     def _rows(
         self, histories: Sequence[Sequence[Item]]

@@ -20,6 +20,7 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.data.item_files import reads_text
 from recbole_jepa4rec.data.split_files import split_title
+from recbole_jepa4rec.evaluation.drift import Drift
 from recbole_jepa4rec.model.base import Offer
 from recbole_jepa4rec.runner.doctor import hardware, versions
 from recbole_jepa4rec.training.state import TrainingState, Validation
@@ -92,6 +93,7 @@ class Result(TypedDict):
         versions: of the packages that decide results.
         valid: metrics of the best epoch, means over users.
         test: the same on the test split.
+        drift: of rollouts, see ``evaluation/drift.py``; left out where none is measured.
         seconds: where the time went.
         starts: of the run, resumptions counted.
         command: that began the run.
@@ -121,6 +123,7 @@ class Result(TypedDict):
     versions: dict[str, Any]
     valid: dict[str, float]
     test: dict[str, float]
+    drift: NotRequired[Drift]
     seconds: Seconds
     starts: int
     command: str
@@ -172,6 +175,7 @@ def describe(
     test: dict[str, float],
     clock: Clock,
     identity: Mapping[str, Any],
+    drift: Drift | None = None,
 ) -> Result:
     """What a row of a table must say, and its metrics.
 
@@ -185,8 +189,9 @@ def describe(
         test: its metrics on the test split.
         clock: that has counted the run's seconds.
         identity: the command that began the run, its starts and its inputs.
+        drift: of its rollouts, if that is measured.
     """
-    return {
+    result: Result = {
         "label": offer.label,
         "model": config["model"],
         "dataset": config["dataset"],
@@ -215,6 +220,9 @@ def describe(
         "starts": identity["starts"],
         "command": identity["command"],
     }
+    if drift is not None:
+        result["drift"] = drift
+    return result
 
 
 def _protocol(config: Config, data: Any) -> Protocol:

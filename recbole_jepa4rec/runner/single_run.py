@@ -23,7 +23,9 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.protocol import NOBODY_TRAINS
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
+from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.data.item_files import refuse_without_text
+from recbole_jepa4rec.evaluation.drift import Drift, held_back, measured_drift
 from recbole_jepa4rec.model.reranking import Retriever
 from recbole_jepa4rec.runner.doctor import hardware
 from recbole_jepa4rec.runner.result import Clock, Result, describe, per_user
@@ -67,6 +69,7 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
         identity = identity_of(config, data, command)  # reads the text, which the parts then share
         config, train, valid, test = loaders(config, data)
         give_back_freed_memory()
+        path = _path_ahead(config, test._dataset)
         with _open(folder, config), _told(config, folder) as trackers:
             session = _session(config, folder, identity, trackers)
             if session.resumed:
@@ -76,6 +79,7 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
             ranking = trainer.rank(test, config["show_progress"])
             test_result = trainer.metrics_of(ranking, test._dataset.inter_feat)
             trainer.draw("test", test_result)
+            drift = None if path is None else _drift(config, trainer, path)
             trainer.tensorboard.close()
             clock.lap("evaluate")
             result = describe(
@@ -88,14 +92,28 @@ def train_and_test(config: Config, folder: RunFolder, command: str) -> Result:
                 test=test_result,
                 clock=clock,
                 identity=session.identity,
+                drift=drift,
             )
             if processes.is_main():
                 folder.write_per_user(per_user(test._dataset, ranking.ranks))
                 folder.write_result(result)
                 folder.checkpoints.remove()
-            path = str(folder.result_file)
-            getLogger().info(repr(RunResult({**result, "path": path})))
+            getLogger().info(repr(RunResult({**result, "path": str(folder.result_file)})))
     return result
+
+
+def _path_ahead(config: Config, test: Any) -> HistoryRows | None:
+    """Rows of the items that rollouts are to predict; ``None`` where no drift is measured."""
+    if not config["drift_steps"] or "drift_steps" in config.unread_keys():
+        return None
+    return held_back(test.inter_feat, config["drift_steps"], config["dataset"])
+
+
+def _drift(config: Config, trainer: Any, rows: HistoryRows) -> Drift:
+    """How far rollouts of the trained model drift."""
+    sizes = config["drift_steps"], config["eval_batch_size"]
+    with trainer.autocast():
+        return measured_drift(trainer.offer, rows, *sizes, trainer.end_if_asked)
 
 
 def validate(config: Config, data: Any, on_validation: Listener) -> dict[str, Any]:

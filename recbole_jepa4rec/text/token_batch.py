@@ -83,6 +83,13 @@ class TokenBatch:
         """Place of the one ``[CLS]`` in each sequence that has seen all of it, ``[B]``."""
         return self.offsets[1:] - 1 if self.all_prefixes else self.offsets[:-1]
 
+    def latent_places(self, count: int) -> Tensor:
+        """Where ``with_latents`` made room for latents, oldest first, ``[B, count]``."""
+        nth = torch.arange(count)
+        if self.all_prefixes:
+            return self.offsets[1:, None] + 2 * (nth - count)
+        return self.offsets[:-1, None] + count - nth
+
     @property
     def sequence_of_token(self) -> Tensor:
         """The sequence each token belongs to, ``[T]``."""
@@ -241,6 +248,52 @@ def oldest_first(
         offsets=offsets,
         cls_index=ends[1::2] - 1,
         training_targets=ALL_PREFIXES,
+        sentences=sentences,
+    )
+
+
+def with_latents(batch: TokenBatch, count: int, mask_id: int, cls_id: int) -> TokenBatch:
+    """Sequences with some items more, newer than all others, each of one token and without text.
+
+    That token's place is a latent's (``TokenBatch.latent_places``). Otherwise it is laid out as an
+    item's: with ``all_prefixes`` a ``[CLS]`` stands behind it.
+
+    Args:
+        batch: sequences that leave room for them.
+        count: items more in each.
+        mask_id: id of [MASK], which holds the places.
+        cls_id: id of ``[CLS]``.
+    """
+    if not batch.sequences or not count:
+        return batch
+    rows = torch.arange(batch.sequences).repeat_interleave(count)
+    nth = torch.arange(count).repeat(batch.sequences)
+    places = batch.cls_counts[rows] + nth + 1 if batch.all_prefixes else count - nth
+    shift = 0 if batch.all_prefixes else count * (batch.token_types != 0)
+    columns = {
+        "input_ids": [batch.input_ids, torch.full_like(places, mask_id)],
+        "token_types": [batch.token_types, torch.full_like(places, 2)],
+        "token_positions": [batch.token_positions + shift, places * (not batch.all_prefixes)],
+        "item_positions": [batch.item_positions + shift, places],
+    }
+    owners, sentences = [batch.sequence_of_token, rows], None
+    if batch.all_prefixes:
+        of_cls = {"input_ids": cls_id, "token_types": 0, "token_positions": 1}
+        for name, parts in columns.items():
+            parts.append(torch.full_like(places, of_cls[name]) if name in of_cls else places)
+        owners.append(rows)
+    if batch.sentences is not None:
+        read = torch.cat([batch.sequence_of_token[batch.cls_index], rows]).argsort(stable=True)
+        sentences = torch.cat([batch.sentences, torch.full_like(rows, -1)])[read]
+    joined = {name: torch.cat(parts) for name, parts in columns.items()}
+    items = joined["item_positions"]
+    order = (torch.cat(owners) * (items.max() + 1) + items).argsort(stable=True)
+    joined = {name: values[order] for name, values in joined.items()}
+    more = count * (len(owners) - 1) * torch.arange(len(batch.offsets))
+    return batch.replace(
+        **joined,
+        offsets=batch.offsets + more,
+        cls_index=(joined["token_types"] == 0).nonzero()[:, 0],
         sentences=sentences,
     )
 
