@@ -39,6 +39,8 @@ def comparison(tmp_path_factory):
             "metrics": ["Recall", "NDCG", "average_popularity"],
         }
         options["lists"] = {"average_popularity@10": 12.3456 + i}
+        steps = {"cosine": [0.8765, 0.5], "recall@10": [0.1234, 0.25]}
+        options["drift"] = {"latent, none": steps, "text": steps} if i == 1 else {}
         options["vectors"] = dict.fromkeys(VECTORS, 0.6543 + i) if i else None
         options["text_fingerprint"] = "0a" * 8 if i in (0, 3) else None
         rows.append(row(folder, entry, *ranks, **options))
@@ -112,11 +114,19 @@ class TestHtml:
         assert table.count(">1.6543<") == len(VECTORS) == table.count("</button>") - 1
         assert "JEPA4Rec" not in table and "SASRec-CE" in table
 
+    def test_the_drift_of_rollouts_is_there_where_it_is_measured(self, folder):
+        part = (folder / "comparison.html").read_text().split('id="drift"')[1]
+        part = part.split("</section>")[0]
+        assert part.count(">0.8765<") == part.count(">0.1234<") == 2
+        assert "SASRec-CE" not in part and "Popularity" in part
+        text = (folder / "comparison.md").read_text().split("## Drift")[1].split("## Data")[0]
+        assert "| Popularity | text | 0.1234 ± 0.0000 | 0.2500 ± 0.0000 |" in text
+
     def test_one_colour_a_model(self, folder, comparison):
         text = (folder / "comparison.html").read_text()
         plots = json.loads(text.split('id="figures">')[1].split("</script>")[0])
         style = styles(comparison)
-        assert len(plots) == len(comparison["metrics"]) + 4
+        assert len(plots) == len(comparison["metrics"]) + 6
         for trace in (trace for plot in plots for trace in plot["figure"]["data"]):
             found = (trace.get("marker") or trace["line"])["color"]
             expected = [style[entry]["color"] for entry in trace["meta"]]
@@ -135,7 +145,7 @@ class TestMarkdown:
         lines = (folder / "comparison.md").read_text().splitlines()
         tables = "\n".join(lines).split("\n\n")
         tables = [each.splitlines() for each in tables if each.startswith("|")]
-        assert len(tables) == 8
+        assert len(tables) == 10
         for table in tables:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table
 

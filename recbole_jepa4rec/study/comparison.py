@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,10 @@ GROUPS = {"never seen": (0, 0), "seen 1–4 times": (1, 4), "seen 5+ times": (5,
 
 GROUP_METRICS = ("ndcg@10", "recall@10")
 CUTOFFS_PER_DECADE = 12
+
+Key = TypeVar("Key", str, int)
+Drifts = dict[str, dict[str, list[dict[str, Any]]]]
+"""By way and measure of ``evaluation/drift.py`` mean and deviation of each step."""
 
 IDENTITY = ("model", "seed")
 """Settings in which rows differ by what they are."""
@@ -85,6 +89,7 @@ class Row:
             "ranking": _ranking(runs),
             "cost": _cost(runs),
             "vectors": _vectors(runs),
+            "drift": _drift(runs),
             "learning_curves": [
                 {"seed": seed, "points": run.result["learning_curve"]}
                 for seed, run in self.runs.items()
@@ -207,9 +212,9 @@ def _data(dataset: str, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     }
 
 
-def _spread(results: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+def _spread(results: Sequence[Mapping[Key, float]]) -> dict[Key, dict[str, Any]]:
     """Mean, and sample standard deviation (``None`` for one seed), of each metric over seeds."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[Key, dict[str, Any]] = {}
     for key in results[0]:
         values = [result[key] for result in results]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -256,6 +261,20 @@ def _cost(runs: Sequence[FinishedRun]) -> dict[str, float | None]:
         "tokens_per_second": _mean([result["tokens_per_second"] for result in results]),
         "peak_memory_gib": _mean([result["peak_memory_gib"] for result in results]),
         "parameters": _mean([result["parameters"] for result in results]),
+    }
+
+
+def _drift(runs: Sequence[FinishedRun]) -> Drifts | None:
+    """How far rollouts drift, over seeds; ``None`` where not every run has measured it."""
+    measured = [drift for run in runs if (drift := run.result.get("drift"))]
+    if len(measured) < len(runs):
+        return None
+    return {
+        way: {
+            measure: [*_spread([dict(enumerate(each[way][measure])) for each in measured]).values()]
+            for measure in measures
+        }
+        for way, measures in measured[0].items()
     }
 
 

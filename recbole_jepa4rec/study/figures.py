@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from recbole_jepa4rec.study.wording import metric_name, number
+from recbole_jepa4rec.study.wording import DRIFT, metric_name, number
 
 COLORS = (
     "#d55e00",
@@ -42,6 +42,9 @@ SYMBOLS = {
 
 LEAST_SECONDS = 0.1
 """Shorter training is drawn here, since a logarithmic axis has no zero."""
+
+DASHES = ("solid", "dash", "dot", "longdash", "dashdot")
+"""Of the lines of one row."""
 
 WIDE = 20
 """A ratio of times above which their axis is logarithmic."""
@@ -160,6 +163,7 @@ def comparison_plots(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
             _learning_curves(rows, key),
             _recall_curve(rows),
             _groups(rows),
+            *(_drift(rows, measure, title) for measure, title in DRIFT.items()),
         ]
     )
 
@@ -350,6 +354,34 @@ def _recall_curve(rows: Rows) -> Plot:
     figure.update_yaxes(range=[0, 1.02])
     caption = "Share of users whose target is among the first k items."
     return Plot("Where the targets rank", caption, figure)
+
+
+def _drift(rows: Rows, measure: str, title: str) -> Plot:
+    """What each way to feed back gives at each step of a rollout."""
+    drifting = [row for row in rows if row.get("drift")]
+    traces = [
+        go.Scatter(
+            x=[*range(1, 1 + len(measures[measure]))],
+            y=[step["mean"] for step in measures[measure]],
+            mode="lines+markers",
+            cliponaxis=False,
+            marker={**_marker(row), "size": 7},
+            line={"dash": dash, "width": 2, "color": row["style"]["color"]},
+            name=way,
+            showlegend=row is drifting[0],
+            customdata=[_escaped(row["label"])] * len(measures[measure]),
+            hovertemplate="%{customdata}<br>%{fullData.name}, step %{x}: %{y:.4f}<extra></extra>",
+            meta=[row["entry"]],
+        )
+        for row in drifting
+        for dash, (way, measures) in zip(DASHES, row["drift"].items(), strict=False)
+    ]
+    figure = figure_of(traces, x="step of the rollout", y=title)
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.2})
+    figure.update_xaxes(dtick=1)
+    figure.update_yaxes(rangemode="tozero")
+    caption = "Means over the seeds at each step of a rollout; dashes tell what is fed back."
+    return Plot(f"Drift: {title}", caption, figure)
 
 
 def _groups(rows: Rows) -> Plot:

@@ -129,5 +129,7 @@ def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "cost_columns": wording.COST,
         "with_vectors": [row for row in rows if row.get("vectors")],
         "vector_columns": wording.VECTORS,
+        "with_drift": [row for row in rows if row.get("drift")],
+        "drift_measures": wording.DRIFT,
         "alpha": wording.ALPHA,
     }

@@ -20,6 +20,9 @@ COST = {
     "parameters": "parameters",
 }
 
+DRIFT = {"cosine": "cosine with the true item", "recall@10": "Recall@10"}
+"""Measures of a rollout's drift, as tables call them."""
+
 VECTORS = {
     "std": "deviation",
     "effective_rank": "effective rank",
