@@ -4,7 +4,9 @@ import sys
 
 import pytest
 import torch
+import transformers
 
+from recbole_jepa4rec.model import language_model
 from recbole_jepa4rec.model.language_model import Verbaliser, add_lora, load_language_model
 from tests.tiny_encoder import TEXTS
 from tests.tiny_llama import save_tiny_llama
@@ -19,6 +21,28 @@ def test_without_peft_nothing_is_loaded(monkeypatch):
     with pytest.raises(ValueError, match=r'pip install "recbole_jepa4rec\[llm\]"') as caught:
         load_language_model("no/such", "fp32")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_8_bits_are_made_on_the_gpu(tmp_path, monkeypatch):
+    """What transformers is told; nothing here has a GPU to make them on."""
+    folder, told = save_tiny_llama(tmp_path, TEXTS), {}
+    for device, message in (
+        ("cpu", "language_model_precision is 'int8'; allowed on a CPU: fp32, bf16, fp16"),
+        ("cuda:1", "language_model_precision is 'int8', which needs bitsandbytes: pip install"),
+    ):
+        monkeypatch.setattr(language_model, "find_spec", lambda name: name != "bitsandbytes")
+        with pytest.raises(ValueError, match=f"^{message}"):
+            load_language_model(folder, "int8", device)
+
+    def load(source, **how):
+        told.update(how)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(language_model, "find_spec", lambda _: True)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    load_language_model(folder, "int8", "cuda:1")
+    assert told["quantization_config"].load_in_8bit
+    assert told["device_map"] == {"": "cuda:1"}
 
 
 def test_layers_that_are_computed_again_give_the_same_gradients(tmp_path):

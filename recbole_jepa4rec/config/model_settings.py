@@ -603,8 +603,9 @@ class LlamaRecSettings(PhasedSettings):
 
     language_model: str = "meta-llama/Llama-2-7b-hf"
     """Folder or hub name of a causal language model."""
-    language_model_precision: Precision | None = None
-    """fp32, bf16, fp16: what its frozen weights are held in; None: fp32, on a GPU bf16."""
+    language_model_precision: Literal["fp32", "bf16", "fp16", "int8"] | None = None
+    """fp32, bf16, fp16, int8 (on a GPU, with bitsandbytes): what its frozen weights are held in;
+    None: fp32, on a GPU bf16."""
     gradient_checkpointing: bool | None = None
     """Whether a step computes each layer again on its way back instead of holding what it said: of
     7 billion weights about 30 GB instead of 150; None: on a GPU."""

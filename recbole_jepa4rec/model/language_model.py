@@ -20,12 +20,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the key ``language_model_precision``."""
 
 
-def load_language_model(source: str, precision: str) -> tuple[nn.Module, Any]:
+def load_language_model(
+    source: str, precision: str, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Any]:
     """The model, frozen, and its tokenizer; code that comes with the weights is never run.
 
     Args:
         source: folder or hub name.
-        precision: that the weights are held in, one of ``DTYPES``.
+        precision: that the weights are held in, one of ``DTYPES`` or int8.
+        device: of the run, where weights of 8 bits are made.
 
     Raises:
         ValueError: if there is none or it is no causal language model; names the key. Without
@@ -36,18 +39,43 @@ def load_language_model(source: str, precision: str) -> tuple[nn.Module, Any]:
         raise ValueError(
             'LlamaRec trains with peft, which is not installed: pip install "recbole_jepa4rec[llm]"'
         )
-    # transformers 5 has renamed the argument
-    dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    held = _held(precision, torch.device(device))
     try:
         folder = str(locate(source))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, **{dtype: DTYPES[precision]}
+            folder, trust_remote_code=False, **held
         )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(f"language_model {source!r} cannot be used: {reason}") from error
     return model.requires_grad_(False), tokenizer
+
+
+def _held(precision: str, device: torch.device) -> dict[str, Any]:
+    """What transformers is told of how to hold the weights.
+
+    Raises:
+        ValueError: where it cannot hold them in 8 bits.
+    """
+    # transformers 5 has renamed the argument
+    dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    if precision != "int8":
+        return {dtype: DTYPES[precision]}
+    if device.type == "cpu":
+        raise ValueError(
+            "language_model_precision is 'int8'; allowed on a CPU: " + ", ".join(DTYPES)
+        )
+    if not find_spec("bitsandbytes"):
+        raise ValueError(
+            "language_model_precision is 'int8', which needs bitsandbytes: pip install bitsandbytes"
+        )
+    eight_bits = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return {
+        dtype: torch.bfloat16,
+        "quantization_config": eight_bits,
+        "device_map": {"": str(device)},
+    }
 
 
 def add_lora(

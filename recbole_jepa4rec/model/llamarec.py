@@ -67,15 +67,14 @@ class LlamaRec(PhasedModel, PartlyOnCPU):
         self.tokens_per_batch = settings.tokens_per_batch
         self.language_model_name = Path(settings.language_model).name
         self.retriever = retriever
-        on_gpu = config["device"].type != "cpu"
-        self.prompt, self.verbaliser = _ranker(settings, dataset, on_gpu)
+        self.prompt, self.verbaliser = _ranker(settings, dataset, config["device"])
         # of the retriever that these weights were trained beside; zeros before there is one
         self.register_buffer("retriever_digest", torch.zeros(32, dtype=torch.uint8))
 
     @classmethod
     def refuse_settings(cls, config: Any, dataset: Any) -> None:
         """Make the ranker, in vain, rather than refuse it when its retriever has been trained."""
-        _ranker(LlamaRecSettings.of(config), dataset, config["device"].type != "cpu")
+        _ranker(LlamaRecSettings.of(config), dataset, config["device"])
 
     @property
     def label(self) -> str:
@@ -170,7 +169,7 @@ class LlamaRec(PhasedModel, PartlyOnCPU):
 
 
 def _ranker(
-    settings: LlamaRecSettings, dataset: Any, on_gpu: bool
+    settings: LlamaRecSettings, dataset: Any, device: torch.device
 ) -> tuple[RankingPrompt, Verbaliser]:
     """What writes the prompts, and what answers them; refuses a setting that does not fit."""
     items = dataset.item_num - 1
@@ -180,8 +179,9 @@ def _ranker(
             "the data set"
         )
     titles = _titles(dataset.item_text, settings.title_field)
+    on_gpu = device.type != "cpu"
     precision = settings.language_model_precision or ("bf16" if on_gpu else "fp32")
-    language_model, tokenizer = load_language_model(settings.language_model, precision)
+    language_model, tokenizer = load_language_model(settings.language_model, precision, device)
     if settings.answer_loss == "vocabulary" and tokenizer.eos_token_id is None:
         raise ValueError(
             f"answer_loss is 'vocabulary', and language_model {settings.language_model!r} has no "
