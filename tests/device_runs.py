@@ -40,6 +40,10 @@ SENTENCES = {
     **{"hidden_size": 16, "intermediate_size": 32, "num_layers": 2, "vocab_size": 300},
     **{"pretrain_batch_size": 20, "pretrain_epochs": 1, "frozen_items_epochs": 0},
 }
+VIEWS = {
+    **{"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300, "max_attribute_tokens": 8},
+    **{"pretrain_batch_size": 20, "pretrain_epochs": 1, "items_per_step": 20},
+}
 VECTORS = {
     **{"hidden_size": 16, "inner_size": 16, "n_layers": 2, "text_encoder": "tiny-bert"},
     **{"pretrain_batch_size": 20, "pretrain_epochs": 1, "max_text_tokens": 32},
@@ -57,6 +61,8 @@ LLAMA = {
     **{"language_model": "tiny-llama", "num_candidates": 4, "lora_r": 4},
     **{"retriever": "SASRec", "retriever_settings": {**IDS, "epochs": 1}},
 }
+LORA = {"language_model": "tiny-llama", "lora_r": 4, "predictor_tokens": 2, "items_per_step": 0}
+LORA |= {"pretrain_batch_size": 20, "max_attribute_tokens": 8}
 
 RUNS: dict[str, dict[str, Any]] = {
     "JEPA4Rec": SENTENCES,
@@ -69,6 +75,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "JEPA4Rec, as in the paper, one attention call": {**SENTENCES, **PAPER, **ONE_CALL},
     "JEPA4Rec, rollouts": {**SENTENCES, "rollout_steps": 3},
     "RecFormer": SENTENCES,
+    "LLMJEPA": {**VIEWS, "jepa_dropout": 0.5},
+    "LLMJEPA, among negatives, whole head": {**VIEWS, **HEAD, "jepa_distance": "infonce"},
     "UniSRec": VECTORS,
     "UniSRec, whole head": {**VECTORS, **HEAD},
     "VQRec": {**VECTORS, "code_digits": 4, "code_values": 8},
@@ -79,6 +87,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 if find_spec("peft"):
     RUNS["LlamaRec"] = LLAMA
+    RUNS["LLMJEPA, a language model"] = LORA
 
 
 def attention_by_definition(query: Any, key: Any, value: Any, block_mask: Any) -> Any:

@@ -21,6 +21,7 @@ from tests.tiny_encoder import TEXTS, save_tiny_bert, write_data_sets
 from tests.tiny_llama import save_tiny_llama
 
 SENTENCES = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300, "tokens_per_batch": 100}
+VIEWS = {**SENTENCES, "max_attribute_tokens": 8, "jepa_weight": 1.0}
 VECTORS = {"hidden_size": 16, "n_layers": 1, "n_heads": 2, "inner_size": 16, "max_text_tokens": 32}
 CODES = {**VECTORS, "code_digits": 4, "code_values": 8}
 RANDOM = {"training_targets": "random"}
@@ -61,6 +62,15 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "recformer": ("RecFormer", "pretrain", SENTENCES),
     "recformer, random": ("RecFormer", "pretrain", {**SENTENCES, **RANDOM}),
     "recformer, sampled": ("RecFormer", "finetune", {**SENTENCES, **RANDOM, "items_per_step": 20}),
+    "llmjepa": ("LLMJEPA", "pretrain", VIEWS),
+    "llmjepa, stop-gradient": ("LLMJEPA", "pretrain", {**VIEWS, "stop_gradient": True}),
+    "llmjepa, squared": ("LLMJEPA", "pretrain", {**VIEWS, "jepa_distance": "squared"}),
+    "llmjepa, among negatives, head": (
+        "LLMJEPA",
+        "pretrain",
+        {**VIEWS, **HEAD, "jepa_distance": "infonce", "predictor_tokens": 0},
+    ),
+    "llmjepa, finetuned": ("LLMJEPA", "finetune", {**VIEWS, "items_per_step": 20}),
     "unisrec": ("UniSRec", "pretrain", VECTORS),
     "unisrec, finetuned": ("UniSRec", "finetune", VECTORS),
     "unisrec, head": ("UniSRec", "finetune", {**VECTORS, **HEAD}),

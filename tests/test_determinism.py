@@ -33,6 +33,7 @@ VECTORS = {"hidden_size": 16, "inner_size": 16, "n_heads": 2, "max_text_tokens":
 MODELS: dict[str, dict[str, Any]] = {
     "JEPA4Rec": TEXT,
     "RecFormer": TEXT,
+    "LLMJEPA": {key: value for key, value in TEXT.items() if key != "dropout"},
     "UniSRec": {**VECTORS, "n_experts": 3},
     "VQRec": {**VECTORS, "code_digits": 4, "code_values": 8},
     "SASRec": ID,

@@ -70,6 +70,21 @@ MOST: dict[str, dict[str, tuple[int, int]]] = {
         "finetune step": (0, 4),
         "ranking batch": (0, 3),
     },
+    "LLMJEPA": {
+        "next_token, jepa step": (2, 4),
+        "finetune step": (2, 4),
+        "ranking batch": (1, 3),
+    },
+    "LLMJEPA, among negatives, whole head": {
+        "next_token, jepa step": (2, 5),
+        "finetune step": (2, 4),
+        "ranking batch": (1, 3),
+    },
+    "LLMJEPA, a language model": {
+        "next_token, jepa step": (2, 4),
+        "finetune step": (1, 3),
+        "ranking batch": (1, 3),
+    },
     "UniSRec": {
         "sequence_item, sequence_sequence step": (0, 4),
         "finetune step": (0, 2),
@@ -182,7 +197,7 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("name", MOST)
 def test_runs_on_the_device_with_few_waits_and_copies(name, found):
     """Trains, ranks, goes on after an interruption and recommends, within its ceilings."""
-    if name == "LlamaRec" and not find_spec("peft"):
+    if name in ("LlamaRec", "LLMJEPA, a language model") and not find_spec("peft"):
         pytest.skip("the extra llm is not installed")
     run = found[name]
     assert run["resumed"] == run["test"]

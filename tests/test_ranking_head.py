@@ -184,6 +184,7 @@ def test_a_user_s_own_counts_teach_nothing():
 MODELS = {
     "JEPA4Rec": {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300},
     "RecFormer": {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300},
+    "LLMJEPA": {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300},
     "UniSRec": {"hidden_size": 16, "n_heads": 2, "inner_size": 16, "max_text_tokens": 32},
     "VQRec": {
         **{"hidden_size": 16, "n_heads": 2, "max_text_tokens": 32},

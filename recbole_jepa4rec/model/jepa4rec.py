@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.keyed_random import derive
-from recbole_jepa4rec.config.model_settings import JEPA4RecSettings, SentenceSettings
+from recbole_jepa4rec.config.model_settings import (
+    ItemTextSettings,
+    JEPA4RecSettings,
+    SentenceSettings,
+)
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import (
     FINETUNE,
@@ -50,22 +54,32 @@ class JEPA4Rec(SimilarityModel):
         dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
     """
 
-    settings: ClassVar[type[SentenceSettings]] = JEPA4RecSettings
+    settings: ClassVar[type[ItemTextSettings]] = JEPA4RecSettings
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         settings = self.settings.of(config)
-        self.layer_decay = settings.layer_decay
         self.seed, self.training_targets = settings.seed, settings.training_targets
         self.phase, self.epoch, self.step = FINETUNE, 0, 0
-        self.freezes_words = settings.freeze_word_embeddings
         self._resumed_epoch: int | None = None
         text = dataset.item_text
         self.temperature = settings.temperature
         head = functools.partial(
             ranking_head, settings, self.max_seq_length, dataset.histories, text
         )
-        self.core = joint_embedding_model(settings, text, head, config["device"])
+        self.core = self.made_core(settings, text, head, config["device"])
+
+    def made_core(
+        self,
+        settings: ItemTextSettings,
+        item_text: pd.DataFrame,
+        head: Callable[[int], RankingHead | None],
+        device: torch.device | str,
+    ) -> JointEmbeddingModel:
+        """The core that settings ask for; see ``joint_embedding_model``."""
+        assert isinstance(settings, SentenceSettings)
+        self.layer_decay, self.freezes_words = settings.layer_decay, settings.freeze_word_embeddings
+        return joint_embedding_model(settings, item_text, head, device)
 
     @property
     def label(self) -> str:

@@ -19,6 +19,9 @@ from recbole_jepa4rec.text.token_batch import fill_batches
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the key ``language_model_precision``."""
 
+GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How architectures are called that say what comes next; one with an encoder is refused later."""
+
 
 def load_language_model(
     source: str, precision: str, device: torch.device | str = "cpu"
@@ -37,11 +40,17 @@ def load_language_model(
     """
     if not find_spec("peft"):
         raise ValueError(
-            'LlamaRec trains with peft, which is not installed: pip install "recbole_jepa4rec[llm]"'
+            "a language_model trains with peft, which is not installed: pip install "
+            '"recbole_jepa4rec[llm]"'
         )
     held = _held(precision, torch.device(device))
     try:
         folder = str(locate(source))
+        said = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        for name in (said.architectures or [])[:1]:
+            if not name.endswith(GENERATING):
+                allowed = "a causal language model, such as LlamaForCausalLM"
+                raise ValueError(f"it holds a {name}; allowed: {allowed}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, **held

@@ -12,7 +12,11 @@ from tokenizers import Tokenizer
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.base.weight_files import read_description
-from recbole_jepa4rec.config.model_settings import EncoderSettings, SentenceSettings
+from recbole_jepa4rec.config.model_settings import (
+    EncoderSettings,
+    ItemTextSettings,
+    SentenceSettings,
+)
 from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
 from recbole_jepa4rec.model.pretrained import load_pretrained
 from recbole_jepa4rec.text.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
@@ -38,11 +42,11 @@ def starting_point(
             position tables are too short.
     """
     if settings.checkpoint:
-        tokenizer, shape = _of_run(settings, Path(settings.checkpoint))
+        tokenizer, shape = of_run(settings, Path(settings.checkpoint))
     elif settings.encoder_checkpoint:
         return _from_language_model(settings, settings.encoder_checkpoint)
     else:
-        tokenizer = train_wordpiece(_training_text(item_text), settings.vocab_size)
+        tokenizer = train_wordpiece(training_text(item_text), settings.vocab_size)
         shape = EncoderConfig.of(
             {
                 "vocab_size": tokenizer.get_vocab_size(),
@@ -61,7 +65,7 @@ def save_starting_point(folder: Path, tokenizer: Tokenizer, encoder: EncoderConf
         file.write(json.dumps(encoder.model_dump(), indent=1).encode())
 
 
-def _training_text(item_text: pd.DataFrame) -> Iterable[str]:
+def training_text(item_text: pd.DataFrame) -> Iterable[str]:
     """Attribute names once for each item that has the attribute, as in its sentence, and values."""
     for name in item_text.columns:
         values = item_text[name][item_text[name] != ""]
@@ -89,7 +93,12 @@ def _from_language_model(
     return _load_tokenizer(pretrained.tokenizer_source, pretrained.config), encoder, mlm_head
 
 
-def _of_run(settings: SentenceSettings, path: Path) -> tuple[Tokenizer, EncoderConfig]:
+def of_run(settings: ItemTextSettings, path: Path) -> tuple[Tokenizer, EncoderConfig]:
+    """Tokenizer and architecture that ``save_starting_point`` has left beside a run's weights.
+
+    Raises:
+        ValueError: if there are none, or the settings ask for others.
+    """
     folder = path if path.is_dir() else path.parent
     for name in (TOKENIZER_FILE, ENCODER_FILE):
         if not (folder / name).is_file():
@@ -138,10 +147,11 @@ def _load_tokenizer(source: str | Path, encoder: EncoderConfig) -> Tokenizer:
     return tokenizer
 
 
-def _refuse_contradiction(settings: SentenceSettings, encoder: EncoderConfig, source: str) -> None:
+def _refuse_contradiction(settings: ItemTextSettings, encoder: EncoderConfig, source: str) -> None:
     """The checkpoint's architecture wins over defaults, but not over what the user asked for."""
-    for key in (key for key in EncoderSettings.model_fields if key not in FREE):
-        given, default = getattr(settings, key), type(settings).model_fields[key].default
+    fields = type(settings).model_fields
+    for key in (key for key in EncoderSettings.model_fields if key in fields and key not in FREE):
+        given, default = getattr(settings, key), fields[key].default
         if given not in (default, getattr(encoder, key)):
             raise ValueError(
                 f"{key}={given} contradicts {source}, which has {getattr(encoder, key)}"

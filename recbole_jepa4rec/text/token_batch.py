@@ -298,6 +298,33 @@ def with_latents(batch: TokenBatch, count: int, mask_id: int, cls_id: int) -> To
     )
 
 
+def with_tokens_behind(batch: TokenBatch, ids: Sequence[int]) -> TokenBatch:
+    """A batch of ``all_prefixes`` with the same tokens behind each [CLS].
+
+    The last of them takes the place of the [CLS] in ``cls_index``.
+
+    Args:
+        batch: of sequences.
+        ids: of the tokens, maybe none.
+    """
+    copies = torch.ones_like(batch.input_ids)
+    copies[batch.cls_index] += len(ids)
+    source = torch.arange(batch.num_tokens).repeat_interleave(copies)
+    ends = torch.cat([copies.new_zeros(1), copies.cumsum(0)])
+    last = ends[batch.cls_index + 1] - 1
+    input_ids = batch.input_ids[source]
+    for nth, token in enumerate(ids):
+        input_ids[last - len(ids) + 1 + nth] = token
+    return batch.replace(
+        input_ids=input_ids,
+        token_types=batch.token_types[source],
+        token_positions=batch.token_positions[source],
+        item_positions=batch.item_positions[source],
+        offsets=ends[batch.offsets],
+        cls_index=last,
+    )
+
+
 def _gather(
     store: TokenStore, starts: Tensor, sizes: Tensor, item_positions: Tensor, total: int
 ) -> dict[str, Any]:
