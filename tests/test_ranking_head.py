@@ -17,7 +17,6 @@ from recbole_jepa4rec.model.loss import contrastive_loss
 from recbole_jepa4rec.model.neighbours import Neighbours
 from recbole_jepa4rec.model.ranking_head import (
     SCALES,
-    START,
     STRETCH,
     Entries,
     ItemIds,
@@ -33,6 +32,7 @@ ITEMS = [3, 1, 3, 2, 4, 1, 2, 5, 1, 1, 2, 3, 4, 5]
 USERS = [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
 HISTORIES = Histories.of(torch.tensor(USERS), torch.tensor(ITEMS), num_users=4)
 ALL = torch.arange(6)
+START = [1.0, 6.0, 2.0]
 
 
 def packed(whole=True, max_items=2):
@@ -41,6 +41,7 @@ def packed(whole=True, max_items=2):
 
 def head_of(**parts):
     given = {"recencies": 2, "neighbours": None, "nearest": None, "decay": 0.5, "history_items": 3}
+    given["first_weights"] = START
     head = RankingHead(**{**given, **parts})
     if head.history_bias is not None:
         head.history_bias.data = torch.tensor([1.0, 2.0, 4.0]) / STRETCH
@@ -276,6 +277,17 @@ def test_either_part_ranks_alone(part, tmp_path):
     packed = rows.histories.packed(rows.target[:6], 4, True)
     assert net.scores(packed).isfinite().all()
     assert bool(net.choices) == (part == "neighbour_prior")
+
+
+def test_first_weights_are_given(tmp_path):
+    given = {**SMALL, **MODELS["JEPA4Rec"], "neighbour_prior": True, "cache_dir": str(tmp_path)}
+    config = Config("JEPA4Rec", "toy", config_dict={**given, "neighbour_weights": [0, 3, 1.5]})
+    training = find_dataset(config.model_class)(config).build()[0]
+    weights = made(config, training).head.neighbour_weights
+    torch.testing.assert_close(STRETCH * weights.detach(), torch.tensor([0, 3, 1.5]))
+    for wrong in ([-1, 1, 1], [1, 1], "much"):
+        with pytest.raises(ValueError, match=r"neighbour_weights.*a list of three numbers from 0"):
+            Config("JEPA4Rec", "toy", config_dict={**given, "neighbour_weights": wrong})
 
 
 def test_own_vectors_are_left_out_at_random_and_shrink():

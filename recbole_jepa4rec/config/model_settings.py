@@ -26,6 +26,7 @@ from recbole_jepa4rec.config.settings import (
     Settings,
     Share,
     ShareBelowOne,
+    ThreeWeights,
     Whole,
 )
 
@@ -121,6 +122,8 @@ class HeadSettings(PretrainedSettings):
     """Whether the history's own items have a learned bias each, by how long ago they were met."""
     neighbour_prior: bool = False
     """Whether text similarity, co-occurrence and transitions are added, with learned weights."""
+    neighbour_weights: ThreeWeights = [1.0, 6.0, 2.0]
+    """First weights of these three, about STAR's mix as logits."""
     neighbour_decay: Share = 0.7
     """Share of its weight that an item of the history keeps for each newer one."""
     neighbour_items: Count = 5

@@ -32,9 +32,6 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 0.5)
 """By what validation may multiply the weights of the neighbours: a model is surer of the users that
 it was trained on than of what they do next, so that training leaves these weights too small."""
 
-START = (1.0, 6.0, 2.0)
-"""First weights of text, co-occurrence and transitions: about STAR's mix, as logits."""
-
 
 @dataclass(frozen=True)
 class Queries:
@@ -130,6 +127,7 @@ class RankingHead(PartlyOnCPU):
             ``None`` leaves the bias out.
         neighbours: counts of the training part; ``None`` leaves the neighbour terms out.
         nearest: cosine of each item with the items whose texts are nearest, ``[N, N]``.
+        first_weights: of text, co-occurrence and transitions, as logits.
         decay: of a history item's weight with its age, in the neighbour terms.
         history_items: newest items that the neighbour terms read.
         item_ids: vectors of the items' own, ``N`` of them, ``[N, D]``; ``None`` leaves them out.
@@ -143,6 +141,7 @@ class RankingHead(PartlyOnCPU):
         recencies: int | None,
         neighbours: Neighbours | None,
         nearest: sparse.csr_matrix | None,
+        first_weights: Sequence[float],
         decay: float,
         history_items: int,
         item_ids: ItemIds | None = None,
@@ -156,7 +155,7 @@ class RankingHead(PartlyOnCPU):
             self.history_bias = nn.Parameter(torch.zeros(recencies + 1))
         self.neighbour_weights: nn.Parameter | None = None
         if neighbours is not None:
-            self.neighbour_weights = nn.Parameter(torch.tensor(START) / STRETCH)
+            self.neighbour_weights = nn.Parameter(torch.tensor(first_weights) / STRETCH)
         self.register_buffer("neighbour_scale", torch.ones(()))
 
     @property
@@ -336,6 +335,7 @@ def ranking_head(
         max_items if settings.history_bias else None,
         neighbours,
         nearest,
+        settings.neighbour_weights,
         settings.neighbour_decay,
         settings.neighbour_items,
         item_ids,
