@@ -16,8 +16,12 @@ from recbole_jepa4rec.model.ranking_head import Entries
 CHUNK_LOGITS = 2**20
 """Logits computed at once in a softmax over candidates: 4 MiB, which a processor's cache holds."""
 
-FUSED_LOGITS = 2**18
-"""Logits computed at once where the gradient is made with them."""
+FUSED_LOGITS = 2**22
+"""Logits computed at once where the gradient is made with them: 16 MiB.
+
+Each chunk reads and writes the gradient of all items: with 2**18 logits, 16 rows of a vocabulary of
+30,000, that took 2.4 times the time of one chunk for all, with these 1.1 times.
+"""
 
 FUSED_ITEMS = 2**24
 """Numbers in all items' vectors up to which their gradient waits for the backward pass: 64 MiB."""
