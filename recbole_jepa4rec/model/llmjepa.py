@@ -109,6 +109,9 @@ class LLMJEPA(JEPA4Rec):
         return LanguageModelJEPA(
             sentences=sentences,
             encoder=encoder,
+            target_encoder=None,
+            mlm_head=None,
+            predictor=None,
             objective=TwoViews(**settings.model_dump(include=aims)),
             max_sequence_tokens=settings.max_sequence_tokens,
             tokens_per_batch=settings.tokens_per_batch,
@@ -140,7 +143,7 @@ class LLMJEPA(JEPA4Rec):
         return {1.0: [weight for weight in self.parameters() if weight.requires_grad]}
 
     def begin_phase(self, phase: str, steps: int) -> None:
-        """Enter the phase of that name."""
+        """Enter the phase of that name; items are frozen in none."""
         self.phase = phase
 
     def prepare_run_folder(self, folder: Path) -> None:
@@ -165,38 +168,12 @@ class LLMJEPA(JEPA4Rec):
 class LanguageModelJEPA(JointEmbeddingModel):
     """A causal language model that reads items and histories, and what it learns by.
 
-    Args:
-        sentences: the items' token store, whose [CLS] is what ends a text.
-        encoder: the language model.
-        objective: losses and their weights.
-        max_sequence_tokens: tokens of a history or sentence, without the predictor's.
-        tokens_per_batch: tokens encoded at once where no gradient is needed.
-        head: what is added to the similarity; ``None`` for nothing.
+    The [CLS] of its sentences is what ends a text; ``max_sequence_tokens`` counts none of the
+    predictor's. It has no target encoder, no masks, and no predictor but these tokens.
     """
 
     encoder: LanguageEncoder
     objective: TwoViews
-
-    def __init__(
-        self,
-        sentences: ItemSentences,
-        encoder: LanguageEncoder,
-        objective: TwoViews,
-        max_sequence_tokens: int,
-        tokens_per_batch: int,
-        head: RankingHead | None = None,
-    ) -> None:
-        super().__init__(
-            sentences=sentences,
-            encoder=encoder,
-            target_encoder=None,
-            mlm_head=None,
-            predictor=None,
-            objective=objective,
-            max_sequence_tokens=max_sequence_tokens,
-            tokens_per_batch=tokens_per_batch,
-            head=head,
-        )
 
     def pretrain_losses(
         self, histories: PackedHistories, keys: Tensor, step: Tensor | int = 0
@@ -259,9 +236,6 @@ class LanguageModelJEPA(JointEmbeddingModel):
         added = self._added(queries, distinct) if aim.jepa_distance == "infonce" else []
         loss = jepa_loss(predicted, items, positive, aim.jepa_distance, aim.temperature, added)
         return processes.shard_of_mean(loss, len(wanted))
-
-    def begin_phase(self, steps: int, items_frozen: bool) -> None:
-        """Nothing depends on the phase, and items are never frozen."""
 
     def weights_moved(self) -> None:
         """To be called after every optimizer step: ages the item table."""

@@ -86,7 +86,7 @@ def warn_if_collapsed(measured: dict[str, float], items: int) -> bool:
             f"item vectors collapse: standard deviation {measured['std']:.4f} (want > "
             f"{SMALLEST_STD}), effective rank {measured['effective_rank']:.1f} (want > "
             f"{least_rank}); of JEPA4Rec try collapse_prevention=sigreg, a higher ema_momentum "
-            "or a lower mapping_weight"
+            "or a lower mapping_weight, of LLMJEPA jepa_distance=infonce or a lower jepa_weight"
         )
     return collapsed
 
