@@ -119,6 +119,22 @@ def test_mlm_equals_the_formula(rng):
     assert float(mlm_loss(asked, offered, labels)) == pytest.approx(expected / 4, rel=1e-5)
 
 
+@pytest.mark.parametrize("fused_items", [0, 1000])
+def test_mlm_and_its_gradients_equal_torch_s(fused_items, monkeypatch):
+    """With a bias, a few rows at a time, and where the vocabulary is too large for that."""
+    monkeypatch.setattr("recbole_jepa4rec.model.loss.FUSED_ITEMS", fused_items)
+    monkeypatch.setattr("recbole_jepa4rec.model.loss.FUSED_LOGITS", 300)
+    torch.manual_seed(0)
+    asked, offered, bias = (torch.randn(*shape) for shape in ((40, 8), (30, 8), (30,)))
+    parts = [part.requires_grad_() for part in (asked, offered, bias)]
+    labels = torch.randint(30, (40,))
+    ours = mlm_loss(asked, offered, labels, bias)
+    expected = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*parts), labels)
+    torch.testing.assert_close(ours, expected)
+    pairs = (torch.autograd.grad(3 * loss, parts) for loss in (ours, expected))
+    torch.testing.assert_close(*pairs)
+
+
 def test_mlm_without_a_masked_token_is_zero_and_differentiable():
     asked, offered = torch.zeros(0, 3, requires_grad=True), torch.ones(9, 3)
     loss = mlm_loss(asked, offered, torch.zeros(0, dtype=torch.int64))

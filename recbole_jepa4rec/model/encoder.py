@@ -465,24 +465,16 @@ class MLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.apply(initialise)
 
-    def factors(self, hidden: Tensor, token_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Two factors whose product is the logits, which are too many to be held.
+    def asked(self, hidden: Tensor) -> Tensor:
+        """What hidden states ask of the vocabulary's vectors, ``[M, D]`` to ``[M, D]``.
 
-        Args:
-            hidden: states ``[M, D]``.
-            token_weight: token embeddings, ``[V, D]``.
-
-        Returns:
-            What each state asks for, ``[M, D + 1]``, and what each entry offers, ``[V, D + 1]``.
+        The product of both and ``bias`` are the logits, which are too many to be held.
         """
-        asked = self.norm(F.gelu(self.transform(hidden)))
-        asked = torch.cat([asked, asked.new_ones(len(asked), 1)], dim=1)
-        return asked, torch.cat([token_weight, self.bias[:, None]], dim=1)
+        return self.norm(F.gelu(self.transform(hidden)))
 
     def forward(self, hidden: Tensor, token_weight: Tensor) -> Tensor:
         """Hidden states ``[M, D]`` and token embeddings ``[V, D]`` to logits ``[M, V]``."""
-        asked, offered = self.factors(hidden, token_weight)
-        return asked @ offered.T
+        return F.linear(self.asked(hidden), token_weight, self.bias)
 
 
 def identity(size: int) -> nn.Linear:

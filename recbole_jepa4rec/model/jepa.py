@@ -410,13 +410,14 @@ class JointEmbeddingModel(PartlyOnCPU):
     def _mlm_term(self, hidden: Tensor, labels: Tensor, of_history: int) -> Tensor:
         """L_MLM of hidden states at masked tokens, those of histories first."""
         assert self.mlm_head is not None
-        asked, offered = self.mlm_head.factors(hidden, self.encoder.embedding.tokens.weight)
+        asked, bias = self.mlm_head.asked(hidden), self.mlm_head.bias
+        offered = self.encoder.embedding.tokens.weight
         sizes = [len(labels)]
         if self.objective.mlm_reduction == "separate":
             sizes = [of_history, len(labels) - of_history]
         parts = zip(asked.split(sizes), labels.split(sizes), strict=True)
         means = [
-            processes.shard_of_mean(mlm_loss(part, offered, wanted), len(wanted))
+            processes.shard_of_mean(mlm_loss(part, offered, wanted, bias), len(wanted))
             for part, wanted in parts
         ]
         return sum(means[1:], start=means[0])

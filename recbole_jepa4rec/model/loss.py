@@ -16,24 +16,25 @@ from recbole_jepa4rec.model.ranking_head import Entries
 CHUNK_LOGITS = 2**20
 """Logits computed at once in a softmax over candidates: 4 MiB, which a processor's cache holds."""
 
-FUSED_LOGITS = 2**22
-"""Logits computed at once where the gradient is made with them: 16 MiB.
+FUSED_LOGITS = 2**23
+"""Logits computed at once where the gradient is made with them: 32 MiB.
 
 Each chunk reads and writes the gradient of all items: with 2**18 logits, 16 rows of a vocabulary of
-30,000, that took 2.4 times the time of one chunk for all, with these 1.1 times.
+30,000, that took 2.4 times the time of one chunk for all, with these as much as that.
 """
 
 FUSED_ITEMS = 2**24
 """Numbers in all items' vectors up to which their gradient waits for the backward pass: 64 MiB."""
 
 
-def mlm_loss(asked: Tensor, offered: Tensor, labels: Tensor) -> Tensor:
+def mlm_loss(asked: Tensor, offered: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
     """Cross-entropy of the masked tokens (L_MLM).
 
     Args:
-        asked: of the vocabulary, at masked tokens only, ``[M, D]``; see ``MLMHead.factors``.
+        asked: of the vocabulary, at masked tokens only, ``[M, D]``; see ``MLMHead.asked``.
         offered: by each of its entries, ``[V, D]``.
         labels: the tokens that stood there, ``[M]``.
+        bias: of each entry, ``[V]``.
 
     Returns:
         Mean over the masked tokens; zero when there is none.
@@ -44,8 +45,8 @@ def mlm_loss(asked: Tensor, offered: Tensor, labels: Tensor) -> Tensor:
     if len(asked) != len(labels):
         raise ValueError(f"{len(asked)} masked tokens for {len(labels)} labels")
     if len(labels) == 0:
-        return zero_of(asked, offered)
-    return softmax_loss(asked, offered, labels)
+        return zero_of(asked, offered, *([] if bias is None else [bias]))
+    return softmax_loss(asked, offered, labels, bias)
 
 
 def mapping_loss(
@@ -114,22 +115,28 @@ def contrastive_loss(
         return _ChunkedSoftmax.apply(sequences, items, positive, log_weights, ends, *parts)
 
 
-def softmax_loss(sequences: Tensor, items: Tensor, positive: Tensor) -> Tensor:
+def softmax_loss(
+    sequences: Tensor, items: Tensor, positive: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """Cross-entropy over all items, or words, by their product with what is said of each sequence.
 
     Args:
         sequences: ``[B, D]``.
         items: ``[C, D]``.
         positive: index of each sequence's next item, ``[B]``.
+        bias: of each item, ``[C]``.
 
     Returns:
         Mean over the batch; scalar >= 0.
     """
     with torch.autocast(sequences.device.type, enabled=False):
         sequences = sequences.to(items.dtype)
-        if items.numel() > FUSED_ITEMS:
-            return _ChunkedSoftmax.apply(sequences, items, positive, None, [])
-        return _FusedSoftmax.apply(sequences, items, positive)
+        if items.numel() <= FUSED_ITEMS:
+            return _FusedSoftmax.apply(sequences, items, positive, bias)
+        if bias is not None:
+            sequences = torch.cat([sequences, sequences.new_ones(len(sequences), 1)], dim=1)
+            items = torch.cat([items, bias[:, None]], dim=1)
+        return _ChunkedSoftmax.apply(sequences, items, positive, None, [])
 
 
 def zero_of(*tensors: Tensor) -> Tensor:
@@ -213,34 +220,41 @@ class _ChunkedSoftmax(torch.autograd.Function):
 
 
 class _FusedSoftmax(torch.autograd.Function):
-    """Mean cross-entropy of ``sequences @ items.T``, a chunk of sequences at a time.
+    """Mean cross-entropy of ``sequences @ items.T + bias``, a chunk of sequences at a time.
 
     The forward pass makes the gradients as well, while a chunk's shares are at hand: a mean's are
     the same but for one factor.
     """
 
     @staticmethod
-    def forward(ctx: Any, sequences: Tensor, items: Tensor, positive: Tensor) -> Tensor:
-        """``[B, D]``, ``[C, D]``, ``[B]`` to the mean over the batch."""
+    def forward(
+        ctx: Any, sequences: Tensor, items: Tensor, positive: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """``[B, D]``, ``[C, D]``, ``[B]``, ``[C]`` to the mean over the batch."""
         of_sequences, of_items = torch.empty_like(sequences), torch.zeros_like(items)
+        of_bias = None if bias is None else torch.zeros_like(bias)
         total = sequences.new_zeros(())
         size = max(16, numbers_at_once(sequences.device, FUSED_LOGITS) // len(items))
         for first in range(0, len(sequences), size):
             chunk, wanted = sequences[first : first + size], positive[first : first + size, None]
-            share = (chunk @ items.T).log_softmax(dim=1)
+            logits = chunk @ items.T if bias is None else torch.addmm(bias, chunk, items.T)
+            share = logits.log_softmax(dim=1)
             total -= share.gather(1, wanted).sum()
             share.exp_().scatter_add_(1, wanted, share.new_full(wanted.shape, -1.0))
             torch.mm(share, items, out=of_sequences[first : first + size])
             of_items.addmm_(share.T, chunk)
-        ctx.save_for_backward(of_sequences, of_items)
+            if of_bias is not None:
+                of_bias += share.sum(dim=0)
+        ctx.save_for_backward(of_sequences, of_items, of_bias)
         return total / len(sequences)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """What the forward pass made, times the factor."""
-        of_sequences, of_items = ctx.saved_tensors
+        of_sequences, of_items, of_bias = ctx.saved_tensors
         scale = gradients[0] / len(of_sequences)
-        return of_sequences * scale, of_items * scale, None
+        of_bias = None if of_bias is None else of_bias * scale
+        return of_sequences * scale, of_items * scale, None, of_bias
 
 
 def _chunks(sequences: Tensor, items: Tensor) -> Iterator[slice]:
