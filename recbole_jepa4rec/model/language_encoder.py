@@ -61,7 +61,7 @@ class LanguageEncoder(SentenceEncoder):
         return self.language_model.get_input_embeddings()
 
     def factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Two factors whose product is the logits of the next token; see ``MLMHead.factors``.
+        """Two factors whose product is the logits of the next token; see ``mlm_loss``.
 
         A final soft cap, where a model has one, is left out.
         """
