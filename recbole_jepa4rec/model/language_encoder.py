@@ -165,7 +165,7 @@ def encoder_of_language_model(
     found, fast = load_language_model(source, precision, device)
     model: Any = found
     shape = model.config.get_text_config()
-    most = shape.max_position_embeddings
+    most = getattr(shape, "max_position_embeddings", tokens)  # some have no bound
     if tokens > most:
         raise ValueError(
             f"max_sequence_tokens leads to sequences of {tokens} tokens, an item and the "
