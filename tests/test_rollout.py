@@ -42,15 +42,16 @@ def by_hand(model, items, latents):
     for item in items:
         one = store.single(store.sentence_of_item[torch.tensor([item])])
         parts.append((one.input_ids.tolist()[1:], one.token_types.tolist()[1:]))
-    parts += [([word], [2]) for word in words]
     causal = model.encoder.config.training_targets == "all_prefixes"
+    if causal:
+        parts = [([*tokens, special.cls], [*kinds, 0]) for tokens, kinds in parts]
+    parts += [([word], [0 if causal else 2]) for word in words]
     ids, types, places, item_places = [], [], [], []
     if not causal:
         ids, types, places, item_places = [special.cls], [0], [0], [0]
     for number, (tokens, kinds) in enumerate(parts if causal else parts[::-1], start=1):
-        tokens, kinds = [*tokens, special.cls][: len(tokens) + causal], [*kinds, 0]
         ids += tokens
-        types += kinds[: len(tokens)]
+        types += kinds
         places += range(len(tokens)) if causal else range(len(places), len(ids))
         item_places += [number] * len(tokens)
     cls = torch.tensor([n for n, kind in enumerate(types) if kind == 0])

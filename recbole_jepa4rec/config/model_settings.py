@@ -383,7 +383,7 @@ class JEPA4RecSettings(SentenceSettings):
 
     @model_validator(mode="after")
     def _leaves_room_for_latents(self) -> JEPA4RecSettings:
-        most = min(self.MAX_ITEM_LIST_LENGTH, self.max_sequence_tokens // 2)
+        most = min(self.MAX_ITEM_LIST_LENGTH, self.max_sequence_tokens - 1)
         for key in ("rollout_steps", "drift_steps"):
             if vars(self)[key] > max(most, 1):
                 raise ValueError(

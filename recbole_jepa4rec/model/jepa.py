@@ -32,12 +32,7 @@ from recbole_jepa4rec.model.rollout import as_inputs, roll_out
 from recbole_jepa4rec.model.sigreg import draw_directions, sigreg
 from recbole_jepa4rec.text.masking import Masking
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.text.token_batch import (
-    ALL_PREFIXES,
-    TokenBatch,
-    fill_batches,
-    with_latents,
-)
+from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches, with_latents
 
 
 class JointEmbeddingModel(PartlyOnCPU):
@@ -391,15 +386,19 @@ class JointEmbeddingModel(PartlyOnCPU):
     @property
     def most_steps(self) -> int:
         """Of a rollout whose latents leave room for an item of the history."""
-        return min(self.encoder.config.max_item_positions - 1, self.max_sequence_tokens // 2)
+        return min(self.encoder.config.max_item_positions - 1, self.max_sequence_tokens - 1)
 
     def _read(self, histories: PackedHistories, latents: int = 0) -> TokenBatch:
         """Tokens of histories, without the oldest items where so many latents need their room."""
         if latents:
             histories = histories.newest(self.encoder.config.max_item_positions - 1 - latents)
-        targets, special = self.encoder.config.training_targets, self.sentences.special
-        room = self.max_sequence_tokens - latents * (2 if targets == ALL_PREFIXES else 1)
-        batch = self.sentences.histories(histories.newest_first(), histories.lengths, room, targets)
+        batch = self.sentences.histories(
+            histories.newest_first(),
+            histories.lengths,
+            self.max_sequence_tokens - latents,
+            self.encoder.config.training_targets,
+        )
+        special = self.sentences.special
         return with_latents(batch, latents, special.mask, special.cls)
 
     def _single(self, sentence_ids: Tensor) -> TokenBatch:

@@ -2,7 +2,10 @@
 
 The predicted latent of the next item is h_CLS, by which items are ranked. It re-enters by its
 direction alone, which is all that a cosine trains, through a linear map that starts as the
-identity. It stands in place of a token: an item of one token, newer than all others.
+identity, as an item of one token, newer than all others. With ``all_prefixes`` it stands in place
+of that item's [CLS], at which the next prediction is read: residual connections carry it there.
+(Behind it, a [CLS] of its own ignored it: the history says as much as what follows from it.) In
+``random`` order it stands among the history's tokens, and the one [CLS] reads it there.
 
 A step of training rolls out from one prefix of each history, drawn uniformly, which it reads anew
 with each latent more. L_map has no part in it: FFN2 reads half of the next item, which a rollout

@@ -87,7 +87,7 @@ class TokenBatch:
         """Where ``with_latents`` made room for latents, oldest first, ``[B, count]``."""
         nth = torch.arange(count)
         if self.all_prefixes:
-            return self.offsets[1:, None] + 2 * (nth - count)
+            return self.offsets[1:, None] + nth - count
         return self.offsets[:-1, None] + count - nth
 
     @property
@@ -255,44 +255,38 @@ def oldest_first(
 def with_latents(batch: TokenBatch, count: int, mask_id: int, cls_id: int) -> TokenBatch:
     """Sequences with some items more, newer than all others, each of one token and without text.
 
-    That token's place is a latent's (``TokenBatch.latent_places``). Otherwise it is laid out as an
-    item's: with ``all_prefixes`` a ``[CLS]`` stands behind it.
+    That token's place is a latent's (``TokenBatch.latent_places``). With ``all_prefixes`` it is the
+    item's ``[CLS]``, so that what is predicted there goes on from the latent.
 
     Args:
         batch: sequences that leave room for them.
         count: items more in each.
-        mask_id: id of [MASK], which holds the places.
-        cls_id: id of ``[CLS]``.
+        mask_id: id of [MASK], which holds the places in ``random`` order.
+        cls_id: id of ``[CLS]``, which does with ``all_prefixes``.
     """
     if not batch.sequences or not count:
         return batch
-    rows = torch.arange(batch.sequences).repeat_interleave(count)
+    causal, rows = batch.all_prefixes, torch.arange(batch.sequences).repeat_interleave(count)
     nth = torch.arange(count).repeat(batch.sequences)
-    places = batch.cls_counts[rows] + nth + 1 if batch.all_prefixes else count - nth
-    shift = 0 if batch.all_prefixes else count * (batch.token_types != 0)
-    columns = {
-        "input_ids": [batch.input_ids, torch.full_like(places, mask_id)],
-        "token_types": [batch.token_types, torch.full_like(places, 2)],
-        "token_positions": [batch.token_positions + shift, places * (not batch.all_prefixes)],
-        "item_positions": [batch.item_positions + shift, places],
+    places = batch.cls_counts[rows] + nth + 1 if causal else count - nth
+    shift = 0 if causal else count * (batch.token_types != 0)
+    parts = {
+        "input_ids": (batch.input_ids, torch.full_like(places, cls_id if causal else mask_id)),
+        "token_types": (batch.token_types, torch.full_like(places, 0 if causal else 2)),
+        "token_positions": (batch.token_positions + shift, places * (not causal)),
+        "item_positions": (batch.item_positions + shift, places),
     }
-    owners, sentences = [batch.sequence_of_token, rows], None
-    if batch.all_prefixes:
-        of_cls = {"input_ids": cls_id, "token_types": 0, "token_positions": 1}
-        for name, parts in columns.items():
-            parts.append(torch.full_like(places, of_cls[name]) if name in of_cls else places)
-        owners.append(rows)
+    joined = {name: torch.cat(both) for name, both in parts.items()}
+    items, owners = joined["item_positions"], torch.cat([batch.sequence_of_token, rows])
+    order = (owners * (items.max() + 1) + items).argsort(stable=True)
+    joined = {name: values[order] for name, values in joined.items()}
+    sentences = None
     if batch.sentences is not None:
         read = torch.cat([batch.sequence_of_token[batch.cls_index], rows]).argsort(stable=True)
         sentences = torch.cat([batch.sentences, torch.full_like(rows, -1)])[read]
-    joined = {name: torch.cat(parts) for name, parts in columns.items()}
-    items = joined["item_positions"]
-    order = (torch.cat(owners) * (items.max() + 1) + items).argsort(stable=True)
-    joined = {name: values[order] for name, values in joined.items()}
-    more = count * (len(owners) - 1) * torch.arange(len(batch.offsets))
     return batch.replace(
         **joined,
-        offsets=batch.offsets + more,
+        offsets=batch.offsets + count * torch.arange(len(batch.offsets)),
         cls_index=(joined["token_types"] == 0).nonzero()[:, 0],
         sentences=sentences,
     )
