@@ -41,6 +41,8 @@ def comparison(tmp_path_factory):
         options["lists"] = {"average_popularity@10": 12.3456 + i}
         steps = {"cosine": [0.8765, 0.5], "recall@10": [0.1234, 0.25]}
         options["drift"] = {"latent, none": steps, "text": steps} if i == 1 else {}
+        if i == 3:
+            options["drift"] = {"text": {"cosine": [0.7654], "recall@10": [0.4321]}}
         options["vectors"] = dict.fromkeys(VECTORS, 0.6543 + i) if i else None
         options["text_fingerprint"] = "0a" * 8 if i in (0, 3) else None
         rows.append(row(folder, entry, *ranks, **options))
@@ -121,6 +123,7 @@ class TestHtml:
         assert "SASRec-CE" not in part and "Popularity" in part
         text = (folder / "comparison.md").read_text().split("## Drift")[1].split("## Data")[0]
         assert "| Popularity | text | 0.1234 ± 0.0000 | 0.2500 ± 0.0000 |" in text
+        assert "| text | 0.4321 ± 0.0000 | – |" in text
 
     def test_one_colour_a_model(self, folder, comparison):
         text = (folder / "comparison.html").read_text()

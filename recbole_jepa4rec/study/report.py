@@ -111,6 +111,8 @@ def _template(name: str, escape: Callable[[Any], str], **options: Any) -> Templa
 def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """What the templates read beside the comparison's own fields."""
     rows, experiment = comparison["rows"], comparison.get("experiment")
+    with_drift = [row for row in rows if row.get("drift")]
+    steps = [len(next(iter(row["drift"]["text"].values()))) for row in with_drift]
     return {
         "c": comparison,
         "experiment": experiment,
@@ -129,7 +131,8 @@ def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "cost_columns": wording.COST,
         "with_vectors": [row for row in rows if row.get("vectors")],
         "vector_columns": wording.VECTORS,
-        "with_drift": [row for row in rows if row.get("drift")],
+        "with_drift": with_drift,
+        "drift_steps": range(max(steps, default=0)),
         "drift_measures": wording.DRIFT,
         "alpha": wording.ALPHA,
     }
