@@ -104,7 +104,7 @@ def of_run(settings: ItemTextSettings, path: Path) -> tuple[Tokenizer, EncoderCo
         if not (folder / name).is_file():
             raise ValueError(
                 f"checkpoint={path}: no {name} beside the weights; expected the run folder of a "
-                "text model"
+                "text model (LLMJEPA's with a language model needs language_model as well)"
             )
     shape = _read_encoder(folder / ENCODER_FILE)
     if settings.training_targets != shape.training_targets:
