@@ -7,9 +7,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("steady", deadline=None, derandomize=True)  # the same on a busy machine
+# the same on a busy machine
+slow = [HealthCheck.too_slow]
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=slow)
 settings.load_profile("steady")
 
 ROOT = Path(__file__).resolve().parent.parent
