@@ -50,8 +50,8 @@ def test_models_are_listed_and_described(capsys):
 
 
 def test_what_is_unknown_is_one_line(capsys):
-    error = said(["models", "JEPA"], capsys, 2).err
-    assert error == "error: unknown model 'JEPA' (did you mean 'JEPA4Rec'?)\n"
+    error = said(["models", "JEPA4R"], capsys, 2).err
+    assert error == "error: unknown model 'JEPA4R' (did you mean 'JEPA4Rec'?)\n"
     error = said(["comparee"], capsys, 2).err
     assert error.endswith("error: unknown command 'comparee' (did you mean 'compare'?)\n")
     assert said([], capsys, 2).err.startswith("usage: recbole-jepa4rec COMMAND")
