@@ -72,7 +72,7 @@ def test_temporal_cuts_everybody_at_the_same_moments(rows, valid_share, test_sha
     made = attempt(rows, "temporal", valid_share=valid_share, test_share=test_share)
     in_time = sorted(row[2] for row in rows)
     first_test = in_time[min(len(rows) - 1, round((1 - test_share) * len(rows)))]
-    first_valid = in_time[min(len(rows) - 1, round((1 - valid_share - test_share) * len(rows)))]
+    first_valid = in_time[min(len(rows) - 1, round((1 - (valid_share + test_share)) * len(rows)))]
     parts = {
         "train": [row for row in rows if row[2] < first_valid],
         "valid": [row for row in rows if first_valid <= row[2] < first_test],
