@@ -7,7 +7,12 @@ import torch
 import transformers
 
 from recbole_jepa4rec.model import language_model
-from recbole_jepa4rec.model.language_model import Verbaliser, add_lora, load_language_model
+from recbole_jepa4rec.model.language_model import (
+    Verbaliser,
+    add_lora,
+    hold_little,
+    load_language_model,
+)
 from tests.tiny_encoder import TEXTS
 from tests.tiny_llama import save_tiny_llama
 
@@ -53,7 +58,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(tmp_path):
     prompts, gradients = tokenizer(TEXTS)["input_ids"], []
     for holds_little in (False, True):
         if holds_little:
-            verbaliser.hold_little()
+            hold_little(verbaliser.language_model)
             assert verbaliser.language_model.is_gradient_checkpointing
         verbaliser.zero_grad()
         verbaliser(prompts).square().sum().backward()

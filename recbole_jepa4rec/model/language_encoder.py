@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.config.model_settings import LanguageModelSettings
 from recbole_jepa4rec.model.encoder import EncoderConfig, SentenceEncoder
-from recbole_jepa4rec.model.language_model import add_lora, load_language_model
+from recbole_jepa4rec.model.language_model import finetuned_language_model
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, TokenBatch, fill_batches, ragged_range
 from recbole_jepa4rec.text.tokenizer import SpecialIds
 
@@ -160,10 +160,8 @@ def encoder_of_language_model(
     Raises:
         ValueError: if there is none, it is not causal, or it cannot read so much.
     """
-    on_gpu = device.type != "cpu"
-    precision = settings.language_model_precision or ("bf16" if on_gpu else "fp32")
-    found, fast = load_language_model(source, precision, device)
-    model: Any = found
+    wrapped, fast = finetuned_language_model(source, settings, device)
+    model = wrapped.get_base_model()
     shape = model.config.get_text_config()
     most = getattr(shape, "max_position_embeddings", tokens)  # some have no bound
     if tokens > most:
@@ -176,17 +174,6 @@ def encoder_of_language_model(
             f"tokenizer of language_model {source!r} "
             + ("has no end token" if fast.is_fast else "is not a fast one (tokenizer.json)")
         )
-    model = add_lora(
-        model,
-        rank=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
-    )
-    model = model.get_base_model()
-    checkpoints = settings.gradient_checkpointing
-    if on_gpu if checkpoints is None else checkpoints:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     end = fast.eos_token_id
     special = SpecialIds(cls=end, mask=end, pad=end, unk=end, all=frozenset([end]))
     config = EncoderConfig.model_construct(  # no more is asked of it

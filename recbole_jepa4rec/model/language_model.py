@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.weight_files import locate
+from recbole_jepa4rec.config.model_settings import LanguageModelSettings
 from recbole_jepa4rec.text.token_batch import fill_batches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,6 +113,44 @@ def add_lora(
         raise ValueError(f"lora_target_modules {target_modules!r} do not fit: {error}") from error
 
 
+def hold_little(language_model: Any) -> None:
+    """Compute each layer again in the backward pass, instead of holding all that it said.
+
+    Args:
+        language_model: wrapped by peft.
+    """
+    language_model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def finetuned_language_model(
+    source: str, settings: LanguageModelSettings, device: torch.device
+) -> tuple[Any, Any]:
+    """The model wrapped by peft, and its tokenizer.
+
+    Args:
+        source: folder or hub name.
+        settings: of the low-rank weights and of what is held.
+        device: of the run, which decides what is left open.
+
+    Raises:
+        ValueError: as ``load_language_model`` and ``add_lora``.
+    """
+    on_gpu = device.type != "cpu"
+    precision = settings.language_model_precision or ("bf16" if on_gpu else "fp32")
+    model, tokenizer = load_language_model(source, precision, device)
+    model = add_lora(
+        model,
+        rank=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        target_modules=settings.lora_target_modules,
+    )
+    checkpoints = settings.gradient_checkpointing
+    if on_gpu if checkpoints is None else checkpoints:
+        hold_little(model)
+    return model, tokenizer
+
+
 @dataclass(frozen=True)
 class PaddedPrompts:
     """Prompts padded on the right, where no token of a causal model ever looks.
@@ -155,10 +194,6 @@ class Verbaliser(nn.Module):
         self.tokens_seen = 0
         if not isinstance(self._causal.get_output_embeddings(), nn.Linear):
             raise ValueError("lora_target_modules must leave out the language model's output layer")
-
-    def hold_little(self) -> None:
-        """Compute each layer again in the backward pass, instead of holding all that it said."""
-        self._causal.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def device(self) -> torch.device:

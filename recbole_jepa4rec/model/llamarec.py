@@ -15,7 +15,7 @@ from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import LlamaRecSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import PhasedModel
-from recbole_jepa4rec.model.language_model import Verbaliser, add_lora, load_language_model
+from recbole_jepa4rec.model.language_model import Verbaliser, finetuned_language_model
 from recbole_jepa4rec.model.loss import zero_of
 from recbole_jepa4rec.model.reranking import (
     Retriever,
@@ -179,9 +179,7 @@ def _ranker(
             "the data set"
         )
     titles = _titles(dataset.item_text, settings.title_field)
-    on_gpu = device.type != "cpu"
-    precision = settings.language_model_precision or ("bf16" if on_gpu else "fp32")
-    language_model, tokenizer = load_language_model(settings.language_model, precision, device)
+    language_model, tokenizer = finetuned_language_model(settings.language_model, settings, device)
     if settings.answer_loss == "vocabulary" and tokenizer.eos_token_id is None:
         raise ValueError(
             f"answer_loss is 'vocabulary', and language_model {settings.language_model!r} has no "
@@ -196,18 +194,7 @@ def _ranker(
         settings.max_sequence_tokens,
         settings.prompt_format,
     )
-    language_model = add_lora(
-        language_model,
-        rank=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
-    )
-    verbaliser = Verbaliser(language_model, prompt.letters)
-    checkpoints = settings.gradient_checkpointing
-    if on_gpu if checkpoints is None else checkpoints:
-        verbaliser.hold_little()
-    return prompt, verbaliser
+    return prompt, Verbaliser(language_model, prompt.letters)
 
 
 def _titles(item_text: Any, field: str | None) -> list[str]:
