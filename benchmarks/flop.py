@@ -1,8 +1,12 @@
-"""Work that an encoder's method asks for, in floating-point operations of its real tokens."""
+"""Floating-point operations: what an encoder's method asks for, and what a call executes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_jepa4rec.model.encoder import EncoderConfig
 
@@ -40,3 +44,13 @@ def attended_pairs(lengths: Tensor, window: int | None) -> int:
     local = lengths + reach * (2 * lengths - reach - 1)
     far_from_cls = lengths - 1 - reach
     return int((local + 2 * far_from_cls).sum())
+
+
+def executed_flop(run: Callable[[], Any]) -> int:
+    """Operations of the matrix products that a call executes, those of padding included.
+
+    Attention's own are among them on a GPU alone: torch has no count for its kernel of a CPU.
+    """
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())

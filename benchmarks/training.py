@@ -17,7 +17,9 @@ moving average. All start from MiniLM's weights and have a window of 64 unless s
 
 A target is one supervised next item of the contrastive task. Tokens/s are what the trained encoder
 reads, over all passes, without padding. The ratios are ours over RecFormer's way, of sequences a
-second and of targets a second.
+second and of targets a second. The share of the peak is that of the products a run executes, in a
+matrix product's speed measured among the runs; a product of padding counts, so multiply by what is
+not padding to compare procedures.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from corpus import (
     joint_model,
     minilm_encoder,
 )
+from flop import executed_flop
 from measure import (
     PRECISIONS,
     arguments,
@@ -232,11 +235,14 @@ def main() -> None:
         if (name, precision) != (RECFORMER_MASKED, "bf16")
     }
     seconds = interleaved(runs | matmuls(device), options.repeats, device)
-    rows = [
-        row(name, procedures[name.rpartition(", ")[0]], len(examples), seconds[name])
-        for name in runs
-    ]
-    report(options, rows, ratios(rows), matmul_peak(seconds))
+    peak, rows = matmul_peak(seconds), []
+    for name, run in runs.items():
+        procedure_name, _, precision = name.rpartition(", ")
+        speed = executed_flop(run) / seconds[name]
+        line = row(name, procedures[procedure_name], len(examples), seconds[name])
+        rows.append(line | {"share of peak": speed / peak[precision]})
+    main_row = next(line for line in rows if line["name"] == f"{PREFIXES}, bf16")
+    report(options, rows, ratios(rows), peak, main_row["share of peak"])
 
 
 def build_procedures(
