@@ -1,4 +1,4 @@
-"""What test_device has a process of its own do: runs of every model on the pretended device."""
+"""Runs of every model on a device: what test_gpu does, and test_device has a process of its own do."""
 
 from __future__ import annotations
 
@@ -151,12 +151,11 @@ def marked() -> Iterator[Marks]:
         yield marks
 
 
-def look_at(name: str) -> dict[str, Any]:
-    """Train, rank, resume and recommend; what was counted meanwhile."""
+def go_through(name: str) -> dict[str, Any]:
+    """Train, rank and recommend; resume what was killed. The metrics of both, and how many items."""
     given = {"model": name.partition(",")[0], **RUN, **RUNS[name]}
     folder = name.replace(" ", "-")
-    with marked() as marks:
-        whole = run(config_dict={**given, "run_dir": folder})
+    whole = run(config_dict={**given, "run_dir": folder})
     recommender = load(folder)
     recommended = recommender.recommend([recommender.item_ids[1:3]], k=3)
     if recommender.offer.rolls_out:
@@ -176,33 +175,35 @@ def look_at(name: str) -> dict[str, Any]:
         with mock.patch.object(CheckpointFolder, "write", write_and_die), suppress(KilledError):
             run(config_dict={**given, "run_dir": again, "checkpoint_steps": 1})
         resumed = run(config_dict={"resume": again})
-    return {
-        "test": whole["test"],
-        "resumed": resumed["test"],
-        "recommended": len(recommended),
-        "most": marks.most,
-        "at": marks.at,
-    }
+    return {"test": whole["test"], "resumed": resumed["test"], "recommended": len(recommended)}
 
 
-def main(folder: Path, names: list[str]) -> None:
-    """Write what was counted to a file beside the runs."""
+def prepare(folder: Path) -> None:
+    """Make what the runs read, and go there."""
     RUN.update(data_path=str(Path("dataset").resolve()), cache_dir=str(folder / "cache"))
     save_tiny_bert(folder / "tiny-bert")
     text = Path("dataset/toy/toy.item").read_text(encoding="utf-8").split("\n")
     save_tiny_llama(folder / "tiny-llama", text)
     os.chdir(folder)
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Write what was counted to a file beside the runs."""
+    prepare(folder)
     pretend()
 
     def on_device(self: Any) -> None:
         self.final_config_dict["device"] = torch.device(NAME, 0)
         self.final_config_dict.update(gpu_id="0", single_spec=True, local_rank=0)
 
+    found = {}
     with (
         mock.patch.object(Config, "_init_device", on_device),
         mock.patch.object(packed_attention, "_kernel", return_value=attention_by_definition),
     ):
-        found = {name: look_at(name) for name in names or RUNS}
+        for name in names or RUNS:
+            with marked() as marks:
+                found[name] = go_through(name) | {"most": marks.most, "at": marks.at}
     Path("found.json").write_text(json.dumps(found))
 
 

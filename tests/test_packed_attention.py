@@ -96,7 +96,7 @@ def gradients(encoder: SentenceEncoder, reading: str) -> tuple[Tensor, ...]:
     """Of every parameter, by a loss of all outputs."""
     draws = torch.Generator().manual_seed(1)
     made = outputs(encoder, batch(reading))
-    loss = sum((out * torch.randn(out.shape, generator=draws)).sum() for out in made)
+    loss = sum((out.cpu() * torch.randn(out.shape, generator=draws)).sum() for out in made)
     return torch.autograd.grad(loss, encoder.parameters(), materialize_grads=True)
 
 
