@@ -1,4 +1,4 @@
-"""Runs of every model on a device: what test_gpu does, and test_device has a process of its own do."""
+"""Runs of every model on a device: for test_gpu, and test_device in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,8 @@ class Marks:
 
 
 @contextmanager
-def marked() -> Iterator[Marks]:
+def marked(marks: Marks) -> Iterator[None]:
     """Count what the runs of the block do."""
-    marks = Marks()
     end_if_asked, rank = ProtocolTrainer.end_if_asked, ProtocolTrainer._rank
 
     def mark_and_end(self: Any) -> None:
@@ -148,14 +147,15 @@ def marked() -> Iterator[Marks]:
         return rank(self, *args)
 
     with mock.patch.multiple(ProtocolTrainer, end_if_asked=mark_and_end, _rank=rank_anew):
-        yield marks
+        yield
 
 
-def go_through(name: str) -> dict[str, Any]:
-    """Train, rank and recommend; resume what was killed. The metrics of both, and how many items."""
+def go_through(name: str, watched: AbstractContextManager[Any]) -> dict[str, Any]:
+    """Train and rank, watched; recommend; resume what was killed. Both tests, and items found."""
     given = {"model": name.partition(",")[0], **RUN, **RUNS[name]}
     folder = name.replace(" ", "-")
-    whole = run(config_dict={**given, "run_dir": folder})
+    with watched:
+        whole = run(config_dict={**given, "run_dir": folder})
     recommender = load(folder)
     recommended = recommender.recommend([recommender.item_ids[1:3]], k=3)
     if recommender.offer.rolls_out:
@@ -202,8 +202,8 @@ def main(folder: Path, names: list[str]) -> None:
         mock.patch.object(packed_attention, "_kernel", return_value=attention_by_definition),
     ):
         for name in names or RUNS:
-            with marked() as marks:
-                found[name] = go_through(name) | {"most": marks.most, "at": marks.at}
+            marks = Marks()
+            found[name] = go_through(name, marked(marks)) | {"most": marks.most, "at": marks.at}
     Path("found.json").write_text(json.dumps(found))
 
 

@@ -5,6 +5,7 @@ Without one these are skipped, and test_device says what is known all the same; 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_resumed_to_the_bit_and_read_on_a_cpu(name, folder):
     """What it recommends there has the scores that it has on the GPU."""
-    found = go_through(name)
+    found = go_through(name, nullcontext())
     assert found["resumed"] == found["test"]
     assert found["recommended"] == 3
     if "bf16" not in name and "language_model" not in RUNS[name]:  # which is held in bf16 there
@@ -85,7 +86,7 @@ def test_losses_are_those_of_a_cpu(items):
 @pytest.mark.skipif(not find_spec("peft"), reason="the extra llm is not installed")
 def test_a_language_model_is_held_in_bf16(folder):
     """Its frozen weights; what learns stays in fp32."""
-    go_through("LlamaRec")
+    go_through("LlamaRec", nullcontext())
     weights = dict(load("LlamaRec").model.named_parameters())
     learns = {name: "lora_" in name for name in weights if "q_proj" in name}
     assert {*learns.values()} == {False, True}
