@@ -109,7 +109,8 @@ class TestSpace:
 
     @pytest.mark.parametrize("file", sorted((find_properties() / "search").glob("*.yaml")))
     def test_the_spaces_that_ship_fit_their_models(self, workplace, file):
-        words = [f"--model={file.stem}", *BASE[1:], "--num_samples=2"]
+        words = [f"--model={file.stem.partition('-')[0]}", *BASE[1:], "--num_samples=2"]
+        words += [f"--search={file}"]
         assert len(read_request(words).points) == 2
 
 
