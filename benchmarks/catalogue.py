@@ -2,7 +2,7 @@
 
     python benchmarks/catalogue.py [--items 1000 4385] [--json PATH]
 
-- ours: ``JointEmbeddingModel.item_vectors``: each different sentence once, packed, in chunks of
+- ours: ``SentenceRanker.item_vectors``: each different sentence once, packed, in chunks of
   similar length and bounded tokens.
 - RecFormer's way: transformers' Longformer on every item in catalogue order, batches of 16 padded
   to the longest and to a multiple of 64. It runs at the first ``--items`` alone; the script ends

@@ -108,7 +108,7 @@ class RecFormerProcedure(nn.Module):
         return 1 - sum(part.num_tokens for part in packed) / slots
 
     def pretrain_losses(self, packed: PackedHistories, keys: Tensor) -> dict[str, Tensor]:
-        """The terms of L_PT; see ``JointEmbeddingModel.pretrain_losses`` for the arguments."""
+        """The terms of L_PT; see ``SentenceRanker.pretrain_losses`` for the arguments."""
         next_items = packed.targets
         histories = Examples(packed, keys).read(self.sentences)
         following = self._single(next_items)

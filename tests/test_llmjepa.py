@@ -107,9 +107,6 @@ def tiny(sentences, predictor_tokens=1, **aims):
     return LanguageModelJEPA(
         sentences=sentences,
         encoder=encoder_from_nothing(shape, predictor_tokens),
-        target_encoder=None,
-        mlm_head=None,
-        predictor=None,
         objective=TwoViews(**{**AIMS, **aims}),
         max_sequence_tokens=MAX_TOKENS,
         tokens_per_batch=200,

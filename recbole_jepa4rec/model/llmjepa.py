@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.config.model_settings import (
-    EncoderSettings,
-    ItemTextSettings,
-    LLMJEPASettings,
-)
+from recbole_jepa4rec.config.model_settings import LLMJEPASettings
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.encoder import EncoderConfig
-from recbole_jepa4rec.model.jepa import JointEmbeddingModel
-from recbole_jepa4rec.model.jepa4rec import JEPA4Rec
 from recbole_jepa4rec.model.language_encoder import (
     LanguageEncoder,
     encoder_from_nothing,
     encoder_of_language_model,
 )
 from recbole_jepa4rec.model.loss import contrastive_loss, mapping_loss, mlm_loss, zero_of
-from recbole_jepa4rec.model.objective import Objective
+from recbole_jepa4rec.model.objective import RankingObjective
 from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
-from recbole_jepa4rec.model.starting_point import of_run, save_starting_point, training_text
+from recbole_jepa4rec.model.sentence_model import SentenceModel
+from recbole_jepa4rec.model.sentence_ranker import SentenceRanker
+from recbole_jepa4rec.model.starting_point import of_run_or_nothing, save_starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.tensor_cache import default_cache_dir
 from recbole_jepa4rec.text.token_batch import TokenBatch, with_tokens_behind
-from recbole_jepa4rec.text.tokenizer import SpecialIds, train_wordpiece
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoViews(Objective):
-    """What is learnt of a history and its next item, of which nothing is masked.
+class TwoViews(RankingObjective):
+    """What is learnt of a history and its next item; ``LLMJEPASettings`` says what each means."""
 
-    The fields that are not an ``Objective``'s are keys of ``LLMJEPASettings``, which says what each
-    means.
-    """
-
-    history_mask_ratio: float = 0.0
-    next_item_mask_ratio: float = 0.0
-    mlm_weight: float = 0.0
-    sequence_pass: str = "clean"
     next_token_weight: float
     jepa_weight: float
     jepa_distance: str
@@ -64,8 +49,8 @@ class TwoViews(Objective):
         return {name: weight for name, weight in weights.items() if weight}
 
 
-class LLMJEPA(JEPA4Rec):
-    """JEPA4Rec's shell around a causal language model.
+class LLMJEPA(SentenceModel):
+    """RecBole's shell around a causal language model.
 
     It is pre-trained by L = gamma CE + lambda d(predictor(h_history), h_item): the cross-entropy of
     the next item's tokens after the history, and the distance of two views, what the history
@@ -86,16 +71,22 @@ class LLMJEPA(JEPA4Rec):
 
     def made_core(
         self,
-        settings: ItemTextSettings,
+        settings: LLMJEPASettings,
         item_text: pd.DataFrame,
         head: Callable[[int], RankingHead | None],
-        device: torch.device | str,
-    ) -> JointEmbeddingModel:
-        """The core that settings ask for, each of its parts built here."""
-        assert isinstance(settings, LLMJEPASettings)
-        name = settings.language_model
+        device: torch.device,
+    ) -> LanguageModelJEPA:
+        """The core that settings ask for, each of its parts made here."""
+        name, count, special = settings.language_model, settings.predictor_tokens, None
         self.language_model_name = None if name is None else Path(name).name
-        tokenizer, special, encoder = _language_model(settings, item_text, torch.device(device))
+        if name is None:
+            tokenizer, shape = of_run_or_nothing(settings, item_text)
+            encoder = encoder_from_nothing(shape, count)
+        else:
+            longest = settings.max_sequence_tokens + (settings.MAX_ITEM_LIST_LENGTH + 1) * count
+            tokenizer, special, encoder = encoder_of_language_model(
+                name, settings, count, longest, device
+            )
         sentences = ItemSentences.build(
             item_text,
             tokenizer,
@@ -105,14 +96,10 @@ class LLMJEPA(JEPA4Rec):
             sentence_format=settings.sentence_format,
             special=special,
         )
-        aims = {field.name for field in fields(TwoViews)}
         return LanguageModelJEPA(
             sentences=sentences,
             encoder=encoder,
-            target_encoder=None,
-            mlm_head=None,
-            predictor=None,
-            objective=TwoViews(**settings.model_dump(include=aims)),
+            objective=TwoViews.of(settings),
             max_sequence_tokens=settings.max_sequence_tokens,
             tokens_per_batch=settings.tokens_per_batch,
             head=head(encoder.config.hidden_size),
@@ -142,10 +129,6 @@ class LLMJEPA(JEPA4Rec):
         """All that train, at one pace."""
         return {1.0: [weight for weight in self.parameters() if weight.requires_grad]}
 
-    def begin_phase(self, phase: str, steps: int) -> None:
-        """Enter the phase of that name; items are frozen in none."""
-        self.phase = phase
-
     def prepare_run_folder(self, folder: Path) -> None:
         """Keep tokenizer and shape of a language model from nothing; another one is named."""
         if self.language_model_name is None:
@@ -165,11 +148,11 @@ class LLMJEPA(JEPA4Rec):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
-class LanguageModelJEPA(JointEmbeddingModel):
+class LanguageModelJEPA(SentenceRanker):
     """A causal language model that reads items and histories, and what it learns by.
 
     The [CLS] of its sentences is what ends a text; ``max_sequence_tokens`` counts none of the
-    predictor's. It has no target encoder, no masks, and no predictor but these tokens.
+    tokens that serve as its predictor. Items are never frozen.
     """
 
     encoder: LanguageEncoder
@@ -178,21 +161,18 @@ class LanguageModelJEPA(JointEmbeddingModel):
     def pretrain_losses(
         self, histories: PackedHistories, keys: Tensor, step: Tensor | int = 0
     ) -> dict[str, Tensor]:
-        """The terms that ``TwoViews.loss_weights`` names, unweighted.
-
-        Args:
-            histories: ``B`` of them, each with its next item as target.
-            keys: are not needed: nothing is drawn for a history.
-            step: random key of the step, the same in all processes.
-        """
+        """The terms that ``TwoViews.loss_weights`` names, unweighted; ``keys`` key nothing."""
         aim = self.objective
         longest = int(histories.lengths.max()) if len(histories) else 0
-        batch = self._read(histories.followed_by(histories.targets, longest + 1))
-        queries, ends = self._before_an_item(histories, batch)
+        followed = histories.followed_by(histories.targets, longest + 1)
+        batch = self._read(followed)
+        read = self._queries(followed, batch)
+        kept = read.prefix < followed.lengths[read.row]  # an item follows
+        queries, ends = Queries(histories, read.row[kept], read.prefix[kept]), batch.cls_index[kept]
         places = next_tokens(batch, self.encoder.predictor_ids.start)
         self.tokens_seen += batch.num_tokens
-        read = self.encoder(batch, torch.cat([ends, places]))
-        predicted, hidden = read.split([len(ends), len(places)])
+        states = self.encoder(batch, torch.cat([ends, places]))
+        predicted, hidden = states.split([len(ends), len(places)])
         losses = {}
         if aim.next_token_weight:
             (labels,) = self._sent((batch.input_ids[places + 1],))
@@ -201,26 +181,6 @@ class LanguageModelJEPA(JointEmbeddingModel):
         if aim.jepa_weight:
             losses["jepa"] = self._jepa_term(queries, predicted, step)
         return losses
-
-    def _before_an_item(
-        self, histories: PackedHistories, batch: TokenBatch
-    ) -> tuple[Queries, Tensor]:
-        """What is read before each next item, and where that ends, of histories and their targets.
-
-        Args:
-            histories: ``B`` of them.
-            batch: the same, each followed by its target.
-
-        Returns:
-            ``Q`` queries, and as many places among the batch's tokens.
-        """
-        counts = batch.cls_counts
-        row = torch.arange(len(counts)).repeat_interleave(counts)
-        back = counts.cumsum(0)[row] - torch.arange(len(row)) - 1  # items behind this end
-        kept = back > 0
-        row, back = row[kept], back[kept]
-        prefix = histories.lengths[row] + 1 - back
-        return Queries(histories, row, prefix), batch.cls_index[kept]
 
     def _jepa_term(self, queries: Queries, predicted: Tensor, step: Tensor | int) -> Tensor:
         """The distance of what ``Q`` histories predict, ``[Q, D]``, and their next items."""
@@ -237,13 +197,9 @@ class LanguageModelJEPA(JointEmbeddingModel):
         loss = jepa_loss(predicted, items, positive, aim.jepa_distance, aim.temperature, added)
         return processes.shard_of_mean(loss, len(wanted))
 
-    def weights_moved(self) -> None:
-        """To be called after every optimizer step: ages the item table."""
-        self.item_table.is_old = True
-
-    def _read(self, histories: PackedHistories, latents: int = 0) -> TokenBatch:
+    def _read(self, histories: PackedHistories, left: int = 0) -> TokenBatch:
         """Histories with the predictor's tokens behind each item."""
-        return with_tokens_behind(super()._read(histories, latents), self.encoder.predictor_ids)
+        return with_tokens_behind(super()._read(histories, left), self.encoder.predictor_ids)
 
 
 def jepa_loss(
@@ -289,30 +245,3 @@ def next_tokens(batch: TokenBatch, first: int) -> Tensor:
     """
     follows = (batch.item_positions[1:] > 1) & (batch.input_ids[1:] < first)
     return follows.nonzero()[:, 0]
-
-
-def _language_model(
-    settings: LLMJEPASettings, item_text: pd.DataFrame, device: torch.device
-) -> tuple[Tokenizer, SpecialIds | None, LanguageEncoder]:
-    """The language model that settings name, or one from nothing, with its tokenizer."""
-    count = settings.predictor_tokens
-    if settings.language_model is not None:
-        items = settings.MAX_ITEM_LIST_LENGTH + 1
-        longest = settings.max_sequence_tokens + items * count
-        return encoder_of_language_model(settings.language_model, settings, count, longest, device)
-    if settings.checkpoint:
-        tokenizer, shape = of_run(settings, Path(settings.checkpoint))
-    else:
-        tokenizer = train_wordpiece(training_text(item_text), settings.vocab_size)
-        given = settings.model_dump(include=set(EncoderSettings.model_fields))
-        shape = EncoderConfig.of(
-            {
-                **given,
-                "vocab_size": tokenizer.get_vocab_size(),
-                "max_token_positions": settings.max_sequence_tokens,
-                "max_item_positions": settings.MAX_ITEM_LIST_LENGTH + 1,
-                "attention_window": None,
-                "dropout": 0.0,
-            }
-        )
-    return tokenizer, None, encoder_from_nothing(shape, count)

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from recbole_jepa4rec.config.model_settings import ItemTextSettings
 
-@dataclass(frozen=True)
-class Objective:
+Kind = TypeVar("Kind", bound="RankingObjective")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingObjective:
+    """What finetuning compares (paper 3.4); the fields are keys of the model's settings."""
+
+    temperature: float
+    items_per_step: int
+
+    @classmethod
+    def of(cls: type[Kind], settings: ItemTextSettings) -> Kind:
+        """What settings say, as far as they have the keys."""
+        return cls(**settings.model_dump(include={field.name for field in fields(cls)}))
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The terms of pre-training and their weights, without those of weight zero."""
+        raise NotImplementedError
+
+    @property
+    def finetune_weights(self) -> dict[str, float]:
+        """The terms of finetuning: L_FT."""
+        return {"finetune": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(RankingObjective):
     """What is masked and compared, and with which weight (paper 3.3, 3.4).
 
     The fields are keys of ``JEPA4RecSettings``, which says what each means and allows; those with a
@@ -18,10 +46,8 @@ class Objective:
 
     history_mask_ratio: float
     next_item_mask_ratio: float
-    temperature: float
     mlm_weight: float
     sequence_pass: str
-    items_per_step: int
     mask_unit: str = "token"
     mlm_reduction: str = "pooled"
     mapping_weight: float = 0.0
@@ -43,7 +69,7 @@ class Objective:
     @property
     def finetune_weights(self) -> dict[str, float]:
         """The terms of finetuning: L_FT, and the same of a rollout's later steps."""
-        return {"finetune": 1.0, **({"rollout": 1.0} if self.rolls_out else {})}
+        return super().finetune_weights | ({"rollout": 1.0} if self.rolls_out else {})
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -41,21 +41,27 @@ def starting_point(
         ValueError: if a key typed by the user contradicts the checkpoint's architecture, or if its
             position tables are too short.
     """
-    if settings.checkpoint:
-        tokenizer, shape = of_run(settings, Path(settings.checkpoint))
-    elif settings.encoder_checkpoint:
+    if settings.encoder_checkpoint:
         return _from_language_model(settings, settings.encoder_checkpoint)
-    else:
-        tokenizer = train_wordpiece(training_text(item_text), settings.vocab_size)
-        shape = EncoderConfig.of(
-            {
-                "vocab_size": tokenizer.get_vocab_size(),
-                "max_token_positions": settings.max_sequence_tokens,
-                "max_item_positions": settings.MAX_ITEM_LIST_LENGTH + 1,
-                **settings.model_dump(include=set(EncoderSettings.model_fields)),
-            }
-        )
+    tokenizer, shape = of_run_or_nothing(settings, item_text)
     return tokenizer, SentenceEncoder(shape), MLMHead(shape)
+
+
+def of_run_or_nothing(
+    settings: ItemTextSettings, item_text: pd.DataFrame
+) -> tuple[Tokenizer, EncoderConfig]:
+    """Tokenizer and shape of the run that ``checkpoint`` names; else a new vocabulary's."""
+    if settings.checkpoint:
+        return _of_run(settings, Path(settings.checkpoint))
+    tokenizer = train_wordpiece(_training_text(item_text), settings.vocab_size)
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_token_positions": settings.max_sequence_tokens,
+        "max_item_positions": settings.MAX_ITEM_LIST_LENGTH + 1,
+        **EncoderSettings().model_dump(),
+        **settings.model_dump(include=set(EncoderSettings.model_fields)),
+    }
+    return tokenizer, EncoderConfig.of(shape)
 
 
 def save_starting_point(folder: Path, tokenizer: Tokenizer, encoder: EncoderConfig) -> None:
@@ -65,7 +71,7 @@ def save_starting_point(folder: Path, tokenizer: Tokenizer, encoder: EncoderConf
         file.write(json.dumps(encoder.model_dump(), indent=1).encode())
 
 
-def training_text(item_text: pd.DataFrame) -> Iterable[str]:
+def _training_text(item_text: pd.DataFrame) -> Iterable[str]:
     """Attribute names once for each item that has the attribute, as in its sentence, and values."""
     for name in item_text.columns:
         values = item_text[name][item_text[name] != ""]
@@ -93,7 +99,7 @@ def _from_language_model(
     return _load_tokenizer(pretrained.tokenizer_source, pretrained.config), encoder, mlm_head
 
 
-def of_run(settings: ItemTextSettings, path: Path) -> tuple[Tokenizer, EncoderConfig]:
+def _of_run(settings: ItemTextSettings, path: Path) -> tuple[Tokenizer, EncoderConfig]:
     """Tokenizer and architecture that ``save_starting_point`` has left beside a run's weights.
 
     Raises:
