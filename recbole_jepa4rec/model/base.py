@@ -246,10 +246,16 @@ class PhasedModel(Model):
         training_targets: ``"random"`` where a history trains on its next item alone,
             ``"all_prefixes"`` where it trains on the item after each item.
         learns_permutation: whether a phase ``PERMUTATION`` comes before finetuning.
+        phase: name of the current one; before any has begun a model is as in ``FINETUNE``.
+        epoch: number that keys the epoch's random draws and differs in every phase.
+        step: within its epoch.
     """
 
     training_targets: str
     learns_permutation: bool = False
+    phase: str = FINETUNE
+    epoch: int = 0
+    step: int = 0
 
     @property
     def weights_by_pace(self) -> Mapping[float, Sequence[nn.Parameter]]:
@@ -273,12 +279,15 @@ class PhasedModel(Model):
 
     def begin_phase(self, phase: str, steps: int) -> None:
         """Enter the phase of that name, of so many steps."""
+        self.phase = phase
 
     def begin_epoch(self, key: int) -> None:
-        """Begin an epoch; the number keys its random draws and differs in every phase."""
+        """Begin an epoch, whose random draws this keys."""
+        self.epoch = key
 
     def begin_step(self, step: int) -> None:
         """Begin the step of that number within its epoch."""
+        self.step = step
 
     def weights_moved(self) -> None:
         """The optimizer has made a step."""

@@ -16,7 +16,7 @@ from recbole_jepa4rec.base.device import Mirror, sent
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import ItemVectorSettings
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN
+from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity, cosine_to
 from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead, ranking_head
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
@@ -160,7 +160,6 @@ class ItemVectorModel(SimilarityModel):
     def __init__(self, config: Any, dataset: Any, settings: ItemVectorSettings) -> None:
         super().__init__(config, dataset)
         self.seed, self.temperature = settings.seed, settings.temperature
-        self.phase, self.epoch = FINETUNE, 0
         self.fixes_encoder = settings.fix_encoder
         self.text = ItemVectors.of(config, dataset)
         self.encoder = ItemSequenceEncoder(
@@ -181,11 +180,6 @@ class ItemVectorModel(SimilarityModel):
     def head(self) -> RankingHead | None:
         """What is added to the similarity."""
         return self.ranking_head
-
-    @property
-    def fits_any_catalogue(self) -> bool:
-        """Items are known by their text alone, unless a subclass says otherwise."""
-        return True
 
     @property
     def row_of_item(self) -> Tensor:
@@ -212,15 +206,11 @@ class ItemVectorModel(SimilarityModel):
 
     def begin_phase(self, phase: str, steps: int) -> None:
         """Enter the phase of that name; a fixed encoder is trained in pre-training alone."""
-        self.phase = phase
+        super().begin_phase(phase, steps)
         is_free = phase == PRETRAIN or not self.fixes_encoder
         self.encoder.trm_encoder.requires_grad_(is_free)
         self.encoder.position_embedding.requires_grad_(is_free)
         self.forget_table()
-
-    def begin_epoch(self, key: int) -> None:
-        """Take the number that keys the epoch's random draws."""
-        self.epoch = key
 
     def weights_moved(self) -> None:
         """The optimizer made a step."""

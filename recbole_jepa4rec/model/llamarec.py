@@ -61,7 +61,7 @@ class LlamaRec(PhasedModel, PartlyOnCPU):
         if retriever is None:
             raise ValueError("LlamaRec needs a retriever, which RecBole's own scripts do not find")
         settings = LlamaRecSettings.of(config)
-        self.seed, self.epoch = settings.seed, 0
+        self.seed = settings.seed
         self.num_candidates = settings.num_candidates
         self.answer_loss, self.filters_history = settings.answer_loss, settings.filter_history
         self.tokens_per_batch = settings.tokens_per_batch
@@ -103,10 +103,6 @@ class LlamaRec(PhasedModel, PartlyOnCPU):
     def begin_phase(self, phase: str, steps: int) -> None:
         """Training begins, beside this retriever."""
         self.retriever_digest.copy_(self.retriever.digest)
-
-    def begin_epoch(self, key: int) -> None:
-        """Take the number that keys the epoch's random draws."""
-        self.epoch = key
 
     def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
         """Cross-entropy of the true item's letter among those of the candidates (section 3.3).

@@ -13,7 +13,7 @@ from torch import Tensor
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.model_settings import ItemTextSettings
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.base import FINETUNE, PRETRAIN
+from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
 from recbole_jepa4rec.model.sentence_ranker import SentenceRanker
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
@@ -38,7 +38,6 @@ class SentenceModel(SimilarityModel):
         super().__init__(config, dataset)
         settings = self.settings.of(config)
         self.seed, self.training_targets = settings.seed, settings.training_targets
-        self.phase, self.epoch, self.step = FINETUNE, 0, 0
         self._resumed_epoch: int | None = None
         text = dataset.item_text
         self.temperature = settings.temperature
@@ -71,11 +70,6 @@ class SentenceModel(SimilarityModel):
         return self.core.head
 
     @property
-    def fits_any_catalogue(self) -> bool:
-        """Items are known by their text alone."""
-        return True
-
-    @property
     def item_tokens(self) -> Tensor:
         """Tokens that each item takes in a history, ``[N]`` on the CPU."""
         sentences = self.core.sentences
@@ -93,20 +87,12 @@ class SentenceModel(SimilarityModel):
         aims = self.core.objective
         return aims.loss_weights if self.phase == PRETRAIN else aims.finetune_weights
 
-    def begin_phase(self, phase: str, steps: int) -> None:
-        """Enter the phase of that name, of so many steps."""
-        self.phase = phase
-
     def begin_epoch(self, key: int) -> None:
         """Begin an epoch, whose random draws this keys, and make the item table it reads."""
         goes_on, self._resumed_epoch = key == self._resumed_epoch, None
-        self.epoch = key
+        super().begin_epoch(key)
         if self.phase != PRETRAIN and self.core.reads_item_table and not goes_on:
             self.core.item_vectors()
-
-    def begin_step(self, step: int) -> None:
-        """Number the step within its epoch; the sampled items of finetuning depend on it."""
-        self.step = step
 
     def weights_moved(self) -> None:
         """The optimizer has made a step."""

@@ -37,6 +37,11 @@ class SimilarityModel(PhasedModel):
         raise NotImplementedError
 
     @property
+    def fits_any_catalogue(self) -> bool:
+        """Items are known by their text alone, unless a subclass says otherwise."""
+        return True
+
+    @property
     def reads_whole_history(self) -> bool:
         """A head looks for items that the window has cut off as well."""
         return self.head is not None
