@@ -56,19 +56,12 @@ class JEPA4Rec(SentenceModel):
         RecFormer has a fixed copy for a target encoder, and no predictor.
         """
         self.layer_decay, self.freezes_words = settings.layer_decay, settings.freeze_word_embeddings
-        cache_dir = Path(settings.cache_dir or default_cache_dir())
         tokenizer, encoder, mlm_head = starting_point(settings, item_text)
         at_once = encoder.config.attends_at_once(device)
         refuse_where_not_possible(settings, at_once, device)
-        sentences = ItemSentences.build(
-            item_text,
-            tokenizer,
-            max_attribute_tokens=settings.max_attribute_tokens,
-            cache_dir=cache_dir,
-            address=settings.address,
-            sentence_format=settings.sentence_format,
-        )
+        sentences = ItemSentences.of(settings, item_text, tokenizer)
         if encoder.config.frozen_layers:
+            cache_dir = Path(settings.cache_dir or default_cache_dir())
             outputs = FrozenOutputs(sentences, settings.max_sequence_tokens, cache_dir)
             encoder.keep_frozen_outputs(outputs)
         if encoder.config.whitening and not settings.checkpoint:

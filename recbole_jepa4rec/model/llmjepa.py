@@ -28,7 +28,6 @@ from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.model.sentence_ranker import SentenceRanker
 from recbole_jepa4rec.model.starting_point import of_run_or_nothing, save_starting_point
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.text.tensor_cache import default_cache_dir
 from recbole_jepa4rec.text.token_batch import TokenBatch, with_tokens_behind
 
 
@@ -87,17 +86,8 @@ class LLMJEPA(SentenceModel):
             tokenizer, special, encoder = encoder_of_language_model(
                 name, settings, count, longest, device
             )
-        sentences = ItemSentences.build(
-            item_text,
-            tokenizer,
-            max_attribute_tokens=settings.max_attribute_tokens,
-            cache_dir=Path(settings.cache_dir or default_cache_dir()),
-            address=settings.address,
-            sentence_format=settings.sentence_format,
-            special=special,
-        )
         return LanguageModelJEPA(
-            sentences=sentences,
+            sentences=ItemSentences.of(settings, item_text, tokenizer, special),
             encoder=encoder,
             objective=TwoViews.of(settings),
             max_sequence_tokens=settings.max_sequence_tokens,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.device import PartlyOnCPU
+from recbole_jepa4rec.config.model_settings import ItemTextSettings
 from recbole_jepa4rec.text import tensor_cache
 from recbole_jepa4rec.text.row_encoder import (
     CLS,
@@ -81,6 +82,25 @@ class ItemSentences(PartlyOnCPU):
         self.register_buffer("token_types", torch.tensor([CLS]).byte(), persistent=False)
         self.register_buffer("offsets", torch.tensor([1, 1]), persistent=False)
         self.register_buffer("sentence_of_item", no_items, persistent=False)
+
+    @classmethod
+    def of(
+        cls,
+        settings: ItemTextSettings,
+        item_text: pd.DataFrame,
+        tokenizer: Tokenizer,
+        special: SpecialIds | None = None,
+    ) -> ItemSentences:
+        """Those of a catalogue as settings ask for them; see ``build``."""
+        return cls.build(
+            item_text,
+            tokenizer,
+            max_attribute_tokens=settings.max_attribute_tokens,
+            cache_dir=Path(settings.cache_dir or tensor_cache.default_cache_dir()),
+            address=settings.address,
+            sentence_format=settings.sentence_format,
+            special=special,
+        )
 
     @classmethod
     def build(
