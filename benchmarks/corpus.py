@@ -18,15 +18,12 @@ from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.data.item_text import read_item_text
-from recbole_jepa4rec.model.encoder import (
-    EncoderConfig,
-    MLMHead,
-    SentenceEncoder,
-)
+from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
 from recbole_jepa4rec.model.objective import Objective, Predictor
 from recbole_jepa4rec.model.pretrained import load_pretrained
+from recbole_jepa4rec.model.transformer import EncoderConfig, MLMHead
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import RANDOM, TokenBatch, ragged_range
 from recbole_jepa4rec.text.tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from recbole_jepa4rec.model.encoder import EncoderConfig
+from recbole_jepa4rec.model.transformer import EncoderConfig
 
 PASSES = {"forward": 1, "forward+backward": 3}
 """Work of a pass, in forward passes."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LongformerConfig, LongformerForMaskedLM
 
 from recbole_jepa4rec.base.device import sent
-from recbole_jepa4rec.model.encoder import TOKEN_TYPES, SentenceEncoder
+from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.pretrained import published_names
+from recbole_jepa4rec.model.transformer import TOKEN_TYPES
 from recbole_jepa4rec.text.token_batch import TokenBatch
 
 _POSITIONS = "embeddings.position_embeddings.weight"

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
-from recbole_jepa4rec.model.encoder import (
-    EncoderConfig,
-)
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
+from recbole_jepa4rec.model.transformer import EncoderConfig
 from recbole_jepa4rec.text.masking import draw_masked_item
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import fill_batches

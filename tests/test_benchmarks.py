@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from recbole_jepa4rec.model.encoder import EncoderConfig
+from recbole_jepa4rec.model.transformer import EncoderConfig
 from tests.conftest import ROOT
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.encoder import SentenceEncoder
+from recbole_jepa4rec.model.transformer import EncoderConfig, MLMHead
 from recbole_jepa4rec.text.token_batch import TokenBatch
 
 CONFIG = EncoderConfig(

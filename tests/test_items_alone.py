@@ -16,15 +16,12 @@ from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.model_settings import JEPA4RecSettings
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.encoder import (
-    EncoderConfig,
-    SentenceEncoder,
-    depth_below,
-)
+from recbole_jepa4rec.model.encoder import SentenceEncoder, depth_below
 from recbole_jepa4rec.model.items_alone import FrozenOutputs
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage
 from recbole_jepa4rec.model.pretrained import load_pretrained
 from recbole_jepa4rec.model.starting_point import starting_point
+from recbole_jepa4rec.model.transformer import EncoderConfig
 from recbole_jepa4rec.text.masking import mask_tokens
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch

@@ -18,9 +18,9 @@ from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.encoder import EncoderConfig
 from recbole_jepa4rec.model.language_encoder import encoder_from_nothing
 from recbole_jepa4rec.model.llmjepa import LanguageModelJEPA, TwoViews
+from recbole_jepa4rec.model.transformer import EncoderConfig
 from recbole_jepa4rec.runner.quick_start import run
 from tests.contract import SMALL, ModelContract, made
 from tests.tiny_encoder import tiny_bert  # noqa: F401

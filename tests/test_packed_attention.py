@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 
 from recbole_jepa4rec.config.model_settings import JEPA4RecSettings
-from recbole_jepa4rec.model.encoder import EncoderConfig, EncoderLayer, SentenceEncoder
+from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.packed_attention import (
     BLOCK,
     PackedMask,
     padded_size,
     refuse_where_not_possible,
 )
+from recbole_jepa4rec.model.transformer import EncoderConfig, EncoderLayer
 from recbole_jepa4rec.text.token_batch import TokenBatch
 
 CONFIG = EncoderConfig(

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recbole_jepa4rec.base.weight_files import locate
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.pretrained import PretrainedEncoder, load_pretrained
+from recbole_jepa4rec.model.transformer import MLMHead
 from recbole_jepa4rec.text.token_batch import TokenBatch
 
 SIZES = {

@@ -15,7 +15,7 @@ from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.data.histories import PackedHistories
-from recbole_jepa4rec.model.encoder import MLMHead, SentenceEncoder, identity
+from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.loss import mapping_loss, mlm_loss
 from recbole_jepa4rec.model.moving_average import FixedCopy
 from recbole_jepa4rec.model.objective import Objective, Predictor
@@ -23,6 +23,7 @@ from recbole_jepa4rec.model.ranking_head import Queries, RankingHead
 from recbole_jepa4rec.model.rollout import as_inputs, roll_out
 from recbole_jepa4rec.model.sentence_ranker import SentenceRanker
 from recbole_jepa4rec.model.sigreg import draw_directions, sigreg
+from recbole_jepa4rec.model.transformer import MLMHead, identity
 from recbole_jepa4rec.text.masking import Masking
 from recbole_jepa4rec.text.sentences import ItemSentences
 from recbole_jepa4rec.text.token_batch import TokenBatch, with_latents

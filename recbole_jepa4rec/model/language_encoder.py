@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.config.model_settings import LanguageModelSettings
-from recbole_jepa4rec.model.encoder import EncoderConfig, SentenceEncoder
+from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.language_model import finetuned_language_model
+from recbole_jepa4rec.model.transformer import EncoderConfig
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES, TokenBatch, fill_batches, ragged_range
 from recbole_jepa4rec.text.tokenizer import SpecialIds
 
@@ -118,7 +119,7 @@ def encoder_from_nothing(shape: EncoderConfig, predictor_tokens: int) -> Languag
     """A Llama of that shape whose output weights are its word embeddings.
 
     Weights have a variance of 1 / ``hidden_size``; at 64 dimensions the usual 0.02² leaves the ends
-    of all items almost equal, as in ``encoder.initialise``.
+    of all items almost equal, as in ``transformer.initialise``.
     """
     config = transformers.LlamaConfig(
         vocab_size=shape.vocab_size,

@@ -19,12 +19,12 @@ from torch import Tensor
 from recbole_jepa4rec.base.checkpoint import refuse_misfits
 from recbole_jepa4rec.base.weight_files import locate, read_description, read_tensors
 from recbole_jepa4rec.config.settings import Count, Positive, Settings, Whole
-from recbole_jepa4rec.model.encoder import (
+from recbole_jepa4rec.model.encoder import SentenceEncoder
+from recbole_jepa4rec.model.transformer import (
     TOKEN_TYPES,
     Activation,
     EncoderConfig,
     MLMHead,
-    SentenceEncoder,
     identity,
 )
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES

@@ -17,8 +17,9 @@ from recbole_jepa4rec.config.model_settings import (
     ItemTextSettings,
     SentenceSettings,
 )
-from recbole_jepa4rec.model.encoder import EncoderConfig, MLMHead, SentenceEncoder
+from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.pretrained import load_pretrained
+from recbole_jepa4rec.model.transformer import EncoderConfig, MLMHead
 from recbole_jepa4rec.text.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 
 TOKENIZER_FILE, ENCODER_FILE = "tokenizer.json", "encoder.json"
