@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from recbole_jepa4rec.base.yaml_files import find_properties
-from recbole_jepa4rec.config.model_settings import SETTINGS
+from recbole_jepa4rec.config.registry import SETTINGS
 from recbole_jepa4rec.config.run_settings import RecBoleSettings, RunSettings
 from recbole_jepa4rec.config.settings import Settings
 from recbole_jepa4rec.study.group import GroupKeys

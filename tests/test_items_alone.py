@@ -14,7 +14,7 @@ import torch
 from recbole_jepa4rec.base.checkpoint import read_weights
 from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.model_settings import JEPA4RecSettings
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.encoder import SentenceEncoder, depth_below
 from recbole_jepa4rec.model.items_alone import FrozenOutputs

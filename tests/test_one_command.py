@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from recbole_jepa4rec.__main__ import COMMANDS, main
-from recbole_jepa4rec.config.model_settings import SETTINGS
-from recbole_jepa4rec.config.registry import MODELS
+from recbole_jepa4rec.config.registry import MODELS, SETTINGS
 from recbole_jepa4rec.config.run_settings import RunSettings
 
 

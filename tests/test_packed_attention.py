@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import flex_attention
 
-from recbole_jepa4rec.config.model_settings import JEPA4RecSettings
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.packed_attention import (
     BLOCK,

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 YAML_OF_A_CLASS = """
 import yaml
-from recbole_jepa4rec.config.model_settings import TextRecSettings
+from recbole_jepa4rec.config.vector_settings import TextRecSettings
 from tests.test_settings import own_keys
 for key, said in own_keys(TextRecSettings).items():
     default = yaml.safe_dump(said.default, default_flow_style=True).split(chr(10))[0]
@@ -63,10 +63,11 @@ def test_recipes(tree):
     model, settings, entry, model_test, metric, layout, records, source_test = blocks()
     package = tree / "recbole_jepa4rec"
     (package / "model" / "textrec.py").write_text(model)
-    put_before(package / "config/model_settings.py", "class LlamaRecSettings", settings + "\n\n")
-    line = '    "LlamaRec": LlamaRecSettings,\n'
-    put_before(package / "config/model_settings.py", line, '"TextRec": TextRecSettings,\n')
-    put_before(package / "config/registry.py", '    "STAR": Entry(', entry)
+    put_before(package / "config/vector_settings.py", "class UniSRecSettings", settings + "\n\n")
+    imported, entry, line = entry.split("\n")[:3]
+    put_before(package / "config/registry.py", "from dataclasses", imported + "\n")
+    put_before(package / "config/registry.py", '    "STAR": Entry(', entry + "\n")
+    put_before(package / "config/registry.py", '    "STAR": STARSettings,\n', line + "\n")
     (tree / "properties/model/TextRec.yaml").write_text(python(tree, "-c", YAML_OF_A_CLASS))
     (tree / "tests/test_textrec.py").write_text(model_test)
 

@@ -27,7 +27,8 @@ import recbole_jepa4rec
 from recbole_jepa4rec.base.events import EventWriter
 from recbole_jepa4rec.base.yaml_files import find_properties
 from recbole_jepa4rec.config import registry
-from recbole_jepa4rec.config.model_settings import SETTINGS, PhasedSettings
+from recbole_jepa4rec.config.registry import SETTINGS
+from recbole_jepa4rec.config.run_settings import PhasedSettings
 from recbole_jepa4rec.model.base import PhasedModel
 from recbole_jepa4rec.plugin import register
 from recbole_jepa4rec.training.phase_trainer import PhaseTrainer

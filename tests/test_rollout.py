@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from recbole_jepa4rec.base.keyed_random import Draw, below, derive
-from recbole_jepa4rec.config.model_settings import JEPA4RecSettings
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings
 from recbole_jepa4rec.convert.command_line import main as convert
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.evaluation.drift import WAYS

@@ -12,16 +12,12 @@ from pydantic import ValidationError
 from recbole.config import Config as RecBoleConfig
 
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties
-from recbole_jepa4rec.config.model_settings import (
-    SETTINGS,
-    JEPA4RecSettings,
-    LlamaRecSettings,
-    RecFormerSettings,
-    UniSRecSettings,
-    VQRecSettings,
-)
+from recbole_jepa4rec.config.language_model_settings import LlamaRecSettings
+from recbole_jepa4rec.config.registry import SETTINGS
 from recbole_jepa4rec.config.run_settings import RecBoleSettings, RunSettings
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings, RecFormerSettings
 from recbole_jepa4rec.config.settings import Settings
+from recbole_jepa4rec.config.vector_settings import UniSRecSettings, VQRecSettings
 
 FILES = {"overall": RunSettings, **{f"model/{name}": kind for name, kind in SETTINGS.items()}}
 KEY_LINE = re.compile(r"^(?P<key>\w+):.*# \((?P<type>\w+)\) (?P<meaning>.*)$", re.MULTILINE)

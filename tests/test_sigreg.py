@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recbole_jepa4rec.base.keyed_random import derive, normal
-from recbole_jepa4rec.config.model_settings import JEPA4RecSettings
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings
 from recbole_jepa4rec.model.sigreg import draw_directions, quadrature, sigreg
 from recbole_jepa4rec.text.masking import hide_items, items_of_tokens
 from recbole_jepa4rec.training.collapse import spread

@@ -16,8 +16,8 @@ from scipy import sparse
 
 import recbole_jepa4rec
 from recbole_jepa4rec.config.config import Config
-from recbole_jepa4rec.config.model_settings import STARSettings
 from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.config.vector_settings import STARSettings
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.evaluation.choice import choose_on_validation, sample_of
 from recbole_jepa4rec.evaluation.metrics import mean_metrics, target_ranks

@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Sequence
 
-from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.registry import (
     CAUSAL_MODELS,
     MODELS,
+    SETTINGS,
     Entry,
     refuse_unknown_model,
     sequential_models,

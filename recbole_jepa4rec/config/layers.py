@@ -9,14 +9,13 @@ from typing import Any
 
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import read_yaml
-from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.recbole_keys import (
     refuse_idle,
     refuse_negatives,
     refuse_theirs,
     refuse_transform,
 )
-from recbole_jepa4rec.config.registry import find_entry, is_known, training_targets
+from recbole_jepa4rec.config.registry import SETTINGS, find_entry, is_known, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS, RunSettings
 from recbole_jepa4rec.config.syntax import (
     default_settings,

@@ -12,8 +12,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from recbole_jepa4rec.base.command import did_you_mean
-from recbole_jepa4rec.config.run_settings import Loss
+from recbole_jepa4rec.config.language_model_settings import LlamaRecSettings, LLMJEPASettings
+from recbole_jepa4rec.config.run_settings import (
+    CausalSettings,
+    FeatureSettings,
+    Loss,
+    RunSettings,
+    S3RecSettings,
+    UntrainedSettings,
+)
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings, RecFormerSettings
 from recbole_jepa4rec.config.settings import Keys
+from recbole_jepa4rec.config.vector_settings import STARSettings, UniSRecSettings, VQRecSettings
 
 DATASET = "recbole_jepa4rec.data.dataset:SequentialTextDataset"
 PHASE_TRAINER = "recbole_jepa4rec.training.phase_trainer:PhaseTrainer"
@@ -89,6 +99,25 @@ MODELS = {
     "Markov": Entry("recbole_jepa4rec.model.counting:Markov", source="counts of transitions"),
 }
 """Our models."""
+
+SETTINGS: dict[str, type[RunSettings]] = {
+    "JEPA4Rec": JEPA4RecSettings,
+    "RecFormer": RecFormerSettings,
+    "UniSRec": UniSRecSettings,
+    "VQRec": VQRecSettings,
+    "LLMJEPA": LLMJEPASettings,
+    "LlamaRec": LlamaRecSettings,
+    "Popularity": UntrainedSettings,
+    "Markov": UntrainedSettings,
+    "STAR": STARSettings,
+    "S3Rec": S3RecSettings,
+    "SASRec": CausalSettings,
+    "GRU4Rec": CausalSettings,
+    "FDSA": FeatureSettings,
+    "SASRecF": FeatureSettings,
+    "GRU4RecF": FeatureSettings,
+}
+"""What a file of ``properties/model/`` holds; any other model has the ``RunSettings`` alone."""
 
 CAUSAL_MODELS = ("SASRec", "GRU4Rec", "S3Rec", "FDSA", "SASRecF", "GRU4RecF")
 """RecBole's models that read a history from left to right, their padding behind it."""

@@ -1,4 +1,7 @@
-"""The settings that every run has, and those of RecBole's models that we add to or check."""
+"""The settings that every run has, and those of kinds of models: RecBole's, and ours in phases.
+
+What several models have stands in a class above theirs, here or in the files beside.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,13 @@ from recbole_jepa4rec.config.settings import (
     Settings,
     Share,
     ShareAboveZero,
+    ShareBelowOne,
+    ThreeWeights,
     TopK,
     Whole,
 )
 
+Precision = Literal["fp32", "bf16", "fp16"]
 Loss = Literal["CE", "BPR"]
 """Cross-entropy over all items, or one sampled negative a target."""
 
@@ -209,3 +215,108 @@ class S3RecSettings(CausalSettings):
     """MiB that the attributes of such a step may take; fewer rows share it where they take more."""
     pretrain_time_ratio: Share = 0.5
     """Share of max_train_seconds that pre-training may use when finetuning follows."""
+
+
+class PhasedSettings(RunSettings):
+    """Of a model that is trained in phases."""
+
+    train_stage: Literal["pretrain", "finetune", "both"] = "both"
+    """pretrain, finetune, both."""
+    epochs: Whole = 12
+    """Of finetuning, at most."""
+    train_batch_size: Count = 4096
+    """Sequences a step in finetuning, at most."""
+    learning_rate: AtLeastZero = 0.002
+    """Peak, in finetuning."""
+    warmup_ratio: Share = 0.05
+    """Share of a phase's steps in which the learning rate rises."""
+    warmup_steps: Whole | None = None
+    """Steps of finetuning in which it rises instead; None is the share."""
+    learning_rate_decay: bool = True
+    """Whether the learning rate falls to 0 after that, step by step; else it stays."""
+    weight_decay: AtLeastZero = 0.01
+    """Of the optimizer."""
+    learner: Learner = "adamw"
+    """Optimizer, RecBole's names."""
+    clip_grad_norm: Clipping = {"max_norm": 1.0}
+    """Gradient clipping, after unscaling."""
+    accumulation_steps: Count = 1
+    """Batches whose gradients are added up before a step."""
+    precision: Precision = "fp32"
+    """fp32, bf16, fp16 (autocast; trained weights stay fp32)."""
+    eval_step: Whole = 1
+    """Epochs between validations."""
+    stopping_step: Whole = 5
+    """Validations without improvement before a phase ends."""
+    validation_users: Count | None = None
+    """Users that each validation of training ranks, always the same; None is all. The best epoch is
+    validated with all of them at the end."""
+    eval_batch_size: Count = 256
+    """Histories ranked at once."""
+    valid_metric: str = "NDCG@10"
+    """As in overall.yaml, for RecBole's own scripts."""
+    train_neg_sample_args: dict[str, Any] | None = None
+    """None: negatives are the other items of the batch or catalogue."""
+
+    @property
+    def stage(self) -> str:
+        """``train_stage``, but that a checkpoint is pre-trained: "both" goes on with finetuning."""
+        return "finetune" if self.train_stage == "both" and self.checkpoint else self.train_stage
+
+    @model_validator(mode="after")
+    def _mixes_precision_itself(self) -> PhasedSettings:
+        for key in ("enable_amp", "enable_scaler"):
+            if vars(self)[key]:
+                raise ValueError(f"{key} is RecBole's; allowed here: precision=bf16 or fp16")
+        return self
+
+
+class PretrainedSettings(PhasedSettings):
+    """Of a model that is pre-trained, then finetuned."""
+
+    pretrain_epochs: Whole = 1
+    """At most; 0 is training without pre-training."""
+    pretrain_batch_size: Count = 4096
+    """Sequences a step, at most."""
+    pretrain_learning_rate: AtLeastZero = 0.003
+    """Peak."""
+    pretrain_warmup_steps: Whole | None = None
+    """Steps of pre-training in which it rises; None is the share warmup_ratio."""
+    finetune_unclipped: bool = False
+    """Whether clip_grad_norm holds in pre-training alone."""
+    pretrain_validation_ratio: ShareBelowOne = 0.05
+    """Users held out of pre-training to select its best epoch."""
+    pretrain_time_ratio: Share = 0.5
+    """Share of max_train_seconds that pre-training may use when finetuning follows."""
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the run has a phase of pre-training."""
+        return self.stage != "finetune" and self.pretrain_epochs > 0
+
+
+class HeadSettings(PretrainedSettings):
+    """Of a model whose ranking a head may complete (``model/ranking_head.py``)."""
+
+    history_bias: bool = True
+    """Whether the history's own items have a learned bias each, by how long ago they were met."""
+    neighbour_prior: bool = False
+    """Whether text similarity, co-occurrence and transitions are added, with learned weights."""
+    neighbour_weights: ThreeWeights = [1.0, 6.0, 2.0]
+    """First weights of these three, about STAR's mix as logits."""
+    neighbour_decay: Share = 0.7
+    """Share of its weight that an item of the history keeps for each newer one."""
+    neighbour_items: Count = 5
+    """Newest items of a history whose neighbours are looked at."""
+    neighbour_texts: Count = 100
+    """Items nearest by text that an item has for neighbours."""
+    item_id_residual: bool = False
+    """Whether finetuning learns a vector of each item's own on top of its text's; new items have
+    none."""
+    item_id_dropout: ShareBelowOne = 0.5
+    """Share of the items whose own vectors a step leaves out, so that the text alone ranks too."""
+    item_id_decay: ShareBelowOne = 0.01
+    """Share of itself that an item's own vector loses in each step."""
+    reveal_ratio: ShareBelowOne = 0.0
+    """Share of the next item's words that stand behind the history when validation and test are
+    ranked, drawn by seed (paper, Figure 7)."""

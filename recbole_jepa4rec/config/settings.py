@@ -208,6 +208,7 @@ def _is_load_col(value: dict[str, Any] | None) -> bool:
 
 Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
 Positive = Annotated[float, Field(gt=0)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 ThreeWeights = Annotated[

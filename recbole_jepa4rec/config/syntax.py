@@ -16,10 +16,9 @@ import yaml
 
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import Loader, find_properties, read_yaml
-from recbole_jepa4rec.config.model_settings import SETTINGS
 from recbole_jepa4rec.config.protocol import PROTOCOL
 from recbole_jepa4rec.config.recbole_keys import RENAMED
-from recbole_jepa4rec.config.registry import recbole_folder
+from recbole_jepa4rec.config.registry import SETTINGS, recbole_folder
 from recbole_jepa4rec.config.run_settings import RunSettings
 from recbole_jepa4rec.config.settings import CLIPPING
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import Mirror, sent
 from recbole_jepa4rec.base.keyed_random import derive
-from recbole_jepa4rec.config.model_settings import ItemVectorSettings
+from recbole_jepa4rec.config.vector_settings import ItemVectorSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity, cosine_to

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from recbole_jepa4rec.config.model_settings import JEPA4RecSettings, SentenceSettings
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings, SentenceSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE_FROZEN_ITEMS, PRETRAIN, RolloutStep
 from recbole_jepa4rec.model.encoder import depth_below

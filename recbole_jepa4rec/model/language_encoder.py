@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, normalizers
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import sent
-from recbole_jepa4rec.config.model_settings import LanguageModelSettings
+from recbole_jepa4rec.config.language_model_settings import LanguageModelSettings
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.language_model import finetuned_language_model
 from recbole_jepa4rec.model.transformer import EncoderConfig

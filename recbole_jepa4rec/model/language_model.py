@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.weight_files import locate
-from recbole_jepa4rec.config.model_settings import LanguageModelSettings
+from recbole_jepa4rec.config.language_model_settings import LanguageModelSettings
 from recbole_jepa4rec.text.token_batch import fill_batches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

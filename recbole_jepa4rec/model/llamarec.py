@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.base.keyed_random import derive
-from recbole_jepa4rec.config.model_settings import LlamaRecSettings
+from recbole_jepa4rec.config.language_model_settings import LlamaRecSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import PhasedModel
 from recbole_jepa4rec.model.language_model import Verbaliser, finetuned_language_model

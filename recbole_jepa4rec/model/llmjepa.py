@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
-from recbole_jepa4rec.config.model_settings import LLMJEPASettings
+from recbole_jepa4rec.config.language_model_settings import LLMJEPASettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.language_encoder import (
     LanguageEncoder,

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from recbole_jepa4rec.config.model_settings import ItemTextSettings
+from recbole_jepa4rec.config.sentence_settings import ItemTextSettings
 
 Kind = TypeVar("Kind", bound="RankingObjective")
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from recbole_jepa4rec.config.model_settings import EncoderSettings
+from recbole_jepa4rec.config.sentence_settings import EncoderSettings
 
 BLOCK = 128
 """Tokens to a side of a block of the mask."""

@@ -19,7 +19,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import PartlyOnCPU, sent
-from recbole_jepa4rec.config.model_settings import HeadSettings
+from recbole_jepa4rec.config.run_settings import HeadSettings
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
 from recbole_jepa4rec.model.neighbours import Neighbours
 from recbole_jepa4rec.text.text_similarity import TfidfSimilarity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recbole_jepa4rec.config.model_settings import RecFormerSettings
+from recbole_jepa4rec.config.sentence_settings import RecFormerSettings
 from recbole_jepa4rec.model.jepa4rec import JEPA4Rec
 
 

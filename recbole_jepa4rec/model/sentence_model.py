@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base.keyed_random import derive
-from recbole_jepa4rec.config.model_settings import ItemTextSettings
+from recbole_jepa4rec.config.sentence_settings import ItemTextSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head

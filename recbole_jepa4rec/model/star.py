@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import sent
-from recbole_jepa4rec.config.model_settings import STARSettings
+from recbole_jepa4rec.config.vector_settings import STARSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import Model
 from recbole_jepa4rec.model.neighbours import Neighbours, recency_weights

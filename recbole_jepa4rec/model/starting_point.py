@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from recbole_jepa4rec.base.files import atomic_write
 from recbole_jepa4rec.base.weight_files import read_description
-from recbole_jepa4rec.config.model_settings import (
+from recbole_jepa4rec.config.sentence_settings import (
     EncoderSettings,
     ItemTextSettings,
     SentenceSettings,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from recbole_jepa4rec.config.model_settings import EncoderSettings, TrainingTargets, Window
+from recbole_jepa4rec.config.sentence_settings import EncoderSettings, TrainingTargets, Window
 from recbole_jepa4rec.config.settings import Count, Positive, ShareBelowOne
 from recbole_jepa4rec.model.attention import SelfAttention
 from recbole_jepa4rec.model.attention_layout import AttentionLayout, FewQueries

@@ -15,7 +15,7 @@ from recbole_jepa4rec.base.checkpoint import refuse_misfits
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.base.weight_files import read_tensors
-from recbole_jepa4rec.config.model_settings import UniSRecSettings
+from recbole_jepa4rec.config.vector_settings import UniSRecSettings
 from recbole_jepa4rec.model.base import PRETRAIN
 from recbole_jepa4rec.model.item_vector_model import ItemVectorModel, Windows, last_output
 from recbole_jepa4rec.model.loss import contrastive_loss, cosine_similarity, zero_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.keyed_random import derive
-from recbole_jepa4rec.config.model_settings import VQRecSettings
+from recbole_jepa4rec.config.vector_settings import VQRecSettings
 from recbole_jepa4rec.model.base import PERMUTATION
 from recbole_jepa4rec.model.item_codes import (
     CodePermutation,

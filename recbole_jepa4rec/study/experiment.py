@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
-from recbole_jepa4rec.config.model_settings import SETTINGS, PretrainedSettings
-from recbole_jepa4rec.config.registry import TEXT_MODELS, find_entry
+from recbole_jepa4rec.config.registry import SETTINGS, TEXT_MODELS, find_entry
+from recbole_jepa4rec.config.run_settings import PretrainedSettings
 from recbole_jepa4rec.config.settings import Settings
 from recbole_jepa4rec.study.variants import Variant
 from recbole_jepa4rec.study.wording import ALPHA, metric_name, number, percent

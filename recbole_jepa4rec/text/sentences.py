@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recbole_jepa4rec.base.command import did_you_mean
 from recbole_jepa4rec.base.device import PartlyOnCPU
-from recbole_jepa4rec.config.model_settings import ItemTextSettings
+from recbole_jepa4rec.config.sentence_settings import ItemTextSettings
 from recbole_jepa4rec.text import tensor_cache
 from recbole_jepa4rec.text.row_encoder import (
     CLS,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.progress import shows_bars
-from recbole_jepa4rec.config.model_settings import PhasedSettings
+from recbole_jepa4rec.config.run_settings import PhasedSettings
 from recbole_jepa4rec.data.histories import HistoryRows
 from recbole_jepa4rec.evaluation.choice import of_some_users
 from recbole_jepa4rec.model.base import PRETRAIN, PhasedModel
