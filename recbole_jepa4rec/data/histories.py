@@ -301,14 +301,19 @@ class HistoryRows(Interaction):
         """Interactions before each row's target, uncut, ``[R]``."""
         return self.target - self.histories.offsets[self.user_id]
 
-    def with_targets(self, target: Tensor, histories: Histories | None = None) -> HistoryRows:
+    def with_targets(
+        self,
+        target: Tensor,
+        histories: Histories | None = None,
+        source: Mapping[str, Tensor] | None = None,
+    ) -> HistoryRows:
         """The same columns for other target positions, ``[R']``, and histories if they are given.
 
-        These have the same interactions in the same order.
+        Without another source these have the same interactions in the same order.
         """
         rows = HistoryRows(
             histories or self.histories,
-            self._source,
+            source or self._source,
             target,
             self._list_fields,
             self._length_field,
@@ -345,16 +350,8 @@ class HistoryRows(Interaction):
         if number:
             last = last_of_part(histories.users.numpy(), part[kept].numpy(), number)
             target = torch.from_numpy(last)
-        rows = HistoryRows(
-            histories,
-            {name: values[kept] for name, values in self._source.items()},
-            target,
-            self._list_fields,
-            self._length_field,
-            self._max_length,
-        )
-        rows.interaction.names = list(self.interaction.names)
-        return rows
+        source = {name: values[kept] for name, values in self._source.items()}
+        return self.with_targets(target, histories, source)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
