@@ -79,16 +79,11 @@ class LLMJEPASettings(ItemTextSettings, LanguageModelSettings):
 
     @model_validator(mode="after")
     def _has_one_language_model(self) -> LLMJEPASettings:
-        named, fields = self.language_model, type(self).model_fields
+        named = self.language_model
         idle = ["hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size"]
         if named is None:
             idle = [*LanguageModelSettings.model_fields]
-        for key in idle:
-            value, default = vars(self)[key], fields[key].default
-            if value != default:
-                raise ValueError(
-                    f"{key} is {value!r}; allowed with language_model={named!r}: {default!r}"
-                )
+        self.refuse_idle(idle, "language_model")
         if named is None and not self.checkpoint and self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is no multiple of 2 x num_heads="

@@ -65,35 +65,24 @@ class EncoderSettings(Settings):
     @model_validator(mode="after")
     def _has_no_dropout_at_once(self) -> EncoderSettings:
         if self.attention == "flex" and self.attention_dropout:
-            raise ValueError(
-                f"attention is 'flex'; allowed with attention_dropout={self.attention_dropout}: "
-                "buckets"
-            )
+            self.refuse("attention", "attention_dropout", "buckets")
         return self
 
     @model_validator(mode="after")
     def _is_dense_where_items_are_causal(self) -> EncoderSettings:
-        window = self.attention_window
-        if self.training_targets == "all_prefixes" and window is not None:
-            raise ValueError(
-                f"attention_window is {window}; allowed with training_targets='all_prefixes': null"
-            )
+        if self.training_targets == "all_prefixes" and self.attention_window is not None:
+            self.refuse("attention_window", "training_targets", "null")
         return self
 
     @model_validator(mode="after")
     def _has_items_of_their_own(self) -> EncoderSettings:
-        local, targets = self.item_local_layers, self.training_targets
-        if local and targets != "all_prefixes":
-            raise ValueError(
-                f"item_local_layers is {local}; allowed with training_targets={targets!r}: 0"
-            )
+        local = self.item_local_layers
+        if local and self.training_targets != "all_prefixes":
+            self.refuse("item_local_layers", "training_targets", 0)
         if self.frozen_layers > local:
-            raise ValueError(
-                f"frozen_layers is {self.frozen_layers}; allowed with item_local_layers={local}: "
-                f"{'0' if local == 0 else f'0 to {local}'}"
-            )
+            self.refuse("frozen_layers", "item_local_layers", f"0 to {local}" if local else 0)
         if self.pooling == "mean" and not local:
-            raise ValueError("pooling is 'mean'; allowed with item_local_layers=0: 'cls'")
+            self.refuse("pooling", "item_local_layers", "'cls'")
         return self
 
 
@@ -242,12 +231,7 @@ class JEPA4RecSettings(SentenceSettings):
             idle += ["ema_momentum", "ema_final_momentum", "positive_encoder", "item_encoder"]
         if way != "sigreg":
             idle += ["sigreg_weight", "sigreg_directions"]
-        for key in idle:
-            value, default = vars(self)[key], type(self).model_fields[key].default
-            if value != default:
-                raise ValueError(
-                    f"{key} is {value!r}; allowed with collapse_prevention={way!r}: {default!r}"
-                )
+        self.refuse_idle(idle, "collapse_prevention")
         if way == "sigreg" and not self.mapping_weight:
             raise ValueError("mapping_weight is 0; allowed with collapse_prevention='sigreg': > 0")
         return self
@@ -273,9 +257,7 @@ class JEPA4RecSettings(SentenceSettings):
                     f"{self.max_sequence_tokens}: 0 to {most}"
                 )
         if self.drift_steps and self.filter_history:
-            raise ValueError(
-                f"drift_steps is {self.drift_steps}; allowed with filter_history=True: 0"
-            )
+            self.refuse("drift_steps", "filter_history", 0)
         return self
 
     @model_validator(mode="after")

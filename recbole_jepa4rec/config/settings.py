@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -109,6 +109,21 @@ class Settings(BaseModel):
             raise ValueError(f"{key} is missing")
         schema = cls.model_json_schema()["properties"][key]
         raise ValueError(refusal(key, values[key], schema))
+
+    def refuse(self, key: str, beside: str, allowed: Any) -> NoReturn:
+        """Refuse the value that a key has, because of that of another; says what goes with it.
+
+        Raises:
+            ValueError: always.
+        """
+        value, other = vars(self)[key], vars(self)[beside]
+        raise ValueError(f"{key} is {value!r}; allowed with {beside}={other!r}: {allowed}")
+
+    def refuse_idle(self, keys: Iterable[str], beside: str) -> None:
+        """Refuse another value than its default of a key that has no part with another's value."""
+        for key in keys:
+            if vars(self)[key] != (default := type(self).model_fields[key].default):
+                self.refuse(key, beside, repr(default))
 
     @classmethod
     def keys(cls) -> dict[str, Key]:

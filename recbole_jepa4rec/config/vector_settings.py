@@ -66,9 +66,7 @@ class STARSettings(UntrainedSettings, TextVectorSettings):
         weights = self.term_weights
         open_ones = [key for key, weight in weights.items() if weight is None]
         if self.weights == "given" and open_ones:
-            raise ValueError(
-                f"{open_ones[0]} is None; allowed with weights='given': a number from 0"
-            )
+            self.refuse(open_ones[0], "weights", "a number from 0")
         if not open_ones and not any(weights.values()):
             raise ValueError(f"{', '.join(weights)} are all 0; allowed: one above 0")
         return self
