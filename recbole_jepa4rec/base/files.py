@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -155,6 +156,15 @@ def stranger(folder: Path, layout: Layout) -> Path | None:
         if is_folder and (found := stranger(path, fitting[0])):
             return found
     return None
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Digest of a file's contents, in hexadecimal digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

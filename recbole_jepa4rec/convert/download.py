@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 import zlib
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from recbole_jepa4rec import __version__
 from recbole_jepa4rec.base.command import did_you_mean
-from recbole_jepa4rec.base.files import atomic_write, hold
+from recbole_jepa4rec.base.files import atomic_write, file_digest, hold
 from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 
 FOLDER = Path("downloads")
@@ -88,12 +87,12 @@ def _fetch(address: str, path: Path, published: str | None, known: Mapping[str, 
         expected = f"sha256:{record.read_text(encoding='utf-8').split()[0]}"
     algorithm = expected.partition(":")[0] if expected else "sha256"
     if path.is_file():
-        found = _digest(path, algorithm)
+        found = f"{algorithm}:{file_digest(path, algorithm)}"
         if expected not in (None, found):
             raise ValueError(f"{path}: expected {expected}, found {found}; remove it and try again")
     else:
         part = _download(address, path, known["page"])
-        found = _digest(part, algorithm)
+        found = f"{algorithm}:{file_digest(part, algorithm)}"
         fault = _strange(part, path.suffix)
         if not fault and expected not in (None, found):
             whose = "as published" if published else f"as {record} has it of the first download"
@@ -167,15 +166,6 @@ def _receive(address: str, answer: Any, file: IO[bytes], size: int) -> None:
                 bar.update(len(some))
     if file.tell() != size:
         raise OSError("the connection was closed")
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    """``algorithm:hexadecimal digits`` of a file."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while some := file.read(_STEP):
-            digest.update(some)
-    return f"{algorithm}:{digest.hexdigest()}"
 
 
 def _strange(part: Path, suffix: str) -> str:

@@ -6,7 +6,6 @@ where those layers stay as they are, it is read once and for all.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.text.sentences import ItemSentences
-from recbole_jepa4rec.text.tensor_cache import GrowingTensor, TensorCache, content_key
+from recbole_jepa4rec.text.tensor_cache import GrowingTensor, TensorCache, checksum, content_key
 from recbole_jepa4rec.text.token_batch import TokenBatch, fill_batches, ragged_range
 
 TOKENS_AT_ONCE = 8192
@@ -139,7 +138,7 @@ class FrozenOutputs:
         store = self._sentences
         tokens = {"ids": store.input_ids, "types": store.token_types, "offsets": store.offsets}
         sizes = str(self._max_tokens), str(self._known)
-        made_of = [shape, _digest({**weights, **tokens}), *sizes]
+        made_of = [shape, checksum({**weights, **tokens}), *sizes]
         cache = TensorCache(self._folder, "states", content_key(made_of))
         stored = cache.read()
         if stored is None:
@@ -183,12 +182,3 @@ def _items_at(batch: TokenBatch, which: Tensor, starts: Tensor, sizes: Tensor) -
         training_targets=batch.training_targets,
         sentences=batch.sentences[which],
     )
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and contents."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

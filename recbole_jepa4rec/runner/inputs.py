@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from recbole_jepa4rec.base.checkpoint import WEIGHTS_NAME
+from recbole_jepa4rec.base.files import file_digest
 from recbole_jepa4rec.base.weight_files import locate
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.data.item_files import reads_item_text
@@ -110,8 +111,4 @@ def _digest(files: Mapping[str, Path]) -> str:
 @functools.lru_cache(maxsize=1000)
 def _contents(file: Path, size: int, changed: int) -> str:
     """SHA-256 of a file; read again in the same process only if its size or its time is another."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(file)

@@ -85,7 +85,7 @@ class TensorCache:
             Whether they are stored.
         """
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = self._metadata(tensors, {name: _bytes(t) for name, t in tensors.items()})
+        metadata = self._metadata(tensors)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.path) as file:
@@ -96,10 +96,10 @@ class TensorCache:
         return True
 
     def _metadata(
-        self, tensors: Mapping[str, Tensor], contents: Mapping[str, Iterable[Any]]
+        self, tensors: Mapping[str, Tensor], contents: Mapping[str, Iterable[Any]] | None = None
     ) -> dict[str, str]:
         kind = f"recbole_jepa4rec {self.kind} 1"
-        return {"format": kind, "key": self.key, "checksum": _checksum(tensors, contents)}
+        return {"format": kind, "key": self.key, "checksum": checksum(tensors, contents)}
 
 
 class GrowingTensor:
@@ -189,19 +189,26 @@ def _encoded(texts: Iterable[str]) -> Iterator[list[bytes]]:
         yield some
 
 
-def _checksum(tensors: Mapping[str, Tensor], contents: Mapping[str, Iterable[Any]]) -> str:
-    """sha256 over names, types, shapes and contents."""
+def checksum(
+    tensors: Mapping[str, Tensor], contents: Mapping[str, Iterable[Any]] | None = None
+) -> str:
+    """sha256 over names, types, shapes and contents.
+
+    Args:
+        tensors: by name.
+        contents: bytes of each, in parts; by default those that it holds.
+    """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
-        for part in contents[name]:
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        for part in _bytes(tensor) if contents is None else contents[name]:
             digest.update(part)
     return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     """A tensor's contents, some at a time."""
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     for first in range(0, len(data), _BYTES_AT_ONCE):
         yield data[first : first + _BYTES_AT_ONCE]
 
