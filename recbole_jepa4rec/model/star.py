@@ -124,22 +124,22 @@ class STAR(Model):
         """Append items, one row of attributes each; returns their internal ids."""
         if self.text is None:
             return super().add_items(item_text)
-        item_ids = self.text.append(item_text)
-        self.n_items = self.text.num_items
+        item_ids = self.text.catalogue.append(item_text)
+        self.n_items = self.text.catalogue.num_items
         return item_ids
 
     def replace_items(self, item_ids: Tensor, item_text: pd.DataFrame) -> None:
         """Give items other texts; what co-occurred with them and followed them stays."""
         if self.text is None:
             return super().replace_items(item_ids, item_text)
-        self.text.reassign(item_ids, self.text.append(item_text))
-        self.n_items = self.text.num_items
+        self.text.catalogue.reassign(item_ids, self.text.catalogue.append(item_text))
+        self.n_items = self.text.catalogue.num_items
 
     def drop_items(self, first: int) -> None:
         """Forget the items from internal id ``first`` on, which were the last to be added."""
         if self.text is None:
             return super().drop_items(first)
-        self.text.truncate(first)
+        self.text.catalogue.truncate(first)
         self.n_items = first
 
     @property

@@ -34,24 +34,8 @@ class TextSimilarity(nn.Module):
     source: str
 
     @property
-    def num_items(self) -> int:
-        """Number of items ``N``, the padding item included."""
-        raise NotImplementedError
-
-    def append(self, item_text: pd.DataFrame) -> Tensor:
-        """Add items at the end, one row of attributes each; returns their ids.
-
-        Raises:
-            ValueError: for an unknown attribute, or where nothing makes vectors of new text.
-        """
-        raise NotImplementedError
-
-    def reassign(self, item_ids: Tensor, appended: Tensor) -> None:
-        """Give items the texts of as many that were appended last, which are forgotten."""
-        raise NotImplementedError
-
-    def truncate(self, num_items: int) -> None:
-        """Forget the items from this id on."""
+    def catalogue(self) -> TfidfSimilarity | ItemVectors:
+        """What holds the items' vectors, and takes new items."""
         raise NotImplementedError
 
     def of(self, weights: sparse.csr_matrix) -> Tensor:
@@ -98,19 +82,28 @@ class TfidfSimilarity(TextSimilarity):
         self.vectors = self.tfidf.transform(texts).tocsr()  # [N, T], rows of length 1 or 0
 
     @property
+    def catalogue(self) -> TfidfSimilarity:
+        """This one holds its vectors itself."""
+        return self
+
+    @property
     def num_items(self) -> int:
         """Number of items ``N``, the padding item included."""
         return self.vectors.shape[0]
 
     def append(self, item_text: pd.DataFrame) -> Tensor:
-        """Add items at the end; see ``TextSimilarity``."""
+        """Add items at the end, one row of attributes each; returns their ids.
+
+        Raises:
+            ValueError: for an unknown attribute.
+        """
         texts = joined(in_columns(item_text, self.columns))
         first = self.num_items
         self.vectors = sparse.vstack([self.vectors, self.tfidf.transform(texts)], format="csr")
         return torch.arange(first, self.num_items)
 
     def reassign(self, item_ids: Tensor, appended: Tensor) -> None:
-        """Give items the texts of appended ones; see ``TextSimilarity``."""
+        """Give items the texts of as many that were appended last, which are forgotten."""
         row = np.arange(self.num_items - len(appended))
         row[item_ids.numpy()] = appended.numpy()
         self.vectors = self.vectors[row]
@@ -135,21 +128,9 @@ class VectorSimilarity(TextSimilarity):
         self.items, self.source = items, items.source
 
     @property
-    def num_items(self) -> int:
-        """Number of items ``N``, the padding item included."""
-        return self.items.num_items
-
-    def append(self, item_text: pd.DataFrame) -> Tensor:
-        """Add items at the end; see ``TextSimilarity``."""
-        return self.items.append(item_text)
-
-    def reassign(self, item_ids: Tensor, appended: Tensor) -> None:
-        """Give items the texts of appended ones; see ``TextSimilarity``."""
-        self.items.reassign(item_ids, appended)
-
-    def truncate(self, num_items: int) -> None:
-        """Forget the items from this id on."""
-        self.items.truncate(num_items)
+    def catalogue(self) -> ItemVectors:
+        """Their vectors."""
+        return self.items
 
     def _of(self, weights: sparse.csr_matrix) -> Tensor:
         table, row_of_item = self.items.table, self.items.row_of_item
