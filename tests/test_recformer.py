@@ -11,9 +11,9 @@ from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
+from recbole_jepa4rec.model.jepa4rec import RecFormer
 from recbole_jepa4rec.model.moving_average import FixedCopy
 from recbole_jepa4rec.model.objective import Objective
-from recbole_jepa4rec.model.recformer import RecFormer
 from recbole_jepa4rec.model.transformer import MLMHead
 from recbole_jepa4rec.text.masking import mask_tokens
 from recbole_jepa4rec.text.tokenizer import save_tokenizer, train_wordpiece

@@ -64,7 +64,7 @@ MODELS = {
         source="Nguyen and Le 2025",
     ),
     "RecFormer": Entry(
-        "recbole_jepa4rec.model.recformer:RecFormer",
+        "recbole_jepa4rec.model.jepa4rec:RecFormer",
         reads_text=True,
         training_targets=("random", "all_prefixes"),
         source="Li et al. 2023",

@@ -165,13 +165,8 @@ class ItemVectorModel(SimilarityModel):
         self.encoder = ItemSequenceEncoder(
             self.max_seq_length, settings.initializer_range, **settings.model_dump(include=LAYERS)
         )
-        self.ranking_head = ranking_head(
-            settings,
-            self.max_seq_length,
-            dataset.histories,
-            dataset.item_text,
-            settings.hidden_size,
-        )
+        width = settings.hidden_size
+        self.ranking_head = ranking_head(settings, self.max_seq_length, dataset, width)
         self._mirror = Mirror()
         self.forget_table()
         self.register_load_state_dict_post_hook(_forget_table)

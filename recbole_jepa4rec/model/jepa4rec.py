@@ -1,17 +1,20 @@
-"""JEPA4Rec as a RecBole sequential model (Nguyen and Le: JEPA4Rec; paper section 3)."""
+"""JEPA4Rec, and RecFormer before it, as RecBole sequential models (paper section 3)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings, SentenceSettings
+from recbole_jepa4rec.config.sentence_settings import (
+    JEPA4RecSettings,
+    RecFormerSettings,
+    SentenceSettings,
+)
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import FINETUNE_FROZEN_ITEMS, PRETRAIN, RolloutStep
 from recbole_jepa4rec.model.encoder import depth_below
@@ -21,7 +24,7 @@ from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.moving_average import ExponentialMovingAverage, FixedCopy
 from recbole_jepa4rec.model.objective import Objective, Predictor
 from recbole_jepa4rec.model.packed_attention import refuse_where_not_possible
-from recbole_jepa4rec.model.ranking_head import RankingHead
+from recbole_jepa4rec.model.ranking_head import ranking_head
 from recbole_jepa4rec.model.rollout import pulled_back
 from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.model.starting_point import save_starting_point, starting_point
@@ -45,21 +48,17 @@ class JEPA4Rec(SentenceModel):
     core: JointEmbeddingModel
 
     def made_core(
-        self,
-        settings: SentenceSettings,
-        item_text: pd.DataFrame,
-        head: Callable[[int], RankingHead | None],
-        device: torch.device,
+        self, settings: SentenceSettings, dataset: Any, device: torch.device
     ) -> JointEmbeddingModel:
         """The core that settings ask for, each of its parts made here.
 
         RecFormer has a fixed copy for a target encoder, and no predictor.
         """
         self.layer_decay, self.freezes_words = settings.layer_decay, settings.freeze_word_embeddings
-        tokenizer, encoder, mlm_head = starting_point(settings, item_text)
+        tokenizer, encoder, mlm_head = starting_point(settings, dataset.item_text)
         at_once = encoder.config.attends_at_once(device)
         refuse_where_not_possible(settings, at_once, device)
-        sentences = ItemSentences.of(settings, item_text, tokenizer)
+        sentences = ItemSentences.of(settings, dataset.item_text, tokenizer)
         if encoder.config.frozen_layers:
             cache_dir = Path(settings.cache_dir or default_cache_dir())
             outputs = FrozenOutputs(sentences, settings.max_sequence_tokens, cache_dir)
@@ -69,10 +68,11 @@ class JEPA4Rec(SentenceModel):
             table = ItemTable(sentences, settings.max_sequence_tokens, settings.tokens_per_batch)
             encoder.whiten(table.encode(encoder, sentences.used, shared=False))
         target_encoder, predictor = FixedCopy(encoder), None
+        width = encoder.config.hidden_size
         if isinstance(settings, JEPA4RecSettings):
             if settings.collapse_prevention == "ema":
                 target_encoder = ExponentialMovingAverage(encoder, *settings.ema_schedule)
-            predictor = Predictor(encoder.config.hidden_size)
+            predictor = Predictor(width)
         return JointEmbeddingModel(
             sentences=sentences,
             encoder=encoder,
@@ -82,7 +82,7 @@ class JEPA4Rec(SentenceModel):
             objective=Objective.of(settings),
             max_sequence_tokens=settings.max_sequence_tokens,
             tokens_per_batch=settings.tokens_per_batch,
-            head=head(encoder.config.hidden_size),
+            head=ranking_head(settings, self.max_seq_length, dataset, width),
         )
 
     @property
@@ -163,3 +163,17 @@ class JEPA4Rec(SentenceModel):
     def prepare_run_folder(self, folder: Path) -> None:
         """Keep tokenizer and architecture beside the weights: together they encode any text."""
         save_starting_point(folder, self.core.sentences.tokenizer, self.core.encoder.config)
+
+
+class RecFormer(JEPA4Rec):
+    """JEPA4Rec without target encoder, predictor and mapping loss (Li et al. 2023, 2305.13731).
+
+    It is pre-trained by L_PT = L_IIC + lambda L_MLM (RecFormer, Eq. 10: the item-item contrastive
+    and the masked language modelling task), then finetuned in two stages (Algorithm 1).
+
+    Args:
+        config: a RecBole config with the keys of ``properties/model/RecFormer.yaml``.
+        dataset: a :class:`~recbole_jepa4rec.data.dataset.SequentialTextDataset`.
+    """
+
+    settings = RecFormerSettings

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, normalizers
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import sent
-from recbole_jepa4rec.config.language_model_settings import LanguageModelSettings
+from recbole_jepa4rec.config.language_model_settings import LLMJEPASettings
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.language_model import finetuned_language_model
 from recbole_jepa4rec.model.transformer import EncoderConfig
@@ -139,19 +139,13 @@ def encoder_from_nothing(shape: EncoderConfig, predictor_tokens: int) -> Languag
 
 
 def encoder_of_language_model(
-    source: str,
-    settings: LanguageModelSettings,
-    predictor_tokens: int,
-    tokens: int,
-    device: torch.device,
+    source: str, settings: LLMJEPASettings, device: torch.device
 ) -> tuple[Tokenizer, SpecialIds, LanguageEncoder]:
     """A given language model that learns by low-rank weights, and how its text is written.
 
     Args:
         source: folder or hub name.
-        settings: of the low-rank weights and of what is held.
-        predictor_tokens: k.
-        tokens: of the longest sequence that it is to read.
+        settings: of the low-rank weights, of what is held and of what is read.
         device: where it will lie, which decides what is left open.
 
     Returns:
@@ -164,6 +158,8 @@ def encoder_of_language_model(
     wrapped, fast = finetuned_language_model(source, settings, device)
     model = wrapped.get_base_model()
     shape = model.config.get_text_config()
+    count, items = settings.predictor_tokens, settings.MAX_ITEM_LIST_LENGTH + 1
+    tokens = settings.max_sequence_tokens + items * count
     most = getattr(shape, "max_position_embeddings", tokens)  # some have no bound
     if tokens > most:
         raise ValueError(
@@ -181,7 +177,7 @@ def encoder_of_language_model(
         vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, training_targets=ALL_PREFIXES
     )
     tokenizer = _beginning_words(fast.backend_tokenizer)
-    return tokenizer, special, LanguageEncoder(model, config, predictor_tokens)
+    return tokenizer, special, LanguageEncoder(model, config, count)
 
 
 def _beginning_words(tokenizer: Tokenizer) -> Tokenizer:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from recbole_jepa4rec.model.language_encoder import (
 )
 from recbole_jepa4rec.model.loss import contrastive_loss, mapping_loss, mlm_loss, zero_of
 from recbole_jepa4rec.model.objective import RankingObjective
-from recbole_jepa4rec.model.ranking_head import Entries, Queries, RankingHead
+from recbole_jepa4rec.model.ranking_head import Entries, Queries, ranking_head
 from recbole_jepa4rec.model.sentence_model import SentenceModel
 from recbole_jepa4rec.model.sentence_ranker import SentenceRanker
 from recbole_jepa4rec.model.starting_point import of_run_or_nothing, save_starting_point
@@ -69,30 +68,24 @@ class LLMJEPA(SentenceModel):
     core: LanguageModelJEPA
 
     def made_core(
-        self,
-        settings: LLMJEPASettings,
-        item_text: pd.DataFrame,
-        head: Callable[[int], RankingHead | None],
-        device: torch.device,
+        self, settings: LLMJEPASettings, dataset: Any, device: torch.device
     ) -> LanguageModelJEPA:
         """The core that settings ask for, each of its parts made here."""
-        name, count, special = settings.language_model, settings.predictor_tokens, None
+        name, special = settings.language_model, None
         self.language_model_name = None if name is None else Path(name).name
         if name is None:
-            tokenizer, shape = of_run_or_nothing(settings, item_text)
-            encoder = encoder_from_nothing(shape, count)
+            tokenizer, shape = of_run_or_nothing(settings, dataset.item_text)
+            encoder = encoder_from_nothing(shape, settings.predictor_tokens)
         else:
-            longest = settings.max_sequence_tokens + (settings.MAX_ITEM_LIST_LENGTH + 1) * count
-            tokenizer, special, encoder = encoder_of_language_model(
-                name, settings, count, longest, device
-            )
+            tokenizer, special, encoder = encoder_of_language_model(name, settings, device)
+        width = encoder.config.hidden_size
         return LanguageModelJEPA(
-            sentences=ItemSentences.of(settings, item_text, tokenizer, special),
+            sentences=ItemSentences.of(settings, dataset.item_text, tokenizer, special),
             encoder=encoder,
             objective=TwoViews.of(settings),
             max_sequence_tokens=settings.max_sequence_tokens,
             tokens_per_batch=settings.tokens_per_batch,
-            head=head(encoder.config.hidden_size),
+            head=ranking_head(settings, self.max_seq_length, dataset, width),
         )
 
     @property

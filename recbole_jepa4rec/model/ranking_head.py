@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor, nn
 
 from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.config.run_settings import HeadSettings
-from recbole_jepa4rec.data.histories import Histories, PackedHistories
+from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.neighbours import Neighbours
+from recbole_jepa4rec.text.row_encoder import ragged
 from recbole_jepa4rec.text.text_similarity import TfidfSimilarity
 
 STRETCH = 50.0
@@ -222,7 +223,7 @@ class RankingHead(PartlyOnCPU):
         row = queries.row.numpy()
         end = whole.older[row] + queries.prefix.numpy()
         query = np.repeat(np.arange(len(row)), whole.kept[row])
-        entry = np.repeat(whole.first[row], whole.kept[row]) + _count_up(whole.kept[row])
+        entry = ragged(whole.first[row], whole.kept[row])
         position, following = whole.position[entry], whole.following[entry]
         here = (position < end[query]) & (following >= end[query])
         query, entry = query[here], entry[here]
@@ -305,30 +306,25 @@ class _Whole:
 
 
 def ranking_head(
-    settings: HeadSettings,
-    max_items: int,
-    histories: Histories,
-    item_text: pd.DataFrame,
-    width: int,
+    settings: HeadSettings, max_items: int, dataset: Any, width: int
 ) -> RankingHead | None:
     """The head that settings ask for; ``None`` if they ask for no part of it.
 
     Args:
         settings: of the model.
         max_items: longest history that the model reads, L.
-        histories: whose training part the neighbour terms count.
-        item_text: one row an item, row 0 (the padding item) empty; one column an attribute.
+        dataset: whose items have the text, and of whose training part the neighbour terms count.
         width: of item vectors, D.
     """
+    item_text, item_ids = dataset.item_text, None
     if not (settings.history_bias or settings.neighbour_prior or settings.item_id_residual):
         return None
-    item_ids = None
     if settings.item_id_residual and settings.stage != "pretrain":
         regularised = settings.item_id_dropout, settings.item_id_decay
         item_ids = ItemIds(len(item_text), width, *regularised)
     neighbours = nearest = None
     if settings.neighbour_prior:
-        neighbours = Neighbours.of(histories, len(item_text))
+        neighbours = Neighbours.of(dataset.histories, len(item_text))
         vectors = TfidfSimilarity(item_text).vectors
         nearest = nearest_by_text(vectors, settings.neighbour_texts)
     return RankingHead(
@@ -367,8 +363,7 @@ def nearest_by_text(vectors: sparse.csr_matrix, number: int) -> sparse.csr_matri
 
 def _count_up(lengths: np.ndarray) -> np.ndarray:
     """0, 1, ... within each run of these lengths, end to end."""
-    ends = lengths.cumsum()
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    return ragged(np.zeros_like(lengths), lengths)
 
 
 def _entries(matrix: sparse.csr_matrix, columns: np.ndarray) -> Entries:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -14,7 +13,7 @@ from recbole_jepa4rec.base.keyed_random import derive
 from recbole_jepa4rec.config.sentence_settings import ItemTextSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import PRETRAIN
-from recbole_jepa4rec.model.ranking_head import RankingHead, ranking_head
+from recbole_jepa4rec.model.ranking_head import RankingHead
 from recbole_jepa4rec.model.sentence_ranker import SentenceRanker
 from recbole_jepa4rec.model.similarity_model import SimilarityModel
 from recbole_jepa4rec.text.token_batch import ALL_PREFIXES
@@ -39,29 +38,11 @@ class SentenceModel(SimilarityModel):
         settings = self.settings.of(config)
         self.seed, self.training_targets = settings.seed, settings.training_targets
         self._resumed_epoch: int | None = None
-        text = dataset.item_text
         self.temperature = settings.temperature
-        head = functools.partial(
-            ranking_head, settings, self.max_seq_length, dataset.histories, text
-        )
-        self.core = self.made_core(settings, text, head, config["device"])
+        self.core = self.made_core(settings, dataset, config["device"])
 
-    def made_core(
-        self,
-        settings: Any,
-        item_text: pd.DataFrame,
-        head: Callable[[int], RankingHead | None],
-        device: torch.device,
-    ) -> SentenceRanker:
-        """The core that settings ask for, each of its parts made here.
-
-        Args:
-            settings: of the class ``settings``.
-            item_text: one row an item, see ``ItemSentences.build``.
-            head: makes what is added to the similarity, for item vectors of a width; ``None``:
-                nothing.
-            device: of the run.
-        """
+    def made_core(self, settings: Any, dataset: Any, device: torch.device) -> SentenceRanker:
+        """The core that settings, of the class ``settings``, ask for; its parts are made here."""
         raise NotImplementedError
 
     @property

@@ -162,12 +162,11 @@ class SentenceRanker(PartlyOnCPU):
 
         They are computed once for each sentence, so that items of one text tie exactly.
         """
+        if self.head is not None and self.head.item_ids is not None:
+            return cosine_similarity(sequences, self.candidate_vectors())
         table = self.item_vectors()
         sentence_of_item = self.item_table.sentence_of_item(table.device)
-        if self.head is None or self.head.item_ids is None:
-            directions = self.item_table.directions(table)
-            return cosine_to(sequences, directions)[:, sentence_of_item]
-        return cosine_similarity(sequences, self.candidate_vectors())
+        return cosine_to(sequences, self.item_table.directions(table))[:, sentence_of_item]
 
     def candidate_vectors(self) -> Tensor:
         """What ranking compares a history with: a vector of each item, ``[N, D]``."""
