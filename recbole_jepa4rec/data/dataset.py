@@ -159,13 +159,10 @@ class SequentialTextDataset(RawSequentialDataset):
         rows: HistoryRows = self.inter_feat
         histories = self.histories
         if histories.part is None:
-            parts = [
-                self.copy(rows.with_targets(part, histories)) for part in histories.leave_one_out()
-            ]
+            found = [rows.with_targets(part, histories) for part in histories.leave_one_out()]
         else:
-            parts = [
-                self.copy(part) for part in rows.with_targets(rows.target, histories).by_part()
-            ]
+            found = rows.with_targets(rows.target, histories).by_part()
+        parts = [self.copy(part) for part in found]
         for part in parts:
             part.histories = part.inter_feat.histories
         return parts

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recbole_jepa4rec.base.device import numbers_at_once
-from recbole_jepa4rec.config.protocol import NOBODY_TESTED
+from recbole_jepa4rec.config.protocol import NOBODY_TESTED, selecting_metrics
 from recbole_jepa4rec.data.histories import Histories
 
 SCORES_AT_ONCE = 1 << 20
@@ -98,10 +98,7 @@ def metric_values(
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     names = [name.lower() for name in metrics]
-    known = [*RANK_METRICS, "fullmrr", *LIST_METRICS]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"metric {name!r} is unknown (allowed: {', '.join(known)})")
+    selecting_metrics(names, topk)  # refuses an unknown one
     for k in topk:
         if k < 1:
             raise ValueError(f"topk {k} is below 1")

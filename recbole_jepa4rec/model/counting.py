@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recbole_jepa4rec.base.device import PartlyOnCPU, sent
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.base import Model
+from recbole_jepa4rec.text.token_batch import ragged_range
 
 
 class CountingModel(Model):
@@ -75,9 +76,7 @@ class Markov(CountingModel, PartlyOnCPU):
         last = histories.padded().gather(1, place)[:, 0]
         begin = torch.searchsorted(self.pairs, last * self.n_items)
         found = torch.searchsorted(self.pairs, (last + 1) * self.n_items) - begin
-        row = torch.repeat_interleave(found)
-        shift = begin - (found.cumsum(0) - found)
-        entry = torch.arange(len(row)) + shift[row]
+        row, entry = torch.repeat_interleave(found), ragged_range(begin, found)
         places = row, self.pairs[entry] % self.n_items, entry
         row, following, entry = sent(places, self.counts.device)
         scores = self.counts.new_zeros(len(last), self.n_items)

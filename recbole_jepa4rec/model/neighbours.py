@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 
 from recbole_jepa4rec.data.histories import Histories, PackedHistories
+from recbole_jepa4rec.text.row_encoder import ragged
 
 PAIRS_AT_MOST = 2**26
 """Pairs of items whose counts are stored, in 768 MiB; more are counted anew for each batch."""
@@ -197,9 +198,7 @@ class Neighbours:
     def _own_transitions(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row, item before and item after of every transition of the users, ``[T]`` each."""
         counts = self.first[users + 1] - self.first[users]
-        row = np.repeat(np.arange(len(users)), counts)
-        place = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
-        entry = self.first[users][row] + place
+        row, entry = np.repeat(np.arange(len(users)), counts), ragged(self.first[users], counts)
         return row, self.before[entry], self.after[entry]
 
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -289,9 +290,7 @@ def _train(
     if retriever:
         session = session.after(clock.lap("retriever"))
 
-    def make_trainer(config: Config) -> Any:
-        return _make_trainer(config, folder, data, retriever)
-
+    make_trainer = partial(_make_trainer, folder=folder, data=data, retriever=retriever)
     if is_chained(config):
         clock.lap("load")
         chain = PretrainedChain(config, folder.path, make_trainer, session)

@@ -59,9 +59,9 @@ def amount(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None) -> str:
     """A signed percentage."""
-    return MISSING if value is None else f"{value:+.{digits}f} %"
+    return MISSING if value is None else f"{value:+.1f} %"
 
 
 def p_value(p: float) -> str:

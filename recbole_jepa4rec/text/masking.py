@@ -54,9 +54,8 @@ class Masking:
         begins_word = None
         if unit == "word":
             begins_word = torch.tensor(word_beginnings(sentences.tokenizer))
-        shares = history_ratio, next_item_ratio
-        drawn = special.mask, torch.tensor(ordinary)
-        return cls(unit, *shares, unmasked_target, *drawn, begins_word)
+        asked = unit, history_ratio, next_item_ratio, unmasked_target
+        return cls(*asked, special.mask, torch.tensor(ordinary), begins_word)
 
     def of_histories(self, clean: TokenBatch, keys: Tensor) -> tuple[TokenBatch, Tensor]:
         """Tokens, words or whole items of histories hidden, and which tokens, bool ``[T]``."""
