@@ -78,7 +78,7 @@ def test_recipes(tree):
     (package / "config/protocol.py").write_text(names.replace('"map")', '"map", "rbp")'))
 
     put_before(package / "convert/sources.py", '    "steam": Layout(', layout)
-    put_before(package / "convert/command_line.py", '    "steam": _records(', records)
+    put_before(package / "convert/command_line.py", '    "steam": Kind(', records)
     (tree / "tests/convert/test_google_local.py").write_text(source_test)
 
     tests = ("textrec", "metrics", "settings")
