@@ -153,7 +153,9 @@ class SequentialTextDataset(RawSequentialDataset):
         Raises:
             ValueError: if ``eval_args`` asks for another split.
         """
-        self._check_protocol()
+        for key, allowed in PROTOCOL.items():
+            if (given := self.config["eval_args"][key]) != allowed:
+                raise ValueError(f"eval_args.{key} {given!r} is not supported (allowed: {allowed})")
         self._change_feat_format()
         self._drop_unused_col()
         rows: HistoryRows = self.inter_feat
@@ -183,11 +185,6 @@ class SequentialTextDataset(RawSequentialDataset):
             self.item_list_length_field,
             self.max_item_list_len,
         )
-
-    def _check_protocol(self) -> None:
-        for key, allowed in PROTOCOL.items():
-            if (given := self.config["eval_args"][key]) != allowed:
-                raise ValueError(f"eval_args.{key} {given!r} is not supported (allowed: {allowed})")
 
     def _change_feat_format(self) -> None:
         if isinstance(self.inter_feat, HistoryRows):  # a second build() finds it done

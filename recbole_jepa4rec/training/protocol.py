@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +359,7 @@ class ProtocolTrainer(Trainer):
         reads = self.state.has_saved and processes.is_main()
         state = {
             "identity": dict(self.session.identity),
-            **self.state.as_dict(),
+            **asdict(self.state),
             "model": self.offer.resumable_state(),
             "other_parameter": self._other_parameter(),
             "optimizer": self.optimizer_state(),

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -89,10 +89,6 @@ class TrainingState:
         has_saved = checkpoint["best_weights"] is not None
         known = {f.name: checkpoint[f.name] for f in fields(cls) if f.name in checkpoint}
         return cls(**{**known, "has_saved": has_saved})
-
-    def as_dict(self) -> dict[str, Any]:
-        """As a checkpoint holds it."""
-        return asdict(self)
 
     def next_stage(self, stage: str) -> TrainingState:
         """Where the next stage of the same run begins: time, epochs and curve count on."""
