@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_jepa4rec.base.yaml_files import find_properties
+from recbole_jepa4rec.base.yaml_files import find_properties, read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
 from recbole_jepa4rec.runner.run_folder import RunFolder
@@ -109,9 +109,11 @@ class TestSpace:
 
     @pytest.mark.parametrize("file", sorted((find_properties() / "search").glob("*.yaml")))
     def test_the_spaces_that_ship_fit_their_models(self, workplace, file):
-        words = [f"--model={file.stem.partition('-')[0]}", *BASE[1:], "--num_samples=2"]
-        words += [f"--search={file}"]
-        assert len(read_request(words).points) == 2
+        model, _, variant = file.stem.partition("-")
+        words = [f"--model={model}", *BASE[1:], "--num_samples=2"]
+        request = read_request([*words, *[f"--search={file}"] * bool(variant)])
+        assert len(request.points) == 2
+        assert {each.key for each in request.space} == read_yaml(file).keys()
 
 
 class TestRefusals:
@@ -203,7 +205,10 @@ class TestRefusals:
             (["--run_dir=space.yaml"], "run_dir 'space.yaml' is not a folder"),
             (["--search=no.yaml"], "cannot read config file no.yaml"),
             (["--search=no.test"], "cannot read search space no.test"),
-            (["--model=FDSA", "--search="], "no search space for model 'FDSA'"),
+            (
+                ["--model=FDSA", "--search="],
+                "no search space for model 'FDSA' (there are: BERT4Rec, JEPA4Rec, LLMJEPA, ",
+            ),
         ],
     )
     def test_a_command_line_is_refused_in_one_line(self, space_file, words, message, capsys):

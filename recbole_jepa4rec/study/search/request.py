@@ -243,7 +243,8 @@ def read_request(command_line: Sequence[str]) -> Request:
 def _default_space(entry: str) -> str:
     file = find_properties() / "search" / f"{find_entry(entry)[0]}.yaml"
     if not file.is_file():
-        there = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        names = sorted(path.stem for path in file.parent.glob("*.yaml"))
+        there = ", ".join(name for name in names if "-" not in name)  # others go by --search
         raise ValueError(f"no search space for model {entry!r} (there are: {there}; or --search=)")
     return str(file)
 
