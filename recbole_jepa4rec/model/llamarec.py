@@ -102,6 +102,7 @@ class LlamaRec(PhasedModel, PartlyOnCPU):
 
     def begin_phase(self, phase: str, steps: int) -> None:
         """Training begins, beside this retriever."""
+        super().begin_phase(phase, steps)
         self.retriever_digest.copy_(self.retriever.digest)
 
     def losses(self, histories: PackedHistories) -> tuple[Tensor, ...]:
