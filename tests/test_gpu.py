@@ -24,13 +24,12 @@ ROUNDING = {"atol": 1e-4, "rtol": 1e-4}
 SCORES = {"atol": 1e-2, "rtol": 1e-3}  # logits: cosines over a temperature of 0.05
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where all runs of this file lie, and the current folder meanwhile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(".")  # and back here in the end
-        prepare(folder := tmp_path_factory.mktemp("gpu"))
-        yield folder
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the runs of a test lie, and the current folder meanwhile."""
+    monkeypatch.chdir(".")  # and back here in the end
+    prepare(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("name", RUNS)
