@@ -129,6 +129,14 @@ def test_encoder_flop_of_one_token():
     assert encoder_flop(torch.tensor([1]), config) == 3 * (2 * maps + 2 * 2 * 4)
 
 
+def test_executed_flop_counts_products_and_their_gradients():
+    from flop import executed_flop
+
+    left, right = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
+    assert executed_flop(lambda: left @ right) == 2 * 3 * 4 * 5
+    assert executed_flop(lambda: (left @ right).sum().backward()) == 3 * 2 * 3 * 4 * 5
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_padded_models_of_transformers_give_the_same_vectors(window):
     import reference
