@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
 ]
 ROUNDING = {"atol": 1e-4, "rtol": 1e-4}
-SCORES = {"atol": 1e-2, "rtol": 1e-3}  # logits: cosines over a temperature of 0.05
+SCORES = {"atol": 1e-3, "rtol": 1e-3}  # cosines, or logits: cosines over a temperature of 0.05
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_losses_are_those_of_a_cpu(items):
             value = loss(*given, positive.to(device))
             parts = (value.detach(), *torch.autograd.grad(value, given))
             found.append([part.cpu() for part in parts])
-        for expected, here in zip(*found, strict=True):
-            torch.testing.assert_close(here, expected, **ROUNDING)
+        for expected, here in zip(*found, strict=True):  # gradients of most items are tiny
+            torch.testing.assert_close(here, expected, atol=1e-5 * expected.abs().max(), rtol=1e-4)
 
 
 @pytest.mark.skipif(not find_spec("peft"), reason="the extra llm is not installed")
