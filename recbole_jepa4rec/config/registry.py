@@ -1,4 +1,4 @@
-"""The only file that knows names; what they stand for is imported when it is asked for."""
+"""The only file that knows names; models and data sets are imported when they are asked for."""
 
 from __future__ import annotations
 
