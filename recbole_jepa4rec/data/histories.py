@@ -313,7 +313,7 @@ class HistoryRows(Interaction):
         """
         rows = HistoryRows(
             histories or self.histories,
-            source or self._source,
+            self._source if source is None else source,
             target,
             self._list_fields,
             self._length_field,
