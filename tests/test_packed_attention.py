@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
 
 from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings
@@ -16,6 +18,8 @@ from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.packed_attention import (
     BLOCK,
     PackedMask,
+    _kernel,
+    attend_packed,
     padded_size,
     refuse_where_not_possible,
 )
@@ -118,7 +122,7 @@ def test_gradients_equal_those_of_buckets(reading, backward):
 @pytest.mark.parametrize("reading", ["window", "item-causal"])
 def test_a_layer_is_one_graph_and_gives_the_same(reading, backward, monkeypatch):
     """The compiler sees a whole layer, without a break; the operators are run one by one here."""
-    layer = torch.compile(EncoderLayer.forward, backend="aot_eager", fullgraph=True)
+    layer = torch.compile(EncoderLayer.forward, backend="aot_eager", dynamic=True, fullgraph=True)
     monkeypatch.setattr("recbole_jepa4rec.model.encoder._compiled_layer", lambda: layer)
     buckets, flex = encoders(reading)
     flex.config = flex.config.model_copy(update=COMPILED)
@@ -134,6 +138,26 @@ def test_compiled_for_a_cpu_it_equals_buckets(reading, monkeypatch):
     compiled = torch.compile(flex_attention.flex_attention, dynamic=False)
     monkeypatch.setattr("recbole_jepa4rec.model.packed_attention._kernel", lambda _: compiled)
     test_one_call_equals_buckets(reading)
+
+
+def test_compiled_code_serves_every_size(monkeypatch):
+    """Of which torch keeps eight; a run needs as many without gradient as with it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = _kernel.__wrapped__("cuda")
+    monkeypatch.setattr("recbole_jepa4rec.model.packed_attention._kernel", lambda _: compiled)
+    torch.compiler.reset()
+    counters.clear()
+    with torch.no_grad():
+        for tokens in (900, 1500, 2300, 4000):
+            lengths = torch.tensor([tokens - 100, 100])
+            for asking in (None, torch.arange(0, tokens, 2)):
+                mask = PackedMask.of(lengths, None, torch.arange(tokens) % 50 + 1, asking)
+                heads = (
+                    torch.randn(size, 2, 16) for size in (len(mask.queries[0]), *2 * [mask.size])
+                )
+                attend_packed(*heads, mask)
+    assert counters["stats"]["unique_graphs"] <= 2
+    torch.compiler.reset()
 
 
 @given(

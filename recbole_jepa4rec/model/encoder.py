@@ -315,8 +315,8 @@ class SentenceEncoder(nn.Module):
 
 @cache
 def _compiled_layer() -> Any:
-    """A layer's pass, compiled once for all layers of a shape."""
-    return torch.compile(EncoderLayer.forward)
+    """A layer's pass, compiled once for all layers of a shape, for every number of tokens."""
+    return torch.compile(EncoderLayer.forward, dynamic=True)
 
 
 def depth_below(name: str, layers: int) -> int:

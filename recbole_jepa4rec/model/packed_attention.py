@@ -167,8 +167,11 @@ def refuse_where_not_possible(
 
 @cache
 def _kernel(device_type: str) -> Any:
-    """FlexAttention, compiled once a process for a GPU."""
-    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
+    """FlexAttention, compiled once a process for a GPU, for every number of tokens.
+
+    Code for each number would soon be more than torch compiles; the rest then holds all scores.
+    """
+    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
 
 
 def _padding(tokens: int) -> Tensor:
