@@ -129,7 +129,7 @@ def steps_of(system: str, config: Config, loader: Any, count: int) -> Callable[[
         model_class = sparing(model_class, targets, config["loss_type"], stage)
     model = model_class(config, loader._dataset).to(config["device"])
     if isinstance(model, SharedPass):
-        loader, loss = PrefixBatches(loader), model.loss_of_prefixes
+        loader, loss = PrefixBatches(loader, model.device), model.loss_of_prefixes
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     torch.autograd.set_detect_anomaly(False)  # RecBole's sine.py turns it on for every model
     return lambda: trainer._train_epoch(FirstBatches(loader, count), 0, loss)

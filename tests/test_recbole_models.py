@@ -104,6 +104,8 @@ def history_lengths(dataset):
     return torch.bincount(dataset.inter_feat.histories.users[dataset.inter_feat.target])
 
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")  # by name alone
+
 SHORT_AND_LONG = [19, 41, 102, 405]
 """Users of ml-100k with 20 to 737 interactions."""
 
@@ -116,7 +118,7 @@ class TestSharedPass:
         users = SHORT_AND_LONG if "F" not in name else SHORT_AND_LONG[:3]
         loader = loader_of(config, users)
         theirs, ours = both(config, loader._dataset, "all_prefixes")
-        (batch,) = PrefixBatches(loader)
+        (batch,) = PrefixBatches(loader, CPU)
         rows = loader._dataset.inter_feat[:]
         assert len(batch) == len(rows) and history_lengths(loader._dataset).max() > 20
         if loss_type == "BPR":  # the same negative for the same target
@@ -126,6 +128,18 @@ class TestSharedPass:
                 assert group.columns["neg_item_id"].shape == group.columns["item_id"].shape
                 group.columns["neg_item_id"] = negative[group.columns["item_id"]]
         assert_same(theirs, theirs.calculate_loss(rows), ours, ours.loss_of_prefixes(batch))
+
+    @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec"])
+    def test_a_gpu_reads_all_windows_at_once(self, name):
+        loader = loader_of(settings_of(name, "toy", loss_type="CE"), [*range(1, 20)])
+        theirs, ours = both(
+            settings_of(name, "toy", loss_type="CE"), loader._dataset, "all_prefixes"
+        )
+        groups, at_once = (next(iter(PrefixBatches(loader, each))) for each in (CPU, GPU))
+        assert len(groups.groups) > len(at_once.groups) == 1
+        rows = loader._dataset.inter_feat[:]
+        for batch in (groups, at_once):
+            assert_same(theirs, theirs.calculate_loss(rows), ours, ours.loss_of_prefixes(batch))
 
     @pytest.mark.parametrize("loss_type", ["CE", "BPR"])
     def test_s3rec_finetunes_so_too(self, loss_type, tmp_path):
@@ -143,7 +157,7 @@ class TestSharedPass:
         )
         loader = loader_of(config, SHORT_AND_LONG[:3])
         theirs, ours = both(config, loader._dataset, "all_prefixes")
-        (batch,) = PrefixBatches(loader)
+        (batch,) = PrefixBatches(loader, CPU)
         rows = loader._dataset.inter_feat[:]
         if loss_type == "BPR":
             negative = torch.randint(1, theirs.n_items - 1, (theirs.n_items,))
@@ -169,7 +183,7 @@ class TestSharedPass:
         )
         loader = loader_of(config, [*range(1, 20)])
         theirs, ours = both(config, loader._dataset, "all_prefixes")
-        (batch,) = PrefixBatches(loader)
+        (batch,) = PrefixBatches(loader, CPU)
         rows = loader._dataset.inter_feat[:].repeat(3)
         assert len(batch) == len(rows)
         negative = torch.randint(1, theirs.n_items, (theirs.n_items,))
@@ -218,7 +232,9 @@ class TestRowsByLength:
 
     def test_groups_have_each_row_once_and_little_padding(self):
         lengths = torch.tensor([5, 1, 50, 2, 9, 1, 11, 10])
-        groups = [*of_like_length(lengths)]
+        (all_of_them,) = of_like_length(lengths, GPU)
+        assert torch.equal(all_of_them, lengths.argsort(stable=True))
+        groups = [*of_like_length(lengths, CPU)]
         assert sorted(torch.cat(groups).tolist()) == [*range(8)]
         for rows in groups:
             assert lengths[rows].max() == lengths[rows[-1]] <= 2 * lengths[rows].min()
@@ -283,7 +299,7 @@ class TestSoftmax:
         loader = loader_of(config, [*range(1, 20)])
         _, ours = both(config, loader._dataset, "all_prefixes")
         monkeypatch.setattr(loss_module, "FUSED_LOGITS", 16 * ours.n_items)
-        (batch,) = PrefixBatches(loader)
+        (batch,) = PrefixBatches(loader, CPU)
         held = []
 
         def watch(tensor):

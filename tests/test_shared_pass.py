@@ -20,8 +20,11 @@ def histories_of(counts):
     return Histories.of(users, 100 + torch.arange(len(users)), len(counts) + 1)
 
 
-@given(lengths, st.integers(1, 7), st.integers(1, 20), st.integers(0, 3))
-def test_windows_hold_what_rows_hold(counts, max_items, step, seed):
+devices = st.sampled_from([torch.device("cpu"), torch.device("cuda")])  # by name alone
+
+
+@given(lengths, st.integers(1, 7), st.integers(1, 20), st.integers(0, 3), devices)
+def test_windows_hold_what_rows_hold(counts, max_items, step, seed, device):
     histories = histories_of(counts)
     targets = histories.targets
     if not len(targets):
@@ -32,7 +35,7 @@ def test_windows_hold_what_rows_hold(counts, max_items, step, seed):
     read = 0
     for chunk in order.split(step):
         found = {}
-        for items, sizes, places, positions in windows(histories, chunk, max_items):
+        for items, sizes, places, positions in windows(histories, chunk, max_items, device):
             assert items.shape == (len(sizes), sizes.max()) and sizes.max() <= max_items
             inside = torch.arange(items.shape[1]) < sizes[:, None]
             assert torch.equal(items > 0, inside)

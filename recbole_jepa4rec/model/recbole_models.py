@@ -23,22 +23,24 @@ from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.model.loss import softmax_loss
 
 WIDEST = 2.0
-"""Longest row of a group over its shortest, at most: what padding may cost."""
+"""Longest row of a group over its shortest on a CPU, at most: what padding may cost."""
 
 
-def of_like_length(lengths: Tensor) -> Iterator[Tensor]:
-    """Rows in groups of about the same length.
+def of_like_length(lengths: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Rows in groups of about the same length; for a GPU, to which a pass costs more, in one.
 
     Args:
         lengths: of the rows, each at least 1, ``[B]``.
+        device: that reads them.
 
     Yields:
         Rows of a group by length, the longest last, ``[G]``.
     """
     ascending, rows = lengths.sort(stable=True)
+    widest = WIDEST if device.type == "cpu" else torch.inf
     begin = 0
     while begin < len(rows):
-        longest = ascending[begin] * WIDEST
+        longest = ascending[begin] * widest
         end = int(torch.searchsorted(ascending, longest, right=True))
         yield rows[begin:end]
         begin = end
@@ -180,7 +182,7 @@ class RowsByLength(SequentialRecommender):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """The model's own, of a group at a time."""
         losses, terms = [], self.terms_of(interaction)
-        for rows in of_like_length(interaction[self.ITEM_SEQ_LEN].cpu()):
+        for rows in of_like_length(interaction[self.ITEM_SEQ_LEN].cpu(), self.device):
             group = interaction[rows]
             if share := self.terms_of(group) / terms:
                 width = int(group[self.ITEM_SEQ_LEN].max())
@@ -269,7 +271,7 @@ class AttributesByLength(SequentialRecommender):
         losses = []
         self.position_embedding.right_aligned = True
         try:
-            for rows in of_like_length(lengths):
+            for rows in of_like_length(lengths, self.device):
                 width = int(lengths[rows].max())
                 group = [each[rows, -width:].contiguous() for each in (features, *sequences)]
                 losses.append(super().pretrain(*group))

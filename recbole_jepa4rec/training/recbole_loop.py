@@ -194,7 +194,8 @@ class EpochTrainer(ProtocolTrainer):
         if not position.is_trained:
             loss_func = loss_func or self.model.calculate_loss
             if isinstance(self.model, SharedPass):
-                train_data, loss_func = PrefixBatches(train_data), self.model.loss_of_prefixes
+                train_data = PrefixBatches(train_data, self.device)
+                loss_func = self.model.loss_of_prefixes
             field = self.config["MASK_INDEX"]  # of RecBole's transform mask_itemseq
             batches = EpochBatches(train_data, position, resumed, field, self._goes_on)
             self._batches = len(batches)

@@ -27,10 +27,11 @@ class PrefixBatches:
 
     Args:
         loader: RecBole's, of training rows; its other attributes shine through.
+        device: of the model.
     """
 
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        self._loader, self._device = loader, device
         self._rows: HistoryRows = loader._dataset.inter_feat
         self._max_items: int = loader._dataset.max_item_list_len
 
@@ -45,7 +46,7 @@ class PrefixBatches:
         histories = self._rows.histories
         order = window_order(histories, self._rows.target, self._max_items, generator)
         for targets in order.split(self._loader.step):
-            groups = windows(histories, targets, self._max_items)
+            groups = windows(histories, targets, self._max_items, self._device)
             yield PrefixBatch([self._group(*group) for group in groups])
 
     def _group(
@@ -89,7 +90,7 @@ def window_order(
 
 
 def windows(
-    histories: Histories, targets: Tensor, max_items: int
+    histories: Histories, targets: Tensor, max_items: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Windows of the items before the targets, in groups of about the same length.
 
@@ -97,6 +98,7 @@ def windows(
         histories: of all users.
         targets: positions in ``histories.items``, in an order of ``window_order``, ``[T]``.
         max_items: of a window.
+        device: of the model that reads them.
 
     Yields:
         For a group of ``B`` windows of at most ``L`` items: these, oldest first, padding behind,
@@ -109,7 +111,7 @@ def windows(
     )
     before = targets - starts  # items of the window that a target follows
     lengths = before[counts.cumsum(0) - 1]
-    for rows in of_like_length(lengths):
+    for rows in of_like_length(lengths, device):
         place = torch.arange(int(lengths[rows[-1]]))
         inside = place < lengths[rows][:, None]
         position = (first[rows][:, None] + place).masked_fill(~inside, 0)
