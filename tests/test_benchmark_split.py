@@ -264,6 +264,19 @@ class TestRuns:
         again = load_run(tmp_path / "run", use_gpu=False)
         assert again.recommend([again.item_ids[1:3]], k=3)["rank"].tolist() == [1, 2, 3]
 
+    def test_a_run_that_leaves_one_out_says_that_it_does_not_read_the_split(
+        self, cold, tmp_path, caplog
+    ):
+        given = {"data_path": str(cold), "run_dir": str(tmp_path / "run"), "use_gpu": False}
+        run("Popularity", "toy", config_dict=given)
+        (warning,) = (record.getMessage() for record in caplog.records if "split" in record.msg)
+        assert warning == (
+            f"{cold / 'toy' / 'toy.stats.json'} has the split 'cold_items', but this run leaves "
+            "one out; --benchmark_filename=train,valid,test reads it"
+        )
+        run("Popularity", "toy", config_dict={**given, **SPLIT, "run_dir": str(tmp_path / "split")})
+        assert caplog.text.count("has the split") == 1
+
     def test_counts_know_nothing_of_held_out_items(self, cold, tmp_path):
         for model in ("Popularity", "Markov"):
             given = {"data_path": str(cold), "run_dir": str(tmp_path / model), "use_gpu": False}

@@ -40,6 +40,24 @@ def split_title(names: Sequence[str], stats_file: Path, fingerprint: str) -> str
         return files  # written elsewhere
 
 
+def unread_split(stats_file: Path) -> str | None:
+    """Say that a conversion wrote a split, to a run that leaves one out instead.
+
+    Args:
+        stats_file: ``NAME.stats.json``, there or not.
+
+    Returns:
+        A line, or ``None`` where no split was written, or leave-one-out.
+    """
+    try:
+        split = json.loads(stats_file.read_text(encoding="utf-8"))["split"]
+        kind, files = split["kind"], ",".join(split["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    reads = f"this run leaves one out; --benchmark_filename={files} reads it"
+    return None if kind == "loo" else f"{stats_file} has the split {kind!r}, but {reads}"
+
+
 def last_of_part(users: np.ndarray, part: np.ndarray, number: int) -> np.ndarray:
     """Positions of each user's last interaction of a part: the targets, if it is evaluated.
 

@@ -25,7 +25,8 @@ from recbole_jepa4rec.config.protocol import NOBODY_TRAINS
 from recbole_jepa4rec.config.registry import find_dataset, find_trainer, training_targets
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
 from recbole_jepa4rec.data.histories import HistoryRows
-from recbole_jepa4rec.data.item_files import refuse_without_text
+from recbole_jepa4rec.data.item_files import refuse_without_text, source_folders
+from recbole_jepa4rec.data.split_files import unread_split
 from recbole_jepa4rec.evaluation.drift import Drift, held_back, measured_drift
 from recbole_jepa4rec.model.reranking import Retriever
 from recbole_jepa4rec.runner.doctor import hardware
@@ -266,24 +267,34 @@ class _Trained:
     valid: dict[str, float] | None
 
 
-def _train(
-    config: Config, folder: RunFolder, train: Any, valid: Any, session: Session, clock: Clock
-) -> _Trained:
-    """Train and go back to the best epoch."""
-    logger, show_progress = getLogger(), config["show_progress"]
-    data = train._dataset
-    if processes.is_main() and not session.resumed:
-        config.save(folder.config_file)
+def _log_what_is_trained(config: Config, data: Any) -> None:
+    """Log the device, the data and what a user may not expect of either."""
+    logger = getLogger()
     device = hardware(config["device"])
     logger.info(f"device: {device['device']} ({device['processor']}, {device['threads']} threads)")
     if config.given("gpu_id") and config["use_gpu"] and device["device"] == "cpu":
         logger.warning(f"gpu_id is {config['gpu_id']!r}, but torch finds no GPU: the CPU is used")
     logger.info(f"{config['dataset']}: {data.statistics()}")
+    if not data.split_paths:
+        for name, path in source_folders(config).items():
+            if unread := unread_split(path / f"{name}.stats.json"):
+                logger.warning(unread)
     for key in ATTRIBUTE_KEYS:
         if key in config.internal_config_dict:
             logger.info(f"{key}: {config[key]}")
     for key in config.unread_keys():
         logger.warning(f"{config['model']} does not read {key!r}")
+
+
+def _train(
+    config: Config, folder: RunFolder, train: Any, valid: Any, session: Session, clock: Clock
+) -> _Trained:
+    """Train and go back to the best epoch."""
+    show_progress = config["show_progress"]
+    data = train._dataset
+    if processes.is_main() and not session.resumed:
+        config.save(folder.config_file)
+    _log_what_is_trained(config, data)
 
     clock.lap("load")
     retriever = retriever_for(config, folder.path, data, train_and_test)
