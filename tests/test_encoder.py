@@ -135,7 +135,7 @@ def test_positions_beyond_the_tables_are_refused(field, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 5}, "hidden_size 12 is not a multiple of num_heads 5"),
+        ({"num_heads": 5}, "hidden_size=12 is no multiple of num_heads=5"),
         ({"attention_window": 7}, "attention_window 7 must be null or an even whole number from 2"),
         ({"attention_window": 0}, "attention_window 0 must be null or an even whole number from 2"),
         ({"num_layers": 0}, "num_layers 0 must be a whole number from 1"),

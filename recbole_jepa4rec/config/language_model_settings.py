@@ -84,11 +84,8 @@ class LLMJEPASettings(ItemTextSettings, LanguageModelSettings):
         if named is None:
             idle = [*LanguageModelSettings.model_fields]
         self.refuse_idle(idle, "language_model")
-        if named is None and not self.checkpoint and self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of 2 x num_heads="
-                f"{2 * self.num_heads}"
-            )
+        if named is None and not self.checkpoint:
+            self.refuse_remainder("hidden_size", "num_heads", each=2)
         return self
 
     @model_validator(mode="after")

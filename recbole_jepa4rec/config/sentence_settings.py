@@ -157,7 +157,6 @@ class SentenceSettings(ItemTextSettings, EncoderSettings):
 
     @model_validator(mode="after")
     def _starts_from_one_thing(self) -> SentenceSettings:
-        heads = self.num_heads
         for key in ("pretrain_earliest_target", "finetune_empty_histories"):
             if self.training_targets == "all_prefixes" and (value := vars(self)[key]):
                 raise ValueError(f"{key} is {value}; allowed with training_targets='random'")
@@ -166,8 +165,8 @@ class SentenceSettings(ItemTextSettings, EncoderSettings):
                 f"checkpoint={self.checkpoint!r} and encoder_checkpoint="
                 f"{self.encoder_checkpoint!r} are both set; allowed: one of them"
             )
-        if not (self.checkpoint or self.encoder_checkpoint) and self.hidden_size % heads:
-            raise ValueError(f"hidden_size={self.hidden_size} is no multiple of num_heads={heads}")
+        if not (self.checkpoint or self.encoder_checkpoint):
+            self.refuse_remainder("hidden_size", "num_heads")
         return self
 
 

@@ -119,6 +119,13 @@ class Settings(BaseModel):
         value, other = vars(self)[key], vars(self)[beside]
         raise ValueError(f"{key} is {value!r}; allowed with {beside}={other!r}: {allowed}")
 
+    def refuse_remainder(self, width: str, heads: str, each: int = 1) -> None:
+        """Refuse a width that heads do not divide into parts, each a multiple of a number."""
+        value, parts = vars(self)[width], each * vars(self)[heads]
+        if value % parts:
+            times = f"{each} x " if each > 1 else ""
+            raise ValueError(f"{width}={value} is no multiple of {times}{heads}={parts}")
+
     def refuse_idle(self, keys: Iterable[str], beside: str) -> None:
         """Refuse another value than its default of a key that has no part with another's value."""
         for key in keys:

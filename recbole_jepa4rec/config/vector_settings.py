@@ -130,10 +130,7 @@ class ItemVectorSettings(HeadSettings, TextVectorSettings):
 
     @model_validator(mode="after")
     def _divides_among_heads(self) -> ItemVectorSettings:
-        if self.hidden_size % self.n_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of n_heads={self.n_heads}"
-            )
+        self.refuse_remainder("hidden_size", "n_heads")
         return self
 
 

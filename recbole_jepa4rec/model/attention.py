@@ -27,10 +27,6 @@ class SelfAttention(nn.Module):
         self, hidden_size: int, num_heads: int, window: int | None, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads:
-            raise ValueError(
-                f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
-            )
         self.num_heads, self.dropout = num_heads, dropout
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.global_qkv = nn.Linear(hidden_size, 3 * hidden_size) if window else None

@@ -60,6 +60,7 @@ class EncoderConfig(EncoderSettings):
 
     @model_validator(mode="after")
     def _has_the_layers(self) -> EncoderConfig:
+        self.refuse_remainder("hidden_size", "num_heads")
         if self.item_local_layers > self.num_layers:
             raise ValueError(
                 f"item_local_layers is {self.item_local_layers}; allowed in an encoder of "
