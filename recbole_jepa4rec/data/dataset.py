@@ -17,7 +17,7 @@ from recbole.utils import FeatureSource
 
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.layers import refuse_missing_folder
-from recbole_jepa4rec.config.protocol import NOBODY_TESTED, PROTOCOL, split_names
+from recbole_jepa4rec.config.protocol import NOBODY_TESTED, refuse_other_protocol, split_names
 from recbole_jepa4rec.data.atomic_files import AtomicFileError, line_number, refuse_rounded
 from recbole_jepa4rec.data.fingerprint import fingerprint
 from recbole_jepa4rec.data.histories import Histories, HistoryRows
@@ -153,9 +153,7 @@ class SequentialTextDataset(RawSequentialDataset):
         Raises:
             ValueError: if ``eval_args`` asks for another split.
         """
-        for key, allowed in PROTOCOL.items():
-            if (given := self.config["eval_args"][key]) != allowed:
-                raise ValueError(f"eval_args.{key} {given!r} is not supported (allowed: {allowed})")
+        refuse_other_protocol(self.config["eval_args"])
         self._change_feat_format()
         self._drop_unused_col()
         rows: HistoryRows = self.inter_feat
