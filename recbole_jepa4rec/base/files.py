@@ -23,6 +23,7 @@ Layout = Mapping[str, Any]
 CAN_HOLD = fcntl is not None
 """Whether the system can tell who holds a file."""
 
+RESULT_NAME = "result.json"
 _PARTIAL, LOCK_NAME = f".{'[0-9a-f]' * 32}.partial", ".lock"
 _JUST_BEGUN = 60 if CAN_HOLD else 86_400  # seconds in which a file may not be held yet
 _POLL = 0.1  # seconds between looks at a lock that another has

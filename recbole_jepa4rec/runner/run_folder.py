@@ -20,7 +20,7 @@ from pyarrow import parquet  # here, so that a run without it does not begin
 
 from recbole_jepa4rec.base.checkpoint import STATE_NAME, WEIGHTS_NAME
 from recbole_jepa4rec.base.command import add_note
-from recbole_jepa4rec.base.files import Layout, atomic_write, hold, remove_abandoned
+from recbole_jepa4rec.base.files import RESULT_NAME, Layout, atomic_write, hold, remove_abandoned
 from recbole_jepa4rec.base.yaml_files import read_yaml
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.run_settings import ATTRIBUTE_KEYS
@@ -35,7 +35,6 @@ WRITTEN: Layout = {
 """What every run may write beside its log and its result, once its settings are written."""
 
 LOGS: Layout = dict.fromkeys(("run.log", "events.out.tfevents.*"))
-RESULT_NAME = "result.json"
 WHOLE: Layout = {**WRITTEN, **LOGS, RESULT_NAME: None}
 LAYOUT: Layout = {**WHOLE, "retriever": WHOLE}
 """All that is in a run's folder."""

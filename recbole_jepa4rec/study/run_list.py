@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recbole_jepa4rec.base.command import Parser, did_you_mean, run_command, say_all, say_last
-from recbole_jepa4rec.base.files import atomic_write
+from recbole_jepa4rec.base.files import RESULT_NAME, atomic_write
 
 if TYPE_CHECKING:
     from recbole_jepa4rec.runner.result import Result
 
-RESULT_NAME = "result.json"
 SPLITS = ("test", "valid")
 
 SHOWN = 4

@@ -16,10 +16,9 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from recbole_jepa4rec.base.files import Layout, atomic_write, stranger
+from recbole_jepa4rec.base.files import RESULT_NAME, Layout, atomic_write, stranger
 from recbole_jepa4rec.runner import run_folder
 from recbole_jepa4rec.runner.result import misfit
-from recbole_jepa4rec.runner.run_folder import RESULT_NAME
 from recbole_jepa4rec.study.study import Board
 from recbole_jepa4rec.training.state import Validation
 
