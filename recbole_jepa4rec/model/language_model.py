@@ -12,13 +12,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from recbole_jepa4rec.base.device import sent
+from recbole_jepa4rec.base.device import PRECISIONS, sent
 from recbole_jepa4rec.base.weight_files import locate
 from recbole_jepa4rec.config.language_model_settings import LanguageModelSettings
 from recbole_jepa4rec.text.token_batch import fill_batches
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""By the key ``language_model_precision``."""
 
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """How architectures are called that say what comes next; one with an encoder is refused later."""
@@ -31,7 +28,7 @@ def load_language_model(
 
     Args:
         source: folder or hub name.
-        precision: that the weights are held in, one of ``DTYPES`` or int8.
+        precision: that the weights are held in, one of ``PRECISIONS`` or int8.
         device: of the run, where weights of 8 bits are made.
 
     Raises:
@@ -71,10 +68,10 @@ def _held(precision: str, device: torch.device) -> dict[str, Any]:
     # transformers 5 has renamed the argument
     dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     if precision != "int8":
-        return {dtype: DTYPES[precision]}
+        return {dtype: PRECISIONS[precision] or torch.float32}
     if device.type == "cpu":
         raise ValueError(
-            "language_model_precision is 'int8'; allowed on a CPU: " + ", ".join(DTYPES)
+            "language_model_precision is 'int8'; allowed on a CPU: " + ", ".join(PRECISIONS)
         )
     if not find_spec("bitsandbytes"):
         raise ValueError(
