@@ -36,6 +36,7 @@ from recbole_jepa4rec.config.settings import (
 )
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Stage = Literal["pretrain", "finetune", "both"]
 Loss = Literal["CE", "BPR"]
 """Cross-entropy over all items, or one sampled negative a target."""
 
@@ -205,7 +206,7 @@ class S3RecSettings(CausalSettings):
 
     item_attribute: str | None = None
     """Item attribute; None is the text column of .item with the fewest distinct words."""
-    train_stage: Literal["pretrain", "finetune", "both"] = "both"
+    train_stage: Stage = "both"
     """pretrain, finetune (with --checkpoint or pre_model_path), both."""
     pretrain_epochs: Whole = 5
     """Of pre-training; RecBole's 500 take days on a CPU."""
@@ -220,7 +221,7 @@ class S3RecSettings(CausalSettings):
 class PhasedSettings(RunSettings):
     """Of a model that is trained in phases."""
 
-    train_stage: Literal["pretrain", "finetune", "both"] = "both"
+    train_stage: Stage = "both"
     """pretrain, finetune, both."""
     epochs: Whole = 12
     """Of finetuning, at most."""

@@ -49,7 +49,7 @@ class EncoderSettings(Settings):
     compile_layers: bool = False
     """Whether torch.compile fuses what a layer does, where its attention is one call."""
     training_targets: TrainingTargets = "all_prefixes"
-    """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
+    """random: the paper's, one next item a history; all_prefixes: item-causal, the item after each
     item."""
     item_local_layers: Whole = 0
     """Lower layers that read each item by itself; those above read the history."""
@@ -106,7 +106,7 @@ class ItemTextSettings(HeadSettings):
     """Item sentences a step encodes anew, with gradient: all, or a sample of so many; 0: none, the
     table stays as the epoch began."""
     training_targets: TrainingTargets = "all_prefixes"
-    """random: RecFormer's, one next item a history; all_prefixes: item-causal, the item after each
+    """random: the paper's, one next item a history; all_prefixes: item-causal, the item after each
     item."""
     tokens_per_batch: Count = 40960
     """History tokens that fill a step of training, and tokens encoded at once when the item table
@@ -129,7 +129,7 @@ class SentenceSettings(ItemTextSettings, EncoderSettings):
     """What is selected at once: token, word; item: items of the history, hidden whole (in next
     items: token)."""
     mlm_weight: AtLeastZero = 0.1
-    """lambda."""
+    """lambda_1 (RecFormer's lambda)."""
     mlm_reduction: Literal["pooled", "separate"] = "pooled"
     """pooled: a mean over all masked tokens; separate: over those of histories, plus over those of
     next items."""
@@ -182,8 +182,6 @@ class JEPA4RecSettings(SentenceSettings):
     """History item to predict where none was masked: uniform, newest."""
     contrastive_weight: AtLeastZero = 1.0
     """Of L_S-I; 0 pre-trains without negatives."""
-    mlm_weight: AtLeastZero = 0.1
-    """lambda_1."""
     mapping_weight: AtLeastZero = 0.1
     """lambda_2."""
     mapping_reduction: Literal["sum", "mean"] = "mean"
@@ -213,9 +211,6 @@ class JEPA4RecSettings(SentenceSettings):
     of the item that it ranks first; top_k, a weighted mean of its best ten."""
     drift_steps: Whole = 0
     """Steps of rollouts whose drift is measured on the test, of a split last_n; 0: none."""
-    training_targets: TrainingTargets = "all_prefixes"
-    """random: the paper's, one next item a history; all_prefixes: item-causal, the item after each
-    item."""
 
     @property
     def ema_schedule(self) -> tuple[float, float]:
