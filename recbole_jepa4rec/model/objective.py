@@ -48,10 +48,10 @@ class Objective(RankingObjective):
     next_item_mask_ratio: float
     mlm_weight: float
     sequence_pass: str
-    mask_unit: str = "token"
-    mlm_reduction: str = "pooled"
+    mask_unit: str
+    mlm_reduction: str
     mapping_weight: float = 0.0
-    mapping_reduction: str = "sum"
+    mapping_reduction: str = "mean"
     unmasked_target: str = "uniform"
     positive_encoder: str = "context"
     item_encoder: str = "context"
