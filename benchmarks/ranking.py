@@ -101,9 +101,10 @@ def main() -> None:
 
 
 def rank_users(vectors: Vectors, users: int, batch: int, rank: Rank) -> Tensor:
-    """Ranks of the first users, ``[users]``, a batch at a time."""
+    """Ranks of the first users, ``[users]`` on the CPU, a batch at a time."""
     parts = [slice(i, min(i + batch, users)) for i in range(0, users, batch)]
-    return torch.cat([rank(vectors.scores(rows), vectors.target[rows]) for rows in parts])
+    ranks = [rank(vectors.scores(rows), vectors.target[rows]) for rows in parts]
+    return torch.cat(ranks).cpu()
 
 
 def recbole_ranks(device: str) -> Rank:

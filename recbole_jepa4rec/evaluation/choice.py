@@ -11,7 +11,7 @@ from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.keyed_random import Draw, derive, uniform
 from recbole_jepa4rec.data.histories import HistoryRows
-from recbole_jepa4rec.evaluation.metrics import numbers_alone, ranks_where_scored
+from recbole_jepa4rec.evaluation.metrics import numbers_alone, target_ranks
 from recbole_jepa4rec.evaluation.ranking import history_places
 from recbole_jepa4rec.model.base import Model
 
@@ -63,7 +63,7 @@ def choose_on_validation(
             scores[:, 0] = -torch.inf
             if filter_history:
                 scores[had] = -torch.inf
-            of_choices.append(ranks_where_scored(scores, target))
+            of_choices.append(target_ranks(scores, target))
         ranks[:, row] = torch.stack(of_choices).cpu()
     ranks = numbers_alone(processes.all_reduce(ranks).flatten()).view_as(ranks)
     values = [value_of(of_choice) for of_choice in ranks]

@@ -10,7 +10,7 @@ from torch import Tensor
 from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.data.histories import HistoryRows, PackedHistories
-from recbole_jepa4rec.evaluation.metrics import numbers_alone, ranks_where_scored
+from recbole_jepa4rec.evaluation.metrics import numbers_alone, target_ranks
 from recbole_jepa4rec.model.base import Model, RolloutStep
 from recbole_jepa4rec.model.rollout import PROJECTIONS
 
@@ -111,7 +111,7 @@ def _fed_back(
 
 def _measures(made: RolloutStep, wanted: Tensor) -> Tensor:
     """Sums of ``MEASURES`` over a batch, of true items ``[B]``; on the CPU."""
-    ranks = ranks_where_scored(made.scores, wanted)
+    ranks = target_ranks(made.scores, wanted)
     cosines = made.cosines.gather(1, wanted[:, None]).double()
     hits = torch.where(ranks.isnan(), ranks, (ranks <= 10).double())
     return torch.stack([cosines.sum(), hits.sum()]).cpu()

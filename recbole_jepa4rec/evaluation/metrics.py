@@ -37,21 +37,8 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
         target: internal id of the target item, ``[B]``, in ``1 .. N - 1``.
 
     Returns:
-        Ranks, ``[B]`` float64 on the CPU, each in ``1 .. N - 1``.
-
-    Raises:
-        NotNumbersError: if a score is not a number.
-        ValueError: if a target is not an item.
-    """
-    if len(target) and not 0 < int(target.min()) <= int(target.max()) < scores.shape[1]:
-        raise ValueError(f"targets must lie in 1 .. {scores.shape[1] - 1}")
-    return numbers_alone(ranks_where_scored(scores, target).cpu())
-
-
-def ranks_where_scored(scores: Tensor, target: Tensor) -> Tensor:
-    """As ``target_ranks``, but that nobody waits for them: ``[B]`` where the scores are.
-
-    Rows whose scores hold NaN have NaN for a rank; targets are taken for items.
+        Ranks, ``[B]`` float64 where the scores are, each in ``1 .. N - 1``. A GPU is not waited
+        for, so that a row whose scores hold NaN has NaN, which ``numbers_alone`` refuses.
     """
     items, position = scores.detach()[:, 1:], target[:, None] - 1
     target_score = items.gather(1, position)

@@ -14,7 +14,7 @@ from recbole_jepa4rec.base import processes
 from recbole_jepa4rec.base.device import sent
 from recbole_jepa4rec.base.progress import shows_bars
 from recbole_jepa4rec.data.histories import HistoryRows
-from recbole_jepa4rec.evaluation.metrics import numbers_alone, ranks_where_scored
+from recbole_jepa4rec.evaluation.metrics import numbers_alone, target_ranks
 
 Batch = TypeVar("Batch", bound=Sized)
 
@@ -71,7 +71,7 @@ def rank_targets(
         if filter_history:
             table[had] = -torch.inf
         own.append(torch.arange(these.start, these.stop))
-        ranks.append(ranks_where_scored(table, target))
+        ranks.append(target_ranks(table, target))
         if depth:
             best.append(1 + table[:, 1:].topk(depth, dim=1).indices)
     whole = Ranking(
