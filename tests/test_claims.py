@@ -362,9 +362,8 @@ def test_mapping_and_mlm_losses_equal_slow_loops_over_users(sentences, histories
             (mlm_terms[1], next_hidden, next_chosen, next_clean),
         ):
             for token in picked.nonzero()[:, 0].tolist():
-                logits = model.mlm_head(
-                    states[token : token + 1], model.encoder.embedding.tokens.weight
-                )
+                asked = model.mlm_head.asked(states[token : token + 1])
+                logits = asked @ model.encoder.embedding.tokens.weight.T + model.mlm_head.bias
                 terms.append(-logits.log_softmax(1)[0, batch.input_ids[token]])
     mapping = torch.stack(history_terms).mean() + torch.stack(next_terms).mean()
     assert losses["mapping"].item() == pytest.approx(mapping.item(), rel=1e-4)

@@ -99,10 +99,9 @@ def test_pretraining_losses_equal_slow_loops_over_users(model, sentences, histor
             seen, chosen = mask_tokens(batch, 0.15, derive(key, purpose), mask, ordinary)
             states = model.encoder(seen)
             for token in chosen.nonzero()[:, 0].tolist():
-                logits_of_tokens = model.mlm_head(
-                    states[token : token + 1], model.encoder.embedding.tokens.weight
-                )
-                mlm.append(-logits_of_tokens.log_softmax(1)[0, batch.input_ids[token]])
+                asked = model.mlm_head.asked(states[token : token + 1])
+                of_tokens = asked @ model.encoder.embedding.tokens.weight.T + model.mlm_head.bias
+                mlm.append(-of_tokens.log_softmax(1)[0, batch.input_ids[token]])
     assert len(mlm) > 5
     expected = torch.stack(contrastive).mean()
     assert losses["sequence_item"].item() == pytest.approx(expected.item(), rel=1e-4)

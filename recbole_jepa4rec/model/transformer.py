@@ -174,10 +174,6 @@ class MLMHead(nn.Module):
         """
         return self.norm(F.gelu(self.transform(hidden)))
 
-    def forward(self, hidden: Tensor, token_weight: Tensor) -> Tensor:
-        """Hidden states ``[M, D]`` and token embeddings ``[V, D]`` to logits ``[M, V]``."""
-        return F.linear(self.asked(hidden), token_weight, self.bias)
-
 
 def identity(size: int) -> nn.Linear:
     """A linear map that changes nothing yet."""
