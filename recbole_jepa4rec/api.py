@@ -50,13 +50,12 @@ def run(
         OSError: if a file cannot be written.
     """
     from recbole_jepa4rec.runner.quick_start import run as run_here
-    from recbole_jepa4rec.runner.run_result import RunResult
 
     given = {"show_progress": in_notebook(), **(config_dict or {}), **settings}
     if given.get("resume"):
         del given["show_progress"]  # the run has its own
     with _warnings_alone():
-        return RunResult(run_here(model, dataset, config_files, given, command_line))
+        return run_here(model, dataset, config_files, given, command_line)
 
 
 def compare(

@@ -21,6 +21,7 @@ from recbole_jepa4rec.config.help import asks_for_help, help_of
 from recbole_jepa4rec.config.layers import Layers
 from recbole_jepa4rec.config.registry import PHASED_MODELS
 from recbole_jepa4rec.config.syntax import parse_command_line
+from recbole_jepa4rec.runner.run_result import RunResult
 
 if TYPE_CHECKING:
     from recbole_jepa4rec.config.config import Config
@@ -95,7 +96,7 @@ def run(
     config_files: Sequence[str | Path] = (),
     config_dict: Mapping[str, Any] | None = None,
     command_line: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> RunResult:
     """Train a model, select its best epoch on validation and test it once.
 
     Args:
@@ -136,8 +137,7 @@ def run(
         status = RESUMABLE
     if status:
         raise SystemExit(status)
-    result = json.loads(folder.result_file.read_text(encoding="utf-8"))
-    return {**result, "path": str(folder.result_file)}
+    return RunResult.read(folder.result_file)
 
 
 def _worker_words(asked: Sequence[Any], run_dir: str, command: str) -> list[str]:
@@ -180,7 +180,7 @@ def _refuse_processes(config: Config) -> None:
         raise ValueError(f"nproc is {config['nproc']}; allowed on this machine: {most}, its {what}")
 
 
-def _run_here(config: Config, folder: RunFolder, command: str) -> dict[str, Any]:
+def _run_here(config: Config, folder: RunFolder, command: str) -> RunResult:
     """The run in this process: alone, or as one of those that the environment tells of."""
     from recbole_jepa4rec.base import processes
     from recbole_jepa4rec.base.launch import NAMES, joined
@@ -198,4 +198,4 @@ def _run_here(config: Config, folder: RunFolder, command: str) -> dict[str, Any]
             if processes.is_main():
                 print(f"stopped; --resume={folder.path} goes on", file=sys.stderr)
             raise SystemExit(RESUMABLE) from error
-    return {**result, "path": str(folder.result_file)}
+    return RunResult({**result, "path": str(folder.result_file)})
