@@ -250,9 +250,26 @@ class TestFiles:
         ]
         assert trainer.evaluate(test)["mrr"] > 0
 
-    def test_recboles_way_to_resume_is_refused(self, prepare, workplace):
-        trainer, _ = prepare()
-        with pytest.raises(ValueError, match=r"cannot resume .*run; --resume=RUN_DIR goes on with"):
+    def test_training_resumes(self, prepare, workplace):
+        trainer, (train, valid, _) = prepare(epochs=2)
+        trainer.fit(train)  # nothing validates, so that the last epoch is kept
+        other, _ = prepare(epochs=5)
+        other.resume_checkpoint(workplace / "run")
+        assert other.start_epoch == 2
+        assert torch.equal(other.model.score, trainer.model.score)
+        momenta = other.optimizer.state_dict()["state"][0]["exp_avg"]
+        assert torch.equal(momenta, trainer.optimizer.state_dict()["state"][0]["exp_avg"])
+        other.fit(train, valid)
+        assert other.state.epochs_run == 3
+
+    def test_state_and_weights_of_different_saves_do_not_resume(self, prepare, workplace):
+        trainer, (train, _, _) = prepare(epochs=1)
+        trainer.fit(train)
+        old = trainer.state_file.read_bytes()
+        trainer._save_checkpoint(0)
+        trainer.resume_checkpoint(workplace / "run")
+        trainer.state_file.write_bytes(old)
+        with pytest.raises(ValueError, match=r"state\.pt and model\.safetensors were not written"):
             trainer.resume_checkpoint(workplace / "run")
 
     def test_a_save_that_fails_keeps_the_old_weights(self, prepare, workplace, monkeypatch):
@@ -268,6 +285,8 @@ class TestFiles:
         with pytest.raises(OSError, match="disk full"):
             trainer._save_checkpoint(1)
         assert weights.read_bytes() == old
+        with pytest.raises(ValueError, match="were not written together"):
+            trainer.resume_checkpoint(workplace / "run")
 
     def test_a_data_set_is_named_once(self, prepare):
         trainer, _ = prepare()
@@ -285,7 +304,7 @@ class TestFiles:
             checkpoint = str(workplace / "run") if start == "checkpoint" else None
             other, (train, _, _) = prepare(epochs=2, checkpoint=checkpoint)
             if start == "resume":
-                other.state.item_ids = trainer.state.item_ids
+                other.resume_checkpoint(workplace / "run")
             names = train._dataset.field2id_token["item_id"]
             names[[1, 2]] = names[[2, 1]]
             with pytest.raises(ValueError, match="other items or another order"):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -255,6 +256,17 @@ class PhaseTrainer(ProtocolTrainer):
     def load_optimizer_state(self, state: Any) -> None:
         """Take up what ``optimizer_state`` returned."""
         self.optimisation.load_state_dict(state)
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Refuse: these two files hold the best epoch, not where a run of several phases was.
+
+        Raises:
+            ValueError: always; says what works instead.
+        """
+        raise ValueError(
+            f"cannot resume {resume_file}; --resume=RUN_DIR goes on with a run, and --checkpoint "
+            "starts anew from its weights"
+        )
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """RecBole's choice of optimizer; Adam and AdamW in one fused kernel."""

@@ -21,6 +21,7 @@ from recbole_jepa4rec.base.checkpoint import (
     STATE_NAME,
     WEIGHTS_NAME,
     item_ids_digest,
+    load_state,
     load_weights,
     read_weights,
     save_state,
@@ -386,15 +387,24 @@ class ProtocolTrainer(Trainer):
             raise SystemExit(TERMINATED)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Refuse RecBole's way: the files hold the best epoch, not where a training was.
+        """Continue after the epoch whose weights and state lie in a folder of this trainer.
 
         Raises:
-            ValueError: always; says what works instead.
+            ValueError: as ``load_weights`` and ``load_state``, or if these are of different saves.
         """
-        raise ValueError(
-            f"cannot resume {resume_file}; --resume=RUN_DIR goes on with a run, and --checkpoint "
-            "starts anew from its weights"
-        )
+        weights = weights_file(resume_file)
+        own_name = weights.name == WEIGHTS_NAME
+        file = weights.with_name(STATE_NAME) if own_name else weights.with_suffix(".pt")
+        state, metadata = load_state(file), read_weights(weights)[1]
+        if "token" not in state or state["token"] != metadata.get("token"):
+            raise ValueError(f"{file} and {weights.name} were not written together")
+        if "optimizer" not in state:
+            raise ValueError(f"{file} holds no optimizer's state: the run was resumed behind it")
+        self.state.item_ids = load_weights(self.model, weights).get("item_ids")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_other_parameter(state["other_parameter"])
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """Write what S3Rec's finetuning reads through ``pre_model_path``."""
