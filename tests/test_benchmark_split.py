@@ -275,7 +275,13 @@ class TestRuns:
             "one out; --benchmark_filename=train,valid,test reads it"
         )
         run("Popularity", "toy", config_dict={**given, **SPLIT, "run_dir": str(tmp_path / "split")})
-        assert caplog.text.count("has the split") == 1
+        given |= {"run_dir": str(tmp_path / "both"), "train_stage": "pretrain", **TINY_TEXT}
+        (cold / "other").mkdir()
+        for kind in ("inter", "item"):
+            text = (cold / "toy" / f"toy.{kind}").read_text()
+            (cold / "other" / f"other.{kind}").write_text(text)
+        run("JEPA4Rec", ["toy", "other"], config_dict={**given, "pretrain_epochs": 1})
+        assert caplog.text.count("has the split") == 1  # of several none could be read
 
     def test_counts_know_nothing_of_held_out_items(self, cold, tmp_path):
         for model in ("Popularity", "Markov"):

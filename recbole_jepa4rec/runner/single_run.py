@@ -275,10 +275,10 @@ def _log_what_is_trained(config: Config, data: Any) -> None:
     if config.given("gpu_id") and config["use_gpu"] and device["device"] == "cpu":
         logger.warning(f"gpu_id is {config['gpu_id']!r}, but torch finds no GPU: the CPU is used")
     logger.info(f"{config['dataset']}: {data.statistics()}")
-    if not data.split_paths:
-        for name, path in source_folders(config).items():
-            if unread := unread_split(path / f"{name}.stats.json"):
-                logger.warning(unread)
+    if not (data.split_paths or config["source_datasets"]):
+        ((name, path),) = source_folders(config).items()
+        if unread := unread_split(path / f"{name}.stats.json"):
+            logger.warning(unread)
     for key in ATTRIBUTE_KEYS:
         if key in config.internal_config_dict:
             logger.info(f"{key}: {config[key]}")
