@@ -223,6 +223,17 @@ def test_outputs_are_made_once_for_weights_and_sentences(sentences, tmp_path, mo
     assert calls == [5, 5, 5, 4]
 
 
+def test_outputs_that_bf16_asks_for_are_the_same(sentences, tmp_path):
+    kept = []
+    for folder, is_bf16 in (("whole", False), ("half", True)):
+        encoder = keeping(encoder_of(sentences, frozen_layers=2), sentences, tmp_path / folder)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            encoder.cls(read(sentences))
+        (file,) = (tmp_path / folder).iterdir()
+        kept.append(read_weights(file)[0]["states"])
+    assert torch.equal(*kept)
+
+
 def test_a_damaged_cache_is_made_again(sentences, tmp_path, monkeypatch, caplog):
     calls, batch = counting(monkeypatch), read(sentences)
     first = keeping(encoder_of(sentences, frozen_layers=2), sentences, tmp_path)(batch)

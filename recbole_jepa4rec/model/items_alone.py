@@ -148,6 +148,7 @@ class FrozenOutputs:
                 stored = cache.read() or stored  # and the file that they grew in is gone
         return stored["states"]
 
+    @torch.autocast("cpu", enabled=False)  # in which bf16 refuses to lay half precision end to end
     def _encode(self, layers: FrozenLayers) -> tuple[Tensor, bool]:
         """Outputs for all sentences, and whether they lie in a file."""
         logging.getLogger().info(f"frozen layers read {self._known} sentences")
